@@ -1,0 +1,1 @@
+"""What is measured on a model: samples, loading, mergeable statistics, one probe a file."""

@@ -1,0 +1,70 @@
+"""Every error this project raises on purpose.
+
+    PlannerError                 a refusal: one line of cause, one line of remedy, exit status 1
+    ├── InputError               an argument, a file or a size that makes no sense
+    │   └── SampleError          a calibration or evaluation sample cannot be used (names file and line)
+    ├── UnsupportedModelError    a model lacks a part that is needed; the part is named
+    ├── ScheduleError            stages that contradict each other
+    ├── PlanError                a plan or profile document cannot be used
+    │   ├── PlanDigestError      it was changed after it was written
+    │   ├── PlanVersionError     it was written by a newer schema
+    │   └── PlanMismatchError    it was made for another model
+    ├── RuntimeStateError        the model or its cache is in a state in which a plan cannot be applied
+    └── CalibrationError         measuring went wrong (NaN activations, corrupt resume state, too few samples)
+"""
+
+from __future__ import annotations
+
+
+class PlannerError(Exception):
+    """Base of all refusals.
+
+    Args:
+        cause: what is wrong and where, one sentence without a final full stop.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        self.cause = cause
+        self.remedy = remedy
+        super().__init__(f"{cause}. {remedy}" if remedy else cause)
+
+
+class InputError(PlannerError):
+    """An argument, a file or a size that makes no sense."""
+
+
+class SampleError(InputError):
+    """A calibration or evaluation sample cannot be used."""
+
+
+class UnsupportedModelError(PlannerError):
+    """A model, family or layer type lacks a part that is needed."""
+
+
+class ScheduleError(PlannerError):
+    """Stages that contradict each other or do not cover the layers."""
+
+
+class PlanError(PlannerError):
+    """A plan or profile document cannot be used."""
+
+
+class PlanDigestError(PlanError):
+    """A document was changed after it was written."""
+
+
+class PlanVersionError(PlanError):
+    """A document was written by a newer schema."""
+
+
+class PlanMismatchError(PlanError):
+    """A plan was made for another model."""
+
+
+class RuntimeStateError(PlannerError):
+    """The model or its cache is in a state in which a plan cannot be applied."""
+
+
+class CalibrationError(PlannerError):
+    """Measuring went wrong."""

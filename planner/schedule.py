@@ -1,0 +1,243 @@
+"""The schedule: for each decoder layer, which tokens are computed, who may attend to whom, what the KV cache keeps.
+
+Policies produce it; cost, runtime, report and the tests' reference read it and nothing else. It is also, field for field, the
+`decision` block of a plan file, so the classes here are frozen pydantic models.
+
+Semantics, for a prompt made of text before the image, visual tokens, and text after the image:
+
+* A schedule is a tuple of stages, half-open layer ranges that tile ``[0, layers)``.
+* Tokens dropped by a `Select` are gone from every later layer: attention, FFN and KV cache.
+* `Schedule.entry` selects before layer 0, on what the vision encoder says (pruning before the language model).
+* Original position ids are kept; nothing is re-packed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from planner.errors import ScheduleError
+
+RankBy = Literal[
+    "none",  # no ranking: keep is 0 or everything
+    "random",  # seeded, independent of the image
+    "last_attention",  # head-mean attention weight given by the last prompt token (FastV, PyramidDrop)
+    "influence_l2",  # L2 change of the last token's attention output when the token's weight is zeroed (S1 eq. 6)
+    "influence_cos",  # 1 - cosine of the same change (S1 eq. 7-8)
+    "text_raters",  # mean attention from the text tokens most similar to the image (SparseVLM)
+    "cross_self_attention",  # text-to-token times image-to-token attention, head maximum (FitPrune)
+    "attention_received",  # mean over the queries that can see the token, head maximum (S2, our reading of eq. 4)
+    "encoder_attention",  # attention received in the vision encoder's scoring layer (VisionZip)
+    "encoder_norm",  # L2 norm of the projected visual feature
+]
+#: Scores that exist before the decoder runs, so the only ones `Schedule.entry` may use (beside `random`).
+ENCODER_SCORES: frozenset[str] = frozenset({"encoder_attention", "encoder_norm", "random"})
+#: Scores that read the attention from text to visual tokens, so the scoring layer must have it.
+ATTENTION_SCORES: frozenset[str] = frozenset(
+    {"last_attention", "influence_l2", "influence_cos", "text_raters", "cross_self_attention"}
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Count(_Frozen):
+    """Keep this many tokens (all of them where there are fewer). A fraction of a token only makes sense in a paper's accounting."""
+
+    count: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
+
+
+class Fraction(_Frozen):
+    """Keep this share of the tokens present when the selection happens, rounded to the nearest token (halves up), at least one."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)]
+
+
+class Threshold(_Frozen):
+    """Keep the tokens whose score reaches a threshold: adaptive, so each sample keeps its own number.
+
+    `relative` divides the score by the norm of the last token's attention output first. `expected` is the mean number kept on the
+    calibration samples: what the cost model uses where it must name one number.
+    """
+
+    threshold: float
+    relative: bool = False
+    at_least: Annotated[int, Field(ge=1)] = 1
+    at_most: Annotated[int, Field(ge=1)]
+    expected: float | None = None
+
+
+Keep = Count | Fraction | Threshold
+
+
+class Select(_Frozen):
+    """Which tokens survive.
+
+    Scores come from the last layer of the stage that carries the selection (whose attention has just run), or, with `probe`, from the
+    layer after it: keys and values of all tokens, query of the last row only, before that layer runs on the survivors.
+
+    `of="context"` ranks text tokens after the image instead, except the last `protect` ones (question and role tokens).
+    """
+
+    rank_by: RankBy
+    keep: Keep
+    of: Literal["visual", "context"] = "visual"
+    probe: bool = False
+    protect: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Select:
+        if self.rank_by == "none" and not (isinstance(self.keep, Count) and self.keep.count == 0):
+            raise ValueError("rank_by 'none' can only drop everything: keep must be {'count': 0}")
+        if isinstance(self.keep, Threshold) and self.rank_by in ("none", "random"):
+            raise ValueError(f"a threshold needs a score, and rank_by '{self.rank_by}' has none")
+        if (self.of == "context") != (self.rank_by == "attention_received") and self.rank_by not in ("none", "random"):
+            raise ValueError(f"rank_by '{self.rank_by}' does not rank {self.of} tokens")
+        if self.probe and self.rank_by not in ("last_attention", "influence_l2", "influence_cos"):
+            raise ValueError(f"probe computes one query row, which cannot give the score '{self.rank_by}'")
+        return self
+
+
+class Redistribute(_Frozen):
+    """Move attention weight from visual sink tokens to the other visual tokens in image-centric heads (S3, VAR).
+
+    A token is a sink when ``max over sink_dims of |x_d / RMS(x)| >= tau`` at the layer's input. A head is image-centric for a query row when its
+    visual attention sums to at least `min_visual` and the non-sink share of that is at least `rho`. A share `p` of the sink tokens' weight moves.
+    """
+
+    sink_dims: tuple[int, ...] = Field(min_length=1)
+    tau: float = 20.0
+    rho: Annotated[float, Field(ge=0, le=1)] = 0.8
+    p: Annotated[float, Field(ge=0, le=1)] = 0.6
+    min_visual: Annotated[float, Field(ge=0, le=1)] = 0.2
+
+
+class Stage(_Frozen):
+    """Layers ``[first, last)`` under one rule.
+
+    visual_attention: ``full`` as the model has it; ``self``: a visual query sees only itself, so its attention output is its value vector and
+        neither its query nor (unless text reads it) its key is computed.
+    text_to_visual: text after the image sees visual tokens (``full``); not at all, the softmax runs over the rest (``none``); or all the mass it
+        puts on visual keys falls on the first visual token's value (``merge``, needs ``self``).
+    cache_visual: which visual tokens decoding may attend to in these layers: ``all`` the layer computed, those the stage's selection
+        ``kept`` (after a merge: the merge token), or ``none``.
+    selects: applied after layer ``last - 1``, in order.
+
+    Bounds are whole layers; fractional ones (a paper's mean over samples) can be costed in a paper's convention and never executed.
+    """
+
+    first: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
+    last: Annotated[float, Field(gt=0)] | Annotated[int, Field(gt=0)]
+    visual_attention: Literal["full", "self"] = "full"
+    text_to_visual: Literal["full", "merge", "none"] = "full"
+    cache_visual: Literal["all", "kept", "none"] = "all"
+    selects: tuple[Select, ...] = ()
+    redistribute: Redistribute | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Stage:
+        if self.first >= self.last:
+            raise ValueError(f"a stage must hold at least one layer, got [{self.first}, {self.last})")
+        if self.text_to_visual == "merge" and self.visual_attention != "self":
+            raise ValueError("text_to_visual 'merge' needs visual_attention 'self'")
+        if self.text_to_visual == "none" and self.cache_visual != "none":
+            raise ValueError("text_to_visual 'none' holds for generated text too: cache_visual must be 'none'")
+        if self.text_to_visual == "merge" and self.cache_visual == "all":
+            raise ValueError("after a merge only the merge token means anything: cache_visual must be 'kept' (that token) or 'none'")
+        for select in self.selects:
+            if select.rank_by in ATTENTION_SCORES and self.text_to_visual == "none" and not select.probe:
+                raise ValueError(
+                    f"layers [{self.first}, {self.last}) hide the image from the text, so '{select.rank_by}' has nothing to rank by"
+                )
+            if select.rank_by in ("encoder_attention", "encoder_norm"):
+                raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")
+        if self.redistribute is not None and self.text_to_visual != "full":
+            raise ValueError("redistribute needs text_to_visual 'full'")
+        return self
+
+
+class Schedule(_Frozen):
+    """Stages that tile ``[0, layers)``, and what is dropped before layer 0."""
+
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    entry: Select | None = None
+
+    @model_validator(mode="after")
+    def _tiles(self) -> Schedule:
+        expected: float = 0
+        for stage in self.stages:
+            if stage.first != expected:
+                raise ValueError(f"stages must be contiguous: one starts at layer {stage.first}, expected {expected}")
+            expected = stage.last
+        if self.entry is not None and (self.entry.rank_by not in ENCODER_SCORES or self.entry.of != "visual"):
+            raise ValueError(f"nothing ranks by '{self.entry.rank_by}' before the first layer")
+        if self.stages[-1].selects and any(select.probe for select in self.stages[-1].selects):
+            raise ValueError("the last stage cannot probe: there is no layer after it")
+        return self
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers covered."""
+        return int(self.stages[-1].last)
+
+    @property
+    def selects(self) -> tuple[Select, ...]:
+        """Every selection, in the order it happens."""
+        inner = tuple(select for stage in self.stages for select in stage.selects)
+        return (self.entry, *inner) if self.entry is not None else inner
+
+    @property
+    def static(self) -> bool:
+        """True when every sample keeps the same number of tokens, so that shapes are known in advance."""
+        return not any(isinstance(select.keep, Threshold) for select in self.selects)
+
+    @property
+    def executable(self) -> bool:
+        """True when bounds and counts are whole numbers."""
+        bounds_whole = all(float(stage.last).is_integer() for stage in self.stages)
+        counts_whole = all(float(s.keep.count).is_integer() for s in self.selects if isinstance(s.keep, Count))
+        return bounds_whole and counts_whole
+
+    @property
+    def empty(self) -> bool:
+        """True when executing this schedule changes nothing."""
+        return self.entry is None and all(
+            stage.visual_attention == "full"
+            and stage.text_to_visual == "full"
+            and stage.cache_visual == "all"
+            and not stage.selects
+            and stage.redistribute is None
+            for stage in self.stages
+        )
+
+    def stage_of(self, layer: int) -> Stage:
+        """The stage that holds a layer.
+
+        Raises:
+            ScheduleError: the schedule has no such layer.
+        """
+        for stage in self.stages:
+            if stage.first <= layer < stage.last:
+                return stage
+        raise ScheduleError(f"layer {layer} is outside the schedule's {self.layers} layers")
+
+
+def dense(layers: int) -> Schedule:
+    """The schedule that leaves a model of `layers` decoder layers as it is."""
+    return Schedule(stages=(Stage(first=0, last=layers),))
+
+
+def kept(keep: Keep, present: float) -> float:
+    """Tokens that survive out of `present`; for a threshold its expected number, else its maximum.
+
+    The one rounding rule of the project: runtime, cost and reference all call this.
+    """
+    if isinstance(keep, Count):
+        return min(keep.count, present)
+    if isinstance(keep, Fraction):
+        return min(present, max(1, int(keep.fraction * present + 0.5))) if present else 0
+    wanted = keep.at_most if keep.expected is None else keep.expected
+    return min(max(wanted, keep.at_least), present)

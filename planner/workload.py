@@ -1,0 +1,50 @@
+"""What is asked of a model: images, prompt, answer, batch and element sizes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Size = Annotated[int, Field(ge=1, le=1 << 20)]
+Tokens = Annotated[int, Field(ge=0, le=1 << 24)]
+
+
+class Workload(BaseModel):
+    """One request: ``system_tokens + visual_tokens + text_tokens`` of prompt, then `output_tokens` of answer.
+
+    Attributes:
+        visual_tokens: visual tokens of all images together.
+        text_tokens: text after the image (context, question, role tokens).
+        system_tokens: text before the image.
+        output_tokens: answer length; the prefill produces the first one.
+        context_tokens: how many of the `text_tokens` are long context that may be pruned.
+        batch: equal requests side by side.
+        images: ``(width, height)`` in pixels, for the vision tower's cost; empty means one image of the model's own size.
+        weight_bits, kv_bits: element sizes (16, 8 or 4 bits).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    visual_tokens: Tokens
+    text_tokens: Tokens = 64
+    system_tokens: Tokens = 10
+    output_tokens: Annotated[int, Field(ge=1, le=1 << 24)] = 64
+    context_tokens: Tokens = 0
+    batch: Annotated[int, Field(ge=1, le=1 << 16)] = 1
+    images: tuple[tuple[Size, Size], ...] = ()
+    weight_bits: Annotated[int, Field(ge=1, le=64)] = 16
+    kv_bits: Annotated[int, Field(ge=1, le=64)] = 16
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Workload:
+        if self.context_tokens > self.text_tokens:
+            raise ValueError(f"context_tokens ({self.context_tokens}) are part of text_tokens ({self.text_tokens}) and cannot exceed them")
+        if self.prompt_tokens == 0:
+            raise ValueError("an empty prompt costs nothing: give visual, text or system tokens")
+        return self
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt length of one request."""
+        return self.system_tokens + self.visual_tokens + self.text_tokens
