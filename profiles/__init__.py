@@ -1,0 +1,1 @@
+"""Data shipped with the planner, importable as the package planner.profiles."""

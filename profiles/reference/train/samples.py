@@ -1,0 +1,173 @@
+"""Draw the calibration set (from the training split) and the evaluation set (from the test split).
+
+Decisions: balanced, so that a language prior cannot carry the score. Half of a set are yes/no questions, and each
+question string among them comes once with "yes" for every "no"; a quarter ask for a shape, a quarter for a colour,
+balanced over the answers and, within an answer, over the question strings. No image is used twice in a set.
+Run ``python -m planner.profiles.reference.train.samples`` to write both sets again; the same seed gives the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import click
+
+from .data import TYPES, Question, Split, load_split, majority_answers, package_folder
+
+SIZES = {"calibration": ("train", 256), "evaluation": ("test", 400)}
+README = """\
+# Samples for calibration and evaluation
+
+From [easy-VQA](https://github.com/vzhou842/easy-VQA) by Victor Zhou (package `easy-vqa` 1.0), MIT licence, see
+`LICENSE`. Images are unchanged copies; a file's number is its id in the original split.
+
+| set | split | samples | images | yes/no (yes : no) | shape | colour |
+|---|---|---|---|---|---|---|
+{counts}
+
+Chosen by `train/samples.py`, seed {seed}: every yes/no question string comes with as many "yes" as "no"; "what"
+questions are balanced over their answers and, within an answer, over the question strings; each image is used once;
+the two sets come from different splits. So a language prior cannot carry a score. What it reaches (the commonest answer
+of each question string in the whole training split, no image):
+
+| set | all | yes/no | shape | colour |
+|---|---|---|---|---|
+{scores}
+
+A line is `{{"image": path relative to this folder, "prompt": question, "answer": one word, "type": yes/no, shape or
+color}}`.
+"""
+FOLDER = Path(__file__).resolve().parent.parent / "easy_vqa"
+
+
+class _Drawer:
+    """Takes questions at random, each on an image that was not used before."""
+
+    def __init__(self, split: Split, rng: random.Random) -> None:
+        self.rng = rng
+        self.used: set[int] = set()
+        self.pool: dict[tuple[str, str], list[Question]] = defaultdict(list)
+        for question in split.questions:
+            self.pool[question.prompt, question.answer].append(question)
+        for candidates in self.pool.values():
+            rng.shuffle(candidates)
+
+    def take(self, prompt: str, answer: str) -> Question | None:
+        """A question with this text and answer on an unused image, or None if there is none left."""
+        for question in self.pool[prompt, answer]:
+            if question.image_id not in self.used:
+                self.used.add(question.image_id)
+                return question
+        return None
+
+
+def draw(split: Split, size: int, seed: int) -> list[Question]:
+    """``size`` balanced questions of ``split`` on ``size`` different images.
+
+    Raises:
+        ValueError: ``size`` is no multiple of four, or the split has too few images left for a cell of the balance.
+    """
+    if size % 4:
+        raise ValueError(f"size must be a multiple of 4 to be balanced, not {size}")
+    rng = random.Random(seed)
+    drawer = _Drawer(split, rng)
+    chosen: list[Question | None] = []
+    # The rarest first, while all images are free: a given colour behind a given question string.
+    for kind in ("color", "shape"):
+        cells = sorted({(q.prompt, q.answer) for q in split.questions if q.type == kind})
+        prompts, answers = sorted({p for p, _ in cells}), sorted({a for _, a in cells})
+        uses: Counter[tuple[str, str]] = Counter()
+        rng.shuffle(answers)
+        for index in range(size // 4):
+            answer = answers[index % len(answers)]
+            ranked = sorted(
+                (p for p in prompts if (p, answer) in drawer.pool),
+                key=lambda p: (uses[p, answer], uses[p, ""], rng.random()),
+            )
+            question = next((q for p in ranked if (q := drawer.take(p, answer))), None)
+            chosen.append(question)
+            if question:
+                uses[question.prompt, answer] += 1
+                uses[question.prompt, ""] += 1
+    strings = sorted({q.prompt for q in split.questions if q.type == "yes/no"})
+    rng.shuffle(strings)
+    for index in range(size // 4):
+        prompt = strings[index % len(strings)]
+        chosen += [drawer.take(prompt, "yes"), drawer.take(prompt, "no")]
+    questions = [question for question in chosen if question is not None]
+    if len(questions) < size:
+        raise ValueError(f"the {split.name} split yields only {len(questions)} of {size} balanced questions")
+    rng.shuffle(questions)
+    return questions
+
+
+def prior_accuracy(questions: list[Question], prior: dict[str, str]) -> dict[str, float]:
+    """Accuracy of the majority answer per question string, without an image: in all, and per question type."""
+    right = [(q.type, prior.get(q.prompt) == q.answer) for q in questions]
+    figures = {"all": sum(ok for _, ok in right) / len(right)}
+    for kind in TYPES:
+        of_kind = [ok for type_, ok in right if type_ == kind]
+        figures[kind] = sum(of_kind) / len(of_kind)
+    return figures
+
+
+def write_set(folder: Path, name: str, questions: list[Question], split: Split) -> None:
+    """Write ``<name>.jsonl`` and ``images/<name>/<id>.png`` under ``folder``, replacing what was there."""
+    images = folder / "images" / name
+    shutil.rmtree(images, ignore_errors=True)
+    images.mkdir(parents=True)
+    rows = []
+    for question in questions:
+        shutil.copyfile(split.images / f"{question.image_id}.png", images / f"{question.image_id}.png")
+        row = {"image": f"images/{name}/{question.image_id}.png", "prompt": question.prompt}
+        rows.append(json.dumps(row | {"answer": question.answer, "type": question.type}))
+    (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def readme(sets: dict[str, list[Question]], priors: dict[str, dict[str, float]], seed: int) -> str:
+    """The folder's README, with the counts and prior accuracies that were measured."""
+    counted = []
+    for name, questions in sets.items():
+        kinds, answers = Counter(q.type for q in questions), Counter(q.answer for q in questions)
+        counted.append(
+            f"| `{name}.jsonl` | {SIZES[name][0]} | {len(questions)} | {len({q.image_id for q in questions})} | "
+            f"{kinds['yes/no']} ({answers['yes']} : {answers['no']}) | {kinds['shape']} | {kinds['color']} |"
+        )
+    scored = [
+        f"| {name} | " + " | ".join(f"{prior[key]:.3f}" for key in ("all", *TYPES)) + " |"
+        for name, prior in priors.items()
+    ]
+    return README.format(counts="\n".join(counted), scores="\n".join(scored), seed=seed)
+
+
+def write_all(folder: Path, seed: int) -> dict[str, dict[str, float]]:
+    """Write both sets, the licence and the README; return each set's prior accuracy."""
+    prior = majority_answers(load_split("train").questions)
+    sets: dict[str, list[Question]] = {}
+    for name, (split_name, size) in SIZES.items():
+        split = load_split(split_name)
+        sets[name] = draw(split, size, seed)
+        write_set(folder, name, sets[name], split)
+    priors = {name: prior_accuracy(questions, prior) for name, questions in sets.items()}
+    licence = next(package_folder().parent.glob("easy_vqa-*.dist-info/**/LICENSE"))
+    shutil.copyfile(licence, folder / "LICENSE")
+    (folder / "README.md").write_text(readme(sets, priors, seed), encoding="utf-8")
+    return priors
+
+
+@click.command(help="Write the calibration and evaluation sets.")
+@click.option("--out", type=click.Path(path_type=Path), default=FOLDER, show_default="the package's easy_vqa folder")
+@click.option("--seed", type=int, default=0, show_default=True)
+def main(out: Path, seed: int) -> None:
+    """Command line of this module."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, prior in write_all(out, seed).items():
+        click.echo(f"{name}: language prior " + ", ".join(f"{key} {value:.3f}" for key, value in prior.items()))
+
+
+if __name__ == "__main__":
+    main()
