@@ -1,1 +1,67 @@
-""
+"""The command line, `plan`: a thin click group, one verb a file, nothing but parsing and printing.
+
+A verb's module is imported when the verb is run (or its help is asked for), and imports what it needs inside its function, so that
+`plan --help` imports neither torch nor transformers. Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 a refused input
+(one line of cause and remedy, no traceback), 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from planner.errors import PlannerError
+
+#: Verb -> module under planner.cli that holds its click command as `command`.
+VERBS = {
+    "calibrate": "calibrate",
+    "report": "report",
+    "export": "export",
+    "run": "run",
+    "bench": "bench",
+    "show": "show",
+    "validate": "validate",
+    "merge": "merge",
+    "schema": "schema",
+    "ls": "ls",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"planner.cli.{VERBS[cmd_name]}").command
+        return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vlm-planner", prog_name="plan")
+def cli() -> None:
+    """Calibrate a vision-language model, freeze a token-pruning plan, and run it on unmodified transformers models."""
+
+
+def _refuse(message: str) -> NoReturn:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(1)
+
+
+def main() -> None:
+    """Entry point: runs the group and turns refusals into one line and exit status 1."""
+    try:
+        cli(standalone_mode=True, prog_name="plan")
+    except PlannerError as error:
+        _refuse(str(error))
+    except BrokenPipeError:
+        # The reader (`head`, a pager) has gone: not an error, but Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. Check the path and its permissions")
