@@ -1,0 +1,182 @@
+"""Documents on disk: canonical JSON with a digest over itself, written whole or not at all.
+
+Plans and profiles are such documents. The text of a document is a function of its content (sorted keys, two spaces, no
+NaN, one final newline), so equal content means equal files, and a digest over the content tells a changed file from an
+untouched one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from planner.errors import InputError, PlanDigestError, PlanError, PlanVersionError
+
+Self = TypeVar("Self", bound="Document")
+
+
+def canonical(obj: Any) -> str:
+    """The one JSON text of `obj` (JSON types only): sorted keys, two spaces, a final newline.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    return json.dumps(obj, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def digest(obj: Any) -> str:
+    """SHA-256 (hexadecimal) of the canonical text of `obj`."""
+    return hashlib.sha256(canonical(obj).encode()).hexdigest()
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that readers see the old content or the new one, never a part; folders are made as needed.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    target = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600, an ordinary file follows the umask
+        os.replace(temporary, target)
+    except OSError as error:
+        cause = f"cannot write {target}: {error.strerror or error}"
+        raise InputError(cause, "Choose a folder that can be written") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # gone after a successful replace
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_json(path: str | Path) -> Any:
+    """Parse a JSON file strictly: no NaN, no key twice.
+
+    Raises:
+        InputError: the file cannot be read.
+        PlanError: it is not JSON.
+    """
+    source = Path(path)
+    try:
+        text = source.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{source} does not exist", "Check the path") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {source}: {error}", "Check the path and its permissions") from error
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
+    except ValueError as error:
+        raise PlanError(f"{source} is not valid JSON: {error}", "Restore the file or make it again") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key '{twice}' appears twice")
+    return found
+
+
+class Document(BaseModel):
+    """A frozen document with a schema version and a digest over everything else.
+
+    A subclass names its digest field, adds that field with the default ``""``, and says how to make the document again:
+
+        class Plan(Document):
+            KIND: ClassVar[str] = "plan"
+            DIGEST_FIELD: ClassVar[str] = "plan_sha256"
+            REMAKE: ClassVar[str] = "Make it again with `plan export`"
+            plan_sha256: str = ""
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    KIND: ClassVar[str] = "document"
+    DIGEST_FIELD: ClassVar[str] = "sha256"
+    REMAKE: ClassVar[str] = "Make it again"
+    SCHEMA_VERSION: ClassVar[int] = 1
+
+    schema_version: int = 1
+
+    def content(self) -> dict[str, Any]:
+        """The document as JSON types, with its digest set."""
+        body = self.model_dump(mode="json")
+        body.pop(self.DIGEST_FIELD, None)
+        return {**body, self.DIGEST_FIELD: digest(body)}
+
+    def sealed(self: Self) -> Self:
+        """A copy whose digest field is right."""
+        return self.model_copy(update={self.DIGEST_FIELD: self.content()[self.DIGEST_FIELD]})
+
+    def save(self, path: str | Path) -> None:
+        """Write the document, digest included, atomically.
+
+        Raises:
+            InputError: the place cannot be written.
+        """
+        write_atomic(path, canonical(self.content()))
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path) -> Self:
+        """Read a document and check version, digest and fields, in that order.
+
+        Raises:
+            InputError: the file cannot be read.
+            PlanVersionError: a newer schema wrote it.
+            PlanDigestError: it was changed after it was written.
+            PlanError: it is not such a document.
+        """
+        return cls.parse(read_json(path), source=str(path))
+
+    @classmethod
+    def parse(cls: type[Self], body: Any, source: str = "the document") -> Self:
+        """`load` for JSON that has been parsed already; `source` names it in errors."""
+        if not isinstance(body, dict) or cls.DIGEST_FIELD not in body:
+            raise PlanError(f"{source} is not a {cls.KIND}: it has no '{cls.DIGEST_FIELD}'", cls.REMAKE)
+        version = body.get("schema_version")
+        if isinstance(version, int) and version > cls.SCHEMA_VERSION:
+            raise PlanVersionError(
+                f"{source} has schema version {version}, this release reads up to {cls.SCHEMA_VERSION}",
+                "Update vlm-planner, or make the file again with this release",
+            )
+        if version != cls.SCHEMA_VERSION:
+            raise PlanError(f"{source} has the unknown schema version {version!r}", cls.REMAKE)
+        stated, actual = body[cls.DIGEST_FIELD], digest({k: v for k, v in body.items() if k != cls.DIGEST_FIELD})
+        if stated != actual:
+            raise PlanDigestError(
+                f"{source} was changed after it was written: {cls.DIGEST_FIELD} says {str(stated)[:12]}, "
+                f"its content has {actual[:12]}",
+                cls.REMAKE,
+            )
+        try:
+            # Through JSON text: strict models take lists for tuples there, and only there.
+            return cls.model_validate_json(json.dumps(body))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the top level"
+            raise PlanError(f"{source} is not a valid {cls.KIND}: {first['msg']} (at {place})", cls.REMAKE) from error
