@@ -1,0 +1,222 @@
+"""The frozen plan: which tokens a model may drop where, what that saves, and what accuracy it was measured to keep.
+
+    plan.json
+    ├── model         what the plan fits; a runtime refuses any other model
+    ├── decision      policy and schedule: the only block the runtime reads
+    ├── prediction    dense against planned cost, per workload and convention (analytic, exact)
+    ├── evidence      what was measured, on which samples, beside which baselines; absent if nothing was
+    ├── created_with  versions
+    └── plan_sha256   over all of the above: an edited plan is refused, a new one costs one command
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from planner.document import Document
+from planner.errors import PlanMismatchError
+from planner.profile import ModelIdentity
+from planner.schedule import Schedule
+from planner.workload import Workload
+
+if TYPE_CHECKING:
+    from planner.runtime import Handle
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Decision(_Block):
+    """What the runtime executes.
+
+    Attributes:
+        policy: the spelling that gives this schedule (`planner.policies.parse`).
+        schedule: the stages.
+        seed: for selections that draw at random.
+    """
+
+    policy: str
+    schedule: Schedule
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Figures(_Block):
+    """Analytic cost of one request (FLOPs count a multiply-add as the convention says; bytes are bytes).
+
+    `visual_attention_flops` is the attention work that visual tokens take part in, `visual_tokens_per_layer` the staircase.
+    """
+
+    prefill_flops: float
+    decode_flops_per_token: float
+    kv_cache_bytes: float
+    visual_attention_flops: float
+    visual_tokens_per_layer: tuple[float, ...]
+
+
+class Prediction(_Block):
+    """Dense against planned for one workload under one convention."""
+
+    workload: Workload
+    convention: str
+    dense: Figures
+    planned: Figures
+
+    @property
+    def prefill_ratio(self) -> float:
+        """Planned over dense prefill FLOPs."""
+        return self.planned.prefill_flops / self.dense.prefill_flops
+
+    @property
+    def kv_cache_ratio(self) -> float:
+        """Planned over dense KV-cache bytes."""
+        return self.planned.kv_cache_bytes / self.dense.kv_cache_bytes
+
+
+class Measured(_Block):
+    """A share of samples with its 95 % interval."""
+
+    value: Share
+    low: Share
+    high: Share
+    n: Annotated[int, Field(ge=1)]
+
+
+class Row(_Block):
+    """One policy, executed on the evaluation samples.
+
+    Attributes:
+        policy: its spelling; ``dense`` is the model as it is.
+        accuracy: answers that match the reference answer; absent when the samples carry none.
+        agreement: answers equal to the dense model's.
+        decoder_flops: analytic, mean over the samples, `exact` convention, decoder only.
+        visual_attention_ratio, kv_cache_ratio: to dense.
+        kv_cache_bytes: mean over the samples.
+        prefill_ms: measured median for one sample.
+    """
+
+    policy: str
+    accuracy: Measured | None
+    agreement: Measured
+    decoder_flops: float
+    decoder_flops_ratio: float
+    visual_attention_ratio: float
+    kv_cache_bytes: float
+    kv_cache_ratio: float
+    prefill_ms: float | None
+
+
+class Evidence(_Block):
+    """What stands behind the decision.
+
+    Attributes:
+        profile_sha256: the profile it was derived from.
+        decided_on: held-back calibration samples that chose among the candidates: ``{"digest", "n", "agreement", "limit"}``.
+        evaluation_digest, evaluation_n: samples the decision never saw.
+        rows: dense first, then the plan, then the baselines at equal decoder FLOPs, ``random`` among them.
+        notes: what the calibration wants a reader to know, such as a threshold that failed on this model.
+    """
+
+    profile_sha256: str
+    calibration_digest: str
+    calibration_n: int
+    agreement_limit: Share
+    held_back_agreement: Measured | None
+    evaluation_digest: str | None
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Plan(Document):
+    """A frozen plan. Build with `Plan(...).sealed()`, read with `load_plan`."""
+
+    KIND: ClassVar[str] = "plan"
+    DIGEST_FIELD: ClassVar[str] = "plan_sha256"
+    REMAKE: ClassVar[str] = "Plans are not edited: make a new one with `plan export` or `plan calibrate`"
+
+    model: ModelIdentity
+    decision: Decision
+    prediction: tuple[Prediction, ...] = ()
+    evidence: Evidence | None = None
+    created_with: dict[str, str] = Field(default_factory=dict)
+    plan_sha256: str = ""
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuse a model this plan was not made for.
+
+        Args:
+            config: the model's Hugging Face config as a dict (``model.config.to_dict()``).
+
+        Raises:
+            PlanMismatchError: naming the first fact that differs.
+        """
+        from planner.spec import ModelSpec
+
+        spec = ModelSpec.from_config(config)
+        found = {
+            "family": spec.family,
+            "layers": spec.layers,
+            "hidden_size": spec.hidden_size,
+            "image_token_id": spec.image_token_id,
+            "config_digest": spec.digest,
+        }
+        for name, actual in found.items():
+            wanted = getattr(self.model, name)
+            if wanted != actual:
+                raise PlanMismatchError(
+                    f"the plan is for {self.model.id} ({name} {wanted}), this model has {name} {actual}",
+                    "Load the model it was made for, or run `plan calibrate` on this one",
+                )
+
+    def attach(self, model: Any, **options: Any) -> Handle:
+        """Make a loaded transformers model compute by this plan until ``handle.detach()``.
+
+        Args:
+            model: an unmodified transformers model in evaluation mode.
+            options: passed on to `planner.runtime.attach`.
+
+        Raises:
+            PlanMismatchError: the plan is for another model.
+            UnsupportedModelError: the model lacks a part the runtime needs.
+        """
+        from planner.runtime import attach
+
+        self.check(model.config.to_dict())
+        return attach(model, self.decision.schedule, seed=self.decision.seed, **options)
+
+    @contextlib.contextmanager
+    def apply(self, model: Any, **options: Any) -> Iterator[Handle]:
+        """`attach` for the length of a ``with`` block; the model is untouched afterwards, also after an exception."""
+        handle = self.attach(model, **options)
+        try:
+            yield handle
+        finally:
+            handle.detach()
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan and check that it is whole.
+
+    Raises:
+        InputError: the file cannot be read.
+        PlanError: it is not a plan, was edited, or is of a newer schema; the message says which and what to do.
+    """
+    return Plan.load(path)
+
+
+def created_with(packages: Sequence[str] = ("vlm-planner", "torch", "transformers", "numpy")) -> dict[str, str]:
+    """Versions of what made a document."""
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
