@@ -1,0 +1,79 @@
+"""Tiny random models of the real transformers classes, and inputs for them made by hand: no network, no processor.
+
+    model("llava")                           a LlavaForConditionalGeneration in float64, random but sharply attending
+    inputs("llava", batch=2, left_pad=3)     what its processor would give
+
+Attention in a freshly initialised model is nearly flat, so that every score ties and a wrong selection looks right.
+Weights are therefore drawn again with unit gain and a gain above one for queries and keys.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import transformers
+
+from tests.tiny.configs import FAMILIES
+from tests.tiny.prompts import TEXT_ONLY, inputs
+
+__all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model"]
+
+#: Families that take an image.
+VISION = tuple(family for family in FAMILIES if family not in TEXT_ONLY)
+#: Standard deviation of attention scores is about the square of this.
+ATTENTION_GAIN = 1.6
+
+
+def config(family: str, layers: int = 4) -> Any:
+    """The family's configuration, with every default the class fills in."""
+    class_name, make = FAMILIES[family]
+    config_class = getattr(transformers, class_name).config_class
+    return config_class(**make(layers))
+
+
+def model(
+    family: str,
+    dtype: torch.dtype = torch.float64,
+    attn: str = "sdpa",
+    layers: int = 4,
+    seed: int = 0,
+    fresh: bool = False,
+) -> Any:
+    """A model in evaluation mode. The same arguments give the same object again, unless `fresh`."""
+    return (_build.__wrapped__ if fresh else _build)(family, dtype, attn, layers, seed)
+
+
+@functools.lru_cache(maxsize=64)
+def _build(family: str, dtype: torch.dtype, attn: str, layers: int, seed: int) -> Any:
+    class_name, _ = FAMILIES[family]
+    model_class = getattr(transformers, class_name)
+    # The same weights inside `float64_throughout` as outside, and whatever was drawn before.
+    with torch._C.DisableTorchFunction(), torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        built = model_class._from_config(config(family, layers), attn_implementation=attn)
+        _randomise(built, seed)
+    if dtype == torch.float64 and hasattr(built, "set_experts_implementation"):
+        built.set_experts_implementation("eager")  # the grouped kernel has no float64
+    built.generation_config.pad_token_id = 0
+    built.generation_config.eos_token_id = None
+    # Not .to(dtype): that would drop the imaginary part of complex rotary tables.
+    return built._apply(lambda t: t.to(dtype if t.is_floating_point() else t.dtype)).eval()
+
+
+@torch.no_grad()
+def _randomise(built: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in built.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if parameter.dim() < 2:
+            # Norm weights, biases and gates: near their own values, so that none is the identity.
+            parameter.add_(0.1 * noise.to(parameter.dtype))
+            continue
+        if "embed" in name and parameter.dim() == 2:
+            parameter.copy_(noise)
+            continue
+        gain = ATTENTION_GAIN if any(part in name for part in ("q_proj", "k_proj", "qkv")) else 1.0
+        inputs_per_output = parameter.numel() // parameter.shape[0] if parameter.dim() != 3 else parameter.shape[-1]
+        parameter.copy_(noise * gain / inputs_per_output**0.5)
