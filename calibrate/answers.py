@@ -1,0 +1,42 @@
+"""When does a generated answer count as right?
+
+One rule, named `RULE` wherever a figure depends on it: both texts are lower-cased, punctuation is removed, the
+articles ``a``, ``an``, ``the`` are dropped and the number words zero to ten become digits (the normalisation that
+visual question answering benchmarks use); then the generated text must *start* with the words of an accepted answer.
+So "Yes, there is." is right for "yes" and "a red circle" for "red circle", while "yesterday" is not right for "yes".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+RULE = "normalised-leading-words"
+
+_ARTICLES = frozenset({"a", "an", "the"})
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
+# An apostrophe inside a word stays, and so do a decimal point and a thousands comma inside a number.
+_PUNCTUATION = re.compile(r"(?<!\d)[.,](?!\d)|(?<=\d)[.,](?!\d)|(?<!\d)[.,](?=\d)|[^\w\s.,']|_")
+
+
+def normalise(text: str) -> list[str]:
+    """The words that are compared."""
+    words = _PUNCTUATION.sub(" ", text.lower()).split()
+    words = [word.strip("'") for word in words]
+    return [_NUMBERS.get(word, word) for word in words if word and word not in _ARTICLES]
+
+
+def matches(generated: str, accepted: str | Iterable[str]) -> bool:
+    """True when `generated` starts with the words of an accepted answer.
+
+    An accepted answer without any word (such as ``"a"`` alone) is compared with its article kept.
+    """
+    words = normalise(generated)
+    for answer in [accepted] if isinstance(accepted, str) else accepted:
+        wanted = normalise(answer)
+        if wanted and words[: len(wanted)] == wanted:
+            return True
+        if not wanted and generated.strip().lower().startswith(answer.strip().lower()):
+            return True
+    return False

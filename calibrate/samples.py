@@ -1,0 +1,245 @@
+"""Samples to measure on: images, a prompt, and the answer where there is one.
+
+Three sources: a JSONL file, a folder of images with one prompt, a `datasets` id with column names. Whatever the source,
+a sample set is a fixed, ordered choice with a digest over what was chosen (image files and texts, never paths), so two
+machines can tell whether they measured on the same data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from planner.errors import InputError, SampleError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+_LINE = 'Each line is {"image": PATH or [PATH, ...], "prompt": TEXT, "answer": TEXT or [TEXT, ...] (optional)}'
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One request.
+
+    Attributes:
+        images: image files (or pictures already decoded), in the order the prompt shows them; at least one.
+        prompt: the user's text, without image placeholders.
+        answers: accepted answers; empty when unknown, then only agreement with the dense model can be measured.
+        kind: question type for break-downs, or "".
+        where: ``file:line`` or the like, for messages.
+    """
+
+    images: tuple[Path | Image.Image, ...]
+    prompt: str
+    answers: tuple[str, ...] = ()
+    kind: str = ""
+    where: str = field(default="", compare=False)
+
+    def pictures(self) -> list[Image.Image]:
+        """The images, decoded to RGB.
+
+        Raises:
+            SampleError: a file is not an image that can be decoded.
+        """
+        return [self._picture(image) for image in self.images]
+
+    def _picture(self, image: Path | Image.Image) -> Image.Image:
+        if isinstance(image, Image.Image):
+            return image.convert("RGB")
+        try:
+            with Image.open(image) as opened:
+                return opened.convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            cause = f"{self.where}: {image} is not an image that can be read ({error})"
+            raise SampleError(cause, "Replace the file or remove the sample") from error
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 over image content, prompt and answers.
+
+        Raises:
+            SampleError: an image file cannot be read.
+        """
+        total = hashlib.sha256()
+        for image in self.images:
+            if isinstance(image, Image.Image):
+                content = f"{image.mode}{image.size}".encode() + image.tobytes()
+            else:
+                try:
+                    content = image.read_bytes()
+                except OSError as error:
+                    cause = f"{self.where}: cannot read {image} ({error.strerror})"
+                    raise SampleError(cause, "Check the file") from error
+            total.update(hashlib.sha256(content).digest())
+        total.update(json.dumps([len(self.images), self.prompt, list(self.answers)]).encode())
+        return total.digest()
+
+
+@dataclass(frozen=True)
+class SampleSet(Sequence[Sample]):
+    """An ordered choice of samples; a sample's id is its position here."""
+
+    samples: tuple[Sample, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.samples[index]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hexadecimal) over the samples' fingerprints, in order.
+
+        Raises:
+            SampleError: an image file cannot be read.
+        """
+        total = hashlib.sha256()
+        for sample in self.samples:
+            total.update(sample.fingerprint())
+        return total.hexdigest()
+
+    @property
+    def answered(self) -> bool:
+        """True when every sample has an accepted answer."""
+        return all(sample.answers for sample in self.samples)
+
+    def choose(self, count: int | None, seed: int = 0) -> SampleSet:
+        """`count` samples drawn by `seed`; all of them, in their order, when `count` is None or there are no more.
+
+        Raises:
+            SampleError: `count` is below 1.
+        """
+        if count is not None and count < 1:
+            raise SampleError(f"{count} samples were asked for", "Ask for at least one")
+        if count is None or count >= len(self.samples):
+            return self
+        chosen = random.Random(seed).sample(range(len(self.samples)), count)
+        return SampleSet(tuple(self.samples[i] for i in chosen), self.source)
+
+    def split(self, first: int, seed: int = 0) -> tuple[SampleSet, SampleSet]:
+        """Two disjoint parts, `first` samples drawn by `seed` and the others, each in the set's order.
+
+        Raises:
+            SampleError: either part would be empty.
+        """
+        if not 0 < first < len(self.samples):
+            raise SampleError(
+                f"{len(self.samples)} samples cannot be split into {first} that propose and a held-back rest",
+                "Give more samples",
+            )
+        drawn = set(random.Random(seed).sample(range(len(self.samples)), first))
+        parts = [[s for i, s in enumerate(self.samples) if (i in drawn) == side] for side in (True, False)]
+        return SampleSet(tuple(parts[0]), self.source), SampleSet(tuple(parts[1]), self.source)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Column names of a `datasets` data set."""
+
+    image: str = "image"
+    prompt: str = "prompt"
+    answer: str = "answer"
+
+
+def load_samples(
+    data: str | Path, *, prompt: str | None = None, columns: Columns | None = None, split: str = "test"
+) -> SampleSet:
+    """Samples from a JSONL file, an image folder (with `prompt`), or a `datasets` id (with `columns` and `split`).
+
+    Raises:
+        SampleError: an entry cannot be used (file and line are named), or there is none.
+        InputError: the source is none of the three, or `datasets` is not installed.
+    """
+    path = Path(data)
+    if path.is_dir():
+        found = _from_folder(path, prompt)
+    elif path.is_file():
+        found = _from_jsonl(path)
+    elif path.suffix in (".jsonl", ".json") or path.is_absolute() or str(data).count("/") > 1:
+        raise InputError(f"{data} does not exist", "Give a JSONL file, an image folder or a datasets id")
+    else:
+        found = _from_datasets(str(data), columns or Columns(), split)
+    if not found:
+        raise SampleError(f"{data} holds no samples", _LINE)
+    return SampleSet(tuple(found), str(data))
+
+
+def _from_jsonl(path: Path) -> list[Sample]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SampleError(f"cannot read {path}: {error}", "Give a JSONL file in UTF-8") from error
+    return [_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse(line: str, path: Path, number: int) -> Sample:
+    where = f"{path}:{number}"
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise SampleError(f"{where}: not valid JSON ({error})", _LINE) from error
+    if not isinstance(entry, dict):
+        raise SampleError(f"{where}: not a JSON object", _LINE)
+    names = _texts(entry.get("image"), "image", where)
+    if not names:
+        raise SampleError(f"{where}: no 'image'", _LINE)
+    if not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
+        raise SampleError(f"{where}: no 'prompt'", _LINE)
+    images = tuple(path.parent / name for name in names)
+    for image in images:
+        if not image.is_file():
+            raise SampleError(f"{where}: the image {image} does not exist", "Paths are relative to the JSONL file")
+    answers = _texts(entry.get("answer"), "answer", where)
+    return Sample(images, entry["prompt"], answers, str(entry.get("type", "")), where)
+
+
+def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:
+    """A text or a list of texts; nothing for None."""
+    values: Iterable[Any] = () if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, str) and v for v in values):
+        raise SampleError(f"{where}: '{name}' must be a text or a list of texts", _LINE)
+    return tuple(values)
+
+
+def _from_folder(path: Path, prompt: str | None) -> list[Sample]:
+    if not prompt or not prompt.strip():
+        raise SampleError(f"{path} is an image folder and no prompt was given", "Give the prompt to ask of each image")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    return [Sample((file,), prompt, where=str(file)) for file in files]
+
+
+def _from_datasets(name: str, columns: Columns, split: str) -> list[Sample]:
+    try:
+        import datasets
+    except ImportError as error:
+        cause = f"{name} is neither a file nor a folder, and reading it as a datasets id needs the package 'datasets'"
+        raise InputError(cause, "Check the path, or `pip install datasets`") from error
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises many kinds; all mean that the set cannot be had
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        cause = f"cannot load the data set {name} (split {split}): {reason}"
+        raise InputError(cause, "Check its id and split, or give a JSONL file") from error
+    missing = {columns.image, columns.prompt} - set(rows.column_names)
+    if missing:
+        has = ", ".join(rows.column_names)
+        cause = f"the data set {name} has no column {', '.join(sorted(missing))} (it has {has})"
+        raise SampleError(cause, "Name the columns to use")
+    return [_from_row(row, columns, f"{name}[{split}]:{number}") for number, row in enumerate(rows)]
+
+
+def _from_row(row: dict[str, Any], columns: Columns, where: str) -> Sample:
+    images = row[columns.image]
+    images = images if isinstance(images, (list, tuple)) else [images]
+    if not images or not all(isinstance(image, Image.Image) for image in images):
+        raise SampleError(f"{where}: the column '{columns.image}' does not hold images", "Name the image column")
+    answers = _texts(row.get(columns.answer), columns.answer, where)
+    return Sample(tuple(images), str(row[columns.prompt]), answers, where=where)

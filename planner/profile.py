@@ -1,0 +1,144 @@
+"""The profile: what calibration found out about one model on one sample set.
+
+``profile.json`` holds identities and summaries with their intervals; ``profile.safetensors`` beside it holds the
+per-sample tables behind the summaries, so that other quantiles can be read off without running the model again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
+
+from planner.document import Document, write_atomic
+from planner.errors import PlanDigestError, PlanError
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelIdentity(_Frozen):
+    """Which model was measured.
+
+    Attributes:
+        id: hub id or folder name.
+        config: the Hugging Face configuration, enough for `ModelSpec.from_config`.
+        config_digest: `ModelSpec.digest` of it.
+    """
+
+    id: str
+    revision: str | None = None
+    family: str
+    config: dict[str, JsonValue]
+    config_digest: str
+    layers: Annotated[int, Field(ge=1)]
+    hidden_size: Annotated[int, Field(ge=1)]
+    image_token_id: int | None
+
+
+class SampleIdentity(_Frozen):
+    """On which samples: digest over pixels' files and texts, how many, and where they came from."""
+
+    digest: str
+    n: Annotated[int, Field(ge=1)]
+    source: str
+
+
+class PromptShape(_Frozen):
+    """Mean token counts of the calibration prompts: what costs are computed for."""
+
+    visual_tokens: Annotated[int, Field(ge=0)]
+    text_tokens: Annotated[int, Field(ge=0)]
+    system_tokens: Annotated[int, Field(ge=0)]
+
+
+class ProbeResult(_Frozen):
+    """What one probe found: settings, number of samples, summaries with intervals."""
+
+    n: Annotated[int, Field(ge=0)]
+    settings: dict[str, JsonValue]
+    values: dict[str, JsonValue]
+
+
+class Profile(Document):
+    """A calibration profile; `probes` by name (``influence``, ``sinks``, ``sparsity``, ``masking``, ...)."""
+
+    KIND: ClassVar[str] = "profile"
+    DIGEST_FIELD: ClassVar[str] = "profile_sha256"
+    REMAKE: ClassVar[str] = "Make it again with `plan calibrate`"
+
+    model: ModelIdentity
+    samples: SampleIdentity
+    prompt: PromptShape
+    processor: dict[str, JsonValue]
+    probes: dict[str, ProbeResult]
+    environment: dict[str, JsonValue]
+    created_with: str
+    arrays_sha256: str | None = None
+    profile_sha256: str = ""
+    _arrays: Arrays | None = PrivateAttr(default=None)
+    _arrays_path: Path | None = PrivateAttr(default=None)
+
+    def with_arrays(self, arrays: Arrays) -> Profile:
+        """A copy that carries per-sample tables (written beside the JSON by `save`)."""
+        digest = hashlib.sha256(_pack(arrays)).hexdigest() if arrays else None
+        copy = self.model_copy(update={"arrays_sha256": digest})
+        copy._arrays = arrays
+        return copy
+
+    @property
+    def arrays(self) -> Arrays:
+        """Per-sample tables, ``probe/column`` to array; read on first use.
+
+        Raises:
+            PlanError: the file beside the profile is missing.
+            PlanDigestError: it is not the one the profile was written with.
+        """
+        if self._arrays is None:
+            self._arrays = self._read_arrays()
+        return self._arrays
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile, and its tables under the same name with the suffix ``.safetensors``.
+
+        Raises:
+            InputError: the place cannot be written.
+        """
+        if self.arrays_sha256 is not None:
+            write_atomic(Path(path).with_suffix(".safetensors"), _pack(self.arrays))
+        super().save(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a profile; its tables are read when asked for. Raises as `Document.load`."""
+        profile = super().load(path)
+        profile._arrays_path = Path(path).with_suffix(".safetensors")
+        return profile
+
+    def _read_arrays(self) -> Arrays:
+        if self.arrays_sha256 is None:
+            return {}
+        path = self._arrays_path
+        if path is None or not path.is_file():
+            cause = f"the profile's tables {path or ''} are missing"
+            raise PlanError(cause, "Keep the .safetensors file beside the profile's .json")
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.arrays_sha256:
+            raise PlanDigestError(f"{path} does not belong to this profile or was changed", self.REMAKE)
+        from safetensors.numpy import load
+
+        return dict(load(content))
+
+
+def _pack(arrays: Arrays) -> bytes:
+    """Safetensors bytes, a function of the arrays alone."""
+    from safetensors.numpy import save
+
+    return bytes(save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}))
