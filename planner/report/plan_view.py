@@ -1,0 +1,129 @@
+"""A plan as text: its staircase, what it saves, what it was measured to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from planner.plan import Evidence, Measured, Plan, Prediction
+from planner.schedule import Count, Fraction, Schedule, Select
+
+_TABULATE = {"table": "simple", "md": "github"}
+
+
+def describe(plan: Plan, fmt: str = "table") -> str:
+    """The whole plan for a reader, as plain text (`table`) or Markdown (`md`)."""
+    model, parts = plan.model, []
+    parts.append(f"Plan for {model.id} ({model.family}, {model.layers} layers, hidden size {model.hidden_size})")
+    parts.append(f"Policy {plan.decision.policy}")
+    parts.append(stages_table(plan.decision.schedule, fmt))
+    parts.extend(prediction_table(prediction, fmt) for prediction in plan.prediction)
+    if plan.evidence is None:
+        parts.append("No evidence: this plan's accuracy was not measured. `plan calibrate` measures it.")
+    else:
+        parts.append(evidence_table(plan.evidence, fmt))
+        parts.append(_provenance(plan.evidence))
+        parts.extend(f"Note: {note}" for note in plan.evidence.notes)
+    return "\n\n".join(parts)
+
+
+def stages_table(schedule: Schedule, fmt: str = "table") -> str:
+    """The staircase, one row per stage; layers are counted from 0."""
+    rows: list[list[str]] = []
+    if schedule.entry is not None:
+        rows.append(["before 0", "", "", "", select_text(schedule.entry)])
+    for stage in schedule.stages:
+        layers = f"{stage.first:g}" if stage.last - stage.first == 1 else f"{stage.first:g}-{stage.last - 1:g}"
+        then = "; ".join(select_text(select) for select in stage.selects)
+        if stage.redistribute is not None:
+            then = "; ".join(filter(None, [then, f"redistribute {stage.redistribute.p:.0%} of sink attention"]))
+        rows.append([layers, stage.visual_attention, stage.text_to_visual, stage.cache_visual, then])
+    return _table(["layers", "visual attention", "text sees image", "decoding sees", "then"], rows, fmt)
+
+
+def select_text(select: Select) -> str:
+    """One selection in words."""
+    keep = select.keep
+    if select.rank_by == "none":
+        return "drop the image" if select.of == "visual" else "drop the context"
+    if isinstance(keep, Count):
+        amount = f"keep {keep.count:g}"
+    elif isinstance(keep, Fraction):
+        amount = f"keep {keep.fraction:.3g} of them"
+    else:
+        amount = f"keep score >= {keep.threshold:g}{' of |O|' if keep.relative else ''}, at most {keep.at_most}"
+    what = "" if select.of == "visual" else " context tokens"
+    return f"{amount}{what} by {select.rank_by}{' (probe)' if select.probe else ''}"
+
+
+def prediction_table(prediction: Prediction, fmt: str = "table") -> str:
+    """Dense beside planned, for one workload."""
+    load, dense, planned = prediction.workload, prediction.dense, prediction.planned
+    rows = [
+        [name, f"{before:,.0f}", f"{after:,.0f}", f"{after / before:.3f}" if before else ""]
+        for name, before, after in (
+            ("prefill FLOPs", dense.prefill_flops, planned.prefill_flops),
+            ("visual attention FLOPs", dense.visual_attention_flops, planned.visual_attention_flops),
+            ("decode FLOPs per token", dense.decode_flops_per_token, planned.decode_flops_per_token),
+            ("KV cache bytes", dense.kv_cache_bytes, planned.kv_cache_bytes),
+        )
+    ]
+    title = (
+        f"Predicted ({prediction.convention} convention) for {load.system_tokens} + {load.visual_tokens} visual + "
+        f"{load.text_tokens} text tokens, batch {load.batch}"
+    )
+    return f"{title}\n\n{_table(['', 'dense', 'planned', 'ratio'], rows, fmt)}"
+
+
+def evidence_table(evidence: Evidence, fmt: str = "table") -> str:
+    """Accuracy and agreement as measured, dense first, baselines at equal FLOPs last."""
+    headers = [
+        "policy", "accuracy (95 %)", "agreement with dense (95 %)", "decoder FLOPs", "of dense",
+        "visual attention", "KV bytes", "of dense", "prefill ms",
+    ]  # fmt: skip
+    rows = [
+        [
+            row.policy,
+            share(row.accuracy),
+            share(row.agreement),
+            f"{row.decoder_flops:,.0f}",
+            f"{row.decoder_flops_ratio:.3f}",
+            f"{row.visual_attention_ratio:.3f}",
+            f"{row.kv_cache_bytes:,.0f}",
+            f"{row.kv_cache_ratio:.3f}",
+            "" if row.prefill_ms is None else f"{row.prefill_ms:.1f}",
+        ]
+        for row in evidence.rows
+    ]
+    return _table(headers, rows, fmt)
+
+
+def share(measured: Measured | None) -> str:
+    """A measured share with its interval, such as ``0.973 (0.951-0.985)``."""
+    return "" if measured is None else f"{measured.value:.3f} ({measured.low:.3f}-{measured.high:.3f})"
+
+
+def _provenance(evidence: Evidence) -> str:
+    decided = f"Decided on {evidence.calibration_n} calibration samples ({evidence.calibration_digest[:12]})"
+    if evidence.held_back_agreement is not None:
+        decided += (
+            f": agreement {share(evidence.held_back_agreement)} on {evidence.held_back_agreement.n} held back, "
+            f"limit {evidence.agreement_limit:.3f}"
+        )
+    if evidence.evaluation_digest is None:
+        return decided + ". Not evaluated on other samples."
+    n = evidence.rows[0].agreement.n if evidence.rows else 0
+    return decided + f". Evaluated on {n} samples it never saw ({evidence.evaluation_digest[:12]})."
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]], fmt: str) -> str:
+    # Numbers arrive formatted; tabulate must not parse them back.
+    return tabulate(rows, headers, tablefmt=_TABULATE[fmt], disable_numparse=True, colalign=_align(headers))
+
+
+def _align(headers: Sequence[str]) -> list[str]:
+    words = {"policy", "layers", "visual attention", "text sees image", "decoding sees", "then", ""}
+    numeric = "decoder FLOPs" in headers
+    return ["left" if name in words and not (numeric and name == "visual attention") else "right" for name in headers]
