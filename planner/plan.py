@@ -53,7 +53,8 @@ class Decision(_Block):
 class Figures(_Block):
     """Analytic cost of one request (FLOPs count a multiply-add as the convention says; bytes are bytes).
 
-    `visual_attention_flops` is the attention work that visual tokens take part in, `visual_tokens_per_layer` the staircase.
+    `visual_attention_flops` is the attention work that visual tokens take part in, `visual_tokens_per_layer` the
+    staircase.
     """
 
     prefill_flops: float
@@ -120,8 +121,9 @@ class Evidence(_Block):
 
     Attributes:
         profile_sha256: the profile it was derived from.
-        decided_on: held-back calibration samples that chose among the candidates: ``{"digest", "n", "agreement", "limit"}``.
-        evaluation_digest, evaluation_n: samples the decision never saw.
+        calibration_digest, calibration_n: the samples it was decided on.
+        agreement_limit, held_back_agreement: what was demanded of the plan on the held-back part of them, and found.
+        evaluation_digest: samples the decision never saw.
         rows: dense first, then the plan, then the baselines at equal decoder FLOPs, ``random`` among them.
         notes: what the calibration wants a reader to know, such as a threshold that failed on this model.
     """

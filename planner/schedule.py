@@ -1,7 +1,7 @@
 """The schedule: for each decoder layer, which tokens are computed, who may attend to whom, what the KV cache keeps.
 
-Policies produce it; cost, runtime, report and the tests' reference read it and nothing else. It is also, field for field, the
-`decision` block of a plan file, so the classes here are frozen pydantic models.
+Policies produce it; cost, runtime, report and the tests' reference read it and nothing else. It is also, field for
+field, the `decision` block of a plan file, so the classes here are frozen pydantic models.
 
 Semantics, for a prompt made of text before the image, visual tokens, and text after the image:
 
@@ -44,13 +44,13 @@ class _Frozen(BaseModel):
 
 
 class Count(_Frozen):
-    """Keep this many tokens (all of them where there are fewer). A fraction of a token only makes sense in a paper's accounting."""
+    """Keep this many tokens, or all where there are fewer. A part of a token only makes sense in a paper's accounting."""
 
     count: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
 
 
 class Fraction(_Frozen):
-    """Keep this share of the tokens present when the selection happens, rounded to the nearest token (halves up), at least one."""
+    """Keep this share of the tokens present at the selection, rounded to the nearest token (halves up), at least one."""
 
     fraction: Annotated[float, Field(gt=0, le=1)]
 
@@ -58,8 +58,8 @@ class Fraction(_Frozen):
 class Threshold(_Frozen):
     """Keep the tokens whose score reaches a threshold: adaptive, so each sample keeps its own number.
 
-    `relative` divides the score by the norm of the last token's attention output first. `expected` is the mean number kept on the
-    calibration samples: what the cost model uses where it must name one number.
+    `relative` divides the score by the norm of the last token's attention output first. `expected` is the mean number
+    kept on the calibration samples: what the cost model uses where it must name one number.
     """
 
     threshold: float
@@ -75,10 +75,12 @@ Keep = Count | Fraction | Threshold
 class Select(_Frozen):
     """Which tokens survive.
 
-    Scores come from the last layer of the stage that carries the selection (whose attention has just run), or, with `probe`, from the
-    layer after it: keys and values of all tokens, query of the last row only, before that layer runs on the survivors.
+    Scores come from the last layer of the stage that carries the selection (whose attention has just run), or, with
+    `probe`, from the layer after it: keys and values of all tokens, query of the last row only, before that layer runs
+    on the survivors.
 
-    `of="context"` ranks text tokens after the image instead, except the last `protect` ones (question and role tokens).
+    `of="context"` ranks text tokens after the image instead, except the last `protect` ones (question and role
+    tokens).
     """
 
     rank_by: RankBy
@@ -94,7 +96,8 @@ class Select(_Frozen):
             raise ValueError("rank_by 'none' can only drop everything: keep must be {'count': 0}")
         if isinstance(self.keep, Threshold) and self.rank_by in ("none", "random"):
             raise ValueError(f"a threshold needs a score, and rank_by '{self.rank_by}' has none")
-        if (self.of == "context") != (self.rank_by == "attention_received") and self.rank_by not in ("none", "random"):
+        ranks_context = self.rank_by == "attention_received"
+        if self.rank_by not in ("none", "random") and ranks_context != (self.of == "context"):
             raise ValueError(f"rank_by '{self.rank_by}' does not rank {self.of} tokens")
         if self.probe and self.rank_by not in ("last_attention", "influence_l2", "influence_cos"):
             raise ValueError(f"probe computes one query row, which cannot give the score '{self.rank_by}'")
@@ -104,8 +107,9 @@ class Select(_Frozen):
 class Redistribute(_Frozen):
     """Move attention weight from visual sink tokens to the other visual tokens in image-centric heads (S3, VAR).
 
-    A token is a sink when ``max over sink_dims of |x_d / RMS(x)| >= tau`` at the layer's input. A head is image-centric for a query row when its
-    visual attention sums to at least `min_visual` and the non-sink share of that is at least `rho`. A share `p` of the sink tokens' weight moves.
+    A token is a sink when ``max over sink_dims of |x_d / RMS(x)| >= tau`` at the layer's input. A head is
+    image-centric for a query row when its visual attention sums to at least `min_visual` and the non-sink share of
+    that is at least `rho`. A share `p` of the sink tokens' weight moves.
     """
 
     sink_dims: tuple[int, ...] = Field(min_length=1)
@@ -118,15 +122,17 @@ class Redistribute(_Frozen):
 class Stage(_Frozen):
     """Layers ``[first, last)`` under one rule.
 
-    visual_attention: ``full`` as the model has it; ``self``: a visual query sees only itself, so its attention output is its value vector and
-        neither its query nor (unless text reads it) its key is computed.
-    text_to_visual: text after the image sees visual tokens (``full``); not at all, the softmax runs over the rest (``none``); or all the mass it
-        puts on visual keys falls on the first visual token's value (``merge``, needs ``self``).
-    cache_visual: which visual tokens decoding may attend to in these layers: ``all`` the layer computed, those the stage's selection
-        ``kept`` (after a merge: the merge token), or ``none``.
+    visual_attention: ``full`` as the model has it; ``self``: a visual query sees only itself, so its attention
+        output is its value vector and neither its query nor (unless text reads it) its key is computed.
+    text_to_visual: text after the image sees visual tokens (``full``); not at all, the softmax runs over the rest
+        (``none``); or all the mass it puts on visual keys falls on the first visual token's value (``merge``, needs
+        ``self``).
+    cache_visual: which visual tokens decoding may attend to in these layers: ``all`` the layer computed, those the
+        stage's selection ``kept`` (after a merge: the merge token), or ``none``.
     selects: applied after layer ``last - 1``, in order.
 
-    Bounds are whole layers; fractional ones (a paper's mean over samples) can be costed in a paper's convention and never executed.
+    Bounds are whole layers; fractional ones (a paper's mean over samples) can be costed in a paper's convention and
+    never executed.
     """
 
     first: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
@@ -146,11 +152,12 @@ class Stage(_Frozen):
         if self.text_to_visual == "none" and self.cache_visual != "none":
             raise ValueError("text_to_visual 'none' holds for generated text too: cache_visual must be 'none'")
         if self.text_to_visual == "merge" and self.cache_visual == "all":
-            raise ValueError("after a merge only the merge token means anything: cache_visual must be 'kept' (that token) or 'none'")
+            raise ValueError("after a merge only the merge token means anything: cache_visual must be 'kept' or 'none'")
         for select in self.selects:
             if select.rank_by in ATTENTION_SCORES and self.text_to_visual == "none" and not select.probe:
                 raise ValueError(
-                    f"layers [{self.first}, {self.last}) hide the image from the text, so '{select.rank_by}' has nothing to rank by"
+                    f"layers [{self.first}, {self.last}) hide the image from the text: "
+                    f"'{select.rank_by}' has nothing to rank by"
                 )
             if select.rank_by in ("encoder_attention", "encoder_norm"):
                 raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")

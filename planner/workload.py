@@ -20,7 +20,8 @@ class Workload(BaseModel):
         output_tokens: answer length; the prefill produces the first one.
         context_tokens: how many of the `text_tokens` are long context that may be pruned.
         batch: equal requests side by side.
-        images: ``(width, height)`` in pixels, for the vision tower's cost; empty means one image of the model's own size.
+        images: ``(width, height)`` in pixels, for the vision tower's cost; empty means one image of the model's own
+            size.
         weight_bits, kv_bits: element sizes (16, 8 or 4 bits).
     """
 
@@ -39,7 +40,7 @@ class Workload(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
         if self.context_tokens > self.text_tokens:
-            raise ValueError(f"context_tokens ({self.context_tokens}) are part of text_tokens ({self.text_tokens}) and cannot exceed them")
+            raise ValueError(f"context_tokens ({self.context_tokens}) cannot exceed text_tokens ({self.text_tokens})")
         if self.prompt_tokens == 0:
             raise ValueError("an empty prompt costs nothing: give visual, text or system tokens")
         return self

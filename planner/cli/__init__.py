@@ -1,8 +1,8 @@
 """The command line, `plan`: a thin click group, one verb a file, nothing but parsing and printing.
 
-A verb's module is imported when the verb is run (or its help is asked for), and imports what it needs inside its function, so that
-`plan --help` imports neither torch nor transformers. Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 a refused input
-(one line of cause and remedy, no traceback), 2 wrong usage.
+A verb's module is imported when the verb is run (or its help is asked for), and imports what it needs inside its
+function, so that `plan --help` imports neither torch nor transformers. Data goes to stdout, everything else to
+stderr. Exit status: 0 done, 1 a refused input (one line of cause and remedy, no traceback), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vlm-planner", prog_name="plan")
 def cli() -> None:
-    """Calibrate a vision-language model, freeze a token-pruning plan, and run it on unmodified transformers models."""
+    """Calibrate a vision-language model, freeze a token-pruning plan, and run it on unmodified transformers
+    models."""
 
 
 def _refuse(message: str) -> NoReturn:
@@ -60,8 +61,10 @@ def main() -> None:
     except PlannerError as error:
         _refuse(str(error))
     except BrokenPipeError:
-        # The reader (`head`, a pager) has gone: not an error, but Python would complain again when it flushes stdout at exit.
+        # The reader (`head`, a pager) has gone: not an error, but Python would complain again when it flushes
+        # stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. Check the path and its permissions")
+        where = f": {error.filename}" if error.filename else ""
+        _refuse(f"{error.strerror or error}{where}. Check the path and its permissions")

@@ -16,7 +16,8 @@ def command(plan_path: Path, model: str | None) -> None:
     from planner.spec import read_config
 
     plan = load_plan(plan_path)
-    click.echo(f"{plan_path}: valid plan for {plan.model.id} ({plan.model.layers} layers), policy {plan.decision.policy}")
+    model_text = f"{plan.model.id} ({plan.model.layers} layers)"
+    click.echo(f"{plan_path}: valid plan for {model_text}, policy {plan.decision.policy}")
     if model is not None:
         plan.check(read_config(model))
         click.echo(f"{plan_path}: fits {model}")
