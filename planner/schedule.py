@@ -44,13 +44,13 @@ class _Frozen(BaseModel):
 
 
 class Count(_Frozen):
-    """Keep this many tokens, or all where there are fewer. A part of a token only makes sense in a paper's accounting."""
+    """Keep this many tokens, or all where there are fewer. Parts of a token make sense in a paper's accounting only."""
 
     count: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
 
 
 class Fraction(_Frozen):
-    """Keep this share of the tokens present at the selection, rounded to the nearest token (halves up), at least one."""
+    """Keep this share of the tokens present at the selection, to the nearest token (halves up), at least one."""
 
     fraction: Annotated[float, Field(gt=0, le=1)]
 
