@@ -1,7 +1,7 @@
 """Configurations of tiny models, one entry per family.
 
 Numbers are small and unequal where a mix-up would otherwise pass: 4 query heads on 2 key/value heads, a head size apart
-from hidden / heads in some towers, sliding windows shorter than the prompt, a vision feature layer that is not the last.
+from hidden / heads in some towers, sliding windows shorter than the prompt, a vision feature layer before the last.
 """
 
 from __future__ import annotations

@@ -113,8 +113,8 @@ def _image(
         return {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, rows, columns]])}, rows * columns // 4
     if family in _ANYRES:
         height, width = _ANYRES_SIZES[(number + odd) % 2]
-        # Base view and tiles of 24 x 24 in 3 x 3 patches. 24 x 48 fills 1 x 2 tiles: 3 rows of 6 patches, a newline each.
-        # 32 x 48 goes into 2 x 2 tiles, 6 x 6 patches, of which unpadding leaves 4 rows of 6 and a newline each.
+        # Base view and tiles of 24 x 24 in 3 x 3 patches. 24 x 48 fills 1 x 2 tiles: 3 rows of 6 patches and a newline.
+        # 32 x 48 goes into 2 x 2 tiles, 6 x 6 patches, of which unpadding leaves 4 rows of 6 and a newline.
         tiles, tokens = (2, 9 + 3 * 7) if height == 24 else (4, 9 + 4 * 7)
         return {"pixel_values": noise(1, 1 + tiles, 3, 24, 24), "image_sizes": torch.tensor([[height, width]])}, tokens
     if family == "mistral3":
