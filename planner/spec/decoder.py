@@ -1,0 +1,231 @@
+"""The text decoder's facts: grouped-query and latent attention, windows, shared keys, recurrent layers, dense and expert feed-forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from planner.errors import InputError, UnsupportedModelError
+from planner.spec.config import Config, family
+from planner.spec.facts import Attention, Decoder, FeedForward, LayerSpec
+
+#: ``layer_types`` entry -> kind of attention. Anything else is refused by name.
+KINDS = {
+    "full_attention": "full",
+    "attention": "full",
+    "sliding_attention": "sliding",
+    "chunked_attention": "chunked",
+    "linear_attention": "linear",
+    "cross_attention": "cross",
+}
+
+
+def read_decoder(values: Mapping[str, Any], model_type: str, where: str = "text_config") -> Decoder:
+    """Facts of a text decoder.
+
+    Args:
+        values: its configuration block.
+        model_type: its model type, which the block may leave out.
+        where: how errors name the block.
+
+    Raises:
+        InputError: a field is missing or absurd.
+        UnsupportedModelError: the model type or a layer type is unknown.
+    """
+    data = family(model_type, "decoder")
+    config = Config(values, where, data["defaults"])
+    types = _layer_types(config, data)
+    window_of = {"sliding": _window(config), "chunked": config.size("attention_chunk_size", default=LARGEST_WINDOW)}
+    attention_of = {}
+    for kind in dict.fromkeys(types):
+        attention_of[kind] = _attention(config, data, kind, window_of.get(kind, 0))
+    sparse = _sparse_layers(config, data, len(types))
+    blocks = {is_sparse: _feed_forward(config, data, is_sparse) for is_sparse in set(sparse)}
+    borrowing = config.size("num_kv_shared_layers", default=0, least=0)
+    layers = []
+    for index, (kind, is_sparse) in enumerate(zip(types, sparse, strict=True)):
+        attention = attention_of[kind]
+        if index >= len(types) - borrowing:
+            attention = _borrowing(attention)
+        layers.append(LayerSpec(attention, blocks[is_sparse]))
+    return Decoder(
+        family=model_type,
+        hidden_size=config.size("hidden_size"),
+        intermediate_size=config.size("intermediate_size"),
+        vocab_size=config.size("vocab_size"),
+        layers=tuple(layers),
+    )
+
+
+#: Stands for "no limit" where a configuration has no window.
+LARGEST_WINDOW = 1 << 30
+
+
+def _window(config: Config) -> int:
+    return config.size("sliding_window", default=LARGEST_WINDOW)
+
+
+def _layer_types(config: Config, data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Kind of attention per layer: as the configuration lists it, else by the family's pattern."""
+    count = config.size("num_hidden_layers")
+    listed = config.get("layer_types")
+    if listed is None:
+        listed = _by_pattern(config, data, count)
+    if len(listed) != count:
+        raise InputError(
+            f"{config.where}.layer_types lists {len(listed)} layers and num_hidden_layers says {count}", "Check the configuration"
+        )
+    unknown = next((name for name in listed if name not in KINDS), None)
+    if unknown is not None:
+        raise UnsupportedModelError(
+            f"layer type '{unknown}' of '{data['model_type']}' is not known, and its cost is not guessed", f"Known: {', '.join(KINDS)}"
+        )
+    kinds = [KINDS[name] for name in listed]
+    crossing = config.numbers("cross_attention_layers")
+    if data.get("cross_attention"):
+        kinds = ["cross" if index in crossing else kind for index, kind in enumerate(kinds)]
+    # A list may call layers sliding that have no window, as a null switches it off.
+    if config.has("sliding_window") and config.values["sliding_window"] is None:
+        kinds = ["full" if kind == "sliding" else kind for kind in kinds]
+    return tuple(kinds)
+
+
+def _by_pattern(config: Config, data: Mapping[str, Any], count: int) -> list[str]:
+    pattern = data.get("layer_pattern", ["full_attention"])
+    if config.get("use_sliding_window"):
+        full = config.size("max_window_layers", default=0, least=0)
+        return ["full_attention" if index < full else "sliding_attention" for index in range(count)]
+    every = config.get("sliding_window_pattern", "_sliding_window_pattern", "no_rope_layer_interval", "full_attention_interval")
+    if every is not None and len(pattern) > 1:
+        pattern = [pattern[0]] * (every - 1) + ["full_attention"]
+    return [pattern[index % len(pattern)] for index in range(count)]
+
+
+def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) -> Attention:
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    kv_heads = config.size("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise InputError(
+            f"{config.where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly", "Check the configuration"
+        )
+    if kind == "linear":
+        return _linear(config, hidden)
+    if data["attention"] == "latent":
+        return _latent(config, hidden, heads)
+    head_dim = config.size("head_dim", default=max(hidden // heads, 1))
+    gate = 2 if data.get("gated_attention") else 1
+    return Attention(
+        kind=kind,  # type: ignore[arg-type]
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_dim=head_dim,
+        query_macs=gate * hidden * heads * head_dim,
+        key_macs=hidden * kv_heads * head_dim,
+        value_macs=hidden * kv_heads * head_dim,
+        output_macs=heads * head_dim * hidden,
+        window=0 if window >= LARGEST_WINDOW else window,
+        cached_elements=2 * kv_heads * head_dim,
+        separable=gate == 1 and not data.get("fused_projections", False),
+    )
+
+
+def _latent(config: Config, hidden: int, heads: int) -> Attention:
+    """Multi-head latent attention as transformers runs it: keys and values are expanded before the scores, and cached expanded."""
+    rank, rope = config.size("kv_lora_rank"), config.size("qk_rope_head_dim")
+    nope, value_dim = config.size("qk_nope_head_dim"), config.size("v_head_dim")
+    head_dim = nope + rope
+    # A null q_lora_rank means a plain query projection; a missing one means the family's default.
+    plain = config.has("q_lora_rank") and config.values["q_lora_rank"] is None
+    query_rank = 0 if plain else config.size("q_lora_rank")
+    return Attention(
+        kind="full",
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        query_macs=query_rank * (hidden + heads * head_dim) if query_rank else hidden * heads * head_dim,
+        key_macs=hidden * (rank + rope) + rank * heads * nope,
+        value_macs=rank * heads * value_dim,
+        output_macs=heads * value_dim * hidden,
+        cached_elements=heads * (head_dim + value_dim),
+        latent_elements=rank + rope,
+        separable=False,
+    )
+
+
+def _linear(config: Config, hidden: int) -> Attention:
+    """A gated-delta layer, modelled: projections, short convolution, and per token a read and a rank-one update of the state.
+
+    Source: the recurrent form in "Gated Delta Networks" (Yang et al., 2024). Kernels run a chunked form with more multiply-adds.
+    """
+    key_heads, value_heads = config.size("linear_num_key_heads"), config.size("linear_num_value_heads")
+    key_dim, value_dim = config.size("linear_key_head_dim"), config.size("linear_value_head_dim")
+    keys, values = key_heads * key_dim, value_heads * value_dim
+    taps = config.size("linear_conv_kernel_dim")
+    state = value_heads * key_dim * value_dim
+    return Attention(
+        kind="linear",
+        heads=value_heads,
+        kv_heads=key_heads,
+        head_dim=key_dim,
+        value_dim=value_dim,
+        query_macs=hidden * keys,
+        key_macs=hidden * keys,
+        # Value, its output gate, and the two scalars per head that gate the state.
+        value_macs=hidden * (2 * values + 2 * value_heads),
+        output_macs=values * hidden,
+        separable=False,
+        # Predict from the state, correct it, read it; and the convolution over queries, keys and values.
+        state_macs=3 * state + taps * (2 * keys + values),
+        state_elements=state + taps * (2 * keys + values),
+    )
+
+
+def _borrowing(attention: Attention) -> Attention:
+    """The same layer with keys and values taken from an earlier layer."""
+    from dataclasses import replace
+
+    return replace(attention, key_macs=0, value_macs=0, cached_elements=0, shares_kv=True)
+
+
+def _sparse_layers(config: Config, data: Mapping[str, Any], count: int) -> tuple[bool, ...]:
+    """Which layers hold experts, by the family's rule."""
+    experts = data.get("experts")
+    if experts is None or not config.size(experts["count"], *experts.get("aliases", ()), least=0, default=0):
+        return (False,) * count
+    rule = experts["layers"]
+    if rule == "all":
+        return (True,) * count
+    if rule == "stepped":
+        step, dense = config.size("decoder_sparse_step", default=1), config.numbers("mlp_only_layers")
+        return tuple(index not in dense and (index + 1) % step == 0 for index in range(count))
+    if rule == "after_dense":
+        if config.get("mlp_layer_types") is not None:
+            return tuple(name == "sparse" for name in config.get("mlp_layer_types"))
+        first = config.size("first_k_dense_replace", least=0)
+        return tuple(index >= first for index in range(count))
+    listed = config.get("moe_layers")
+    step = config.size("interleave_moe_layer_step", least=0)
+    return tuple((index in listed) if listed is not None else (step > 0 and (index + 1) % step == 0) for index in range(count))
+
+
+def _feed_forward(config: Config, data: Mapping[str, Any], sparse: bool) -> FeedForward:
+    hidden, matrices = config.size("hidden_size"), 3 if data["ffn"] == "gated" else 2
+    experts = data.get("experts")
+    if not sparse or experts is None:
+        width = config.size(experts["dense"]) if experts and "dense" in experts else config.size("intermediate_size")
+        return FeedForward(dense_macs=matrices * hidden * width)
+    count = config.size(experts["count"], *experts.get("aliases", ()))
+    per_token = config.size(experts["per_token"])
+    width = config.size(experts["width"])
+    shared = config.size(experts["shared"], least=0) if "shared" in experts else 0
+    if "shared_count" in experts:
+        shared = config.size(experts["shared_count"], default=0, least=0) * width
+    router = hidden * count + (hidden if experts.get("shared_gate") else 0)
+    return FeedForward(
+        dense_macs=router + matrices * hidden * shared,
+        expert_macs=matrices * hidden * width,
+        experts=count,
+        experts_run=count if experts.get("runs_all") else per_token,
+    )

@@ -1,0 +1,279 @@
+"""A model's facts, as far as they cost something: frozen, hashable, and independent of any configuration's spelling.
+
+Work is stated in multiply-adds (``_macs``) per token, so that a convention can call each one or two FLOPs. Biases, norms, activations,
+rotary embeddings and softmax are elementwise and not part of any count here, as they are not in torch's or fvcore's counters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+AttentionKind = Literal["full", "sliding", "chunked", "cross", "linear"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Attention of one decoder layer.
+
+    Attributes:
+        kind: ``full``; ``sliding`` or ``chunked`` over `window` tokens; ``cross`` (text reads visual tokens that are never in the sequence);
+            ``linear`` (a recurrent state of fixed size in place of a cache).
+        heads, kv_heads: query heads and the key/value heads they share.
+        head_dim, value_dim: size of a head's queries and keys, and of its values.
+        query_macs, key_macs, value_macs, output_macs: projections, multiply-adds per token.
+        window: tokens a sliding or chunked layer can see, itself included; 0 means no limit.
+        cached_elements: elements the KV cache holds per token.
+        latent_elements: the same for a cache of the latent of multi-head latent attention; 0 where there is none.
+        shares_kv: keys and values are an earlier layer's: nothing is projected or cached.
+        separable: queries, keys and values come from projections of their own, so that any of them can be left out.
+        state_macs, state_elements: of a linear layer, work per token on the state and its size.
+    """
+
+    kind: AttentionKind
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    query_macs: int
+    key_macs: int
+    value_macs: int
+    output_macs: int
+    window: int = 0
+    cached_elements: int = 0
+    latent_elements: int = 0
+    shares_kv: bool = False
+    separable: bool = True
+    state_macs: int = 0
+    state_elements: int = 0
+
+    @property
+    def projection_macs(self) -> int:
+        """All four projections of one token."""
+        return self.query_macs + self.key_macs + self.value_macs + self.output_macs
+
+    @property
+    def pair_macs(self) -> int:
+        """One query-key pair over all heads: the score, and the weighted value."""
+        return self.heads * (self.head_dim + self.value_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """Feed-forward block of one layer: dense, or a mixture of experts.
+
+    Attributes:
+        dense_macs: multiply-adds per token outside routed experts: the whole dense block, or router and shared experts.
+        expert_macs: one routed expert, per token.
+        experts: routed experts stored.
+        experts_run: routed experts executed per token. Llama 4's implementation runs all of them.
+    """
+
+    dense_macs: int
+    expert_macs: int = 0
+    experts: int = 0
+    experts_run: int = 0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds executed per token."""
+        return self.dense_macs + self.experts_run * self.expert_macs
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One decoder layer."""
+
+    attention: Attention
+    ffn: FeedForward
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The text decoder.
+
+    Attributes:
+        family: model type of the text configuration.
+        intermediate_size: width of the dense feed-forward block, which paper conventions call m.
+        head_macs: language-model head, per position.
+        deepstack: how many first layers add visual features to their output (elementwise, but it binds the runtime).
+        modelled: some layers' cost is a model of an algorithm, not of what a kernel executes (linear attention).
+    """
+
+    family: str
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    layers: tuple[LayerSpec, ...]
+    deepstack: int = 0
+
+    @property
+    def head_macs(self) -> int:
+        return self.hidden_size * self.vocab_size
+
+    @property
+    def modelled(self) -> bool:
+        return any(layer.attention.kind == "linear" for layer in self.layers)
+
+    @property
+    def cross(self) -> bool:
+        """True when the image is read by cross-attention and visual tokens are not in the sequence."""
+        return any(layer.attention.kind == "cross" for layer in self.layers)
+
+    @cached_property
+    def kinds(self) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
+        """Each distinct layer with ``prefix``: how many such layers there are before layer i, for i in 0..layers."""
+        prefixes: dict[LayerSpec, list[int]] = {layer: [0] for layer in self.layers}
+        for layer in self.layers:
+            for kind, prefix in prefixes.items():
+                prefix.append(prefix[-1] + (kind is layer or kind == layer))
+        return tuple((kind, tuple(prefix)) for kind, prefix in prefixes.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`repeat` equal encoder layers: `macs` per token, `pair_macs` per attended pair of a `span` (``batch``: all images in one masked sequence)."""
+
+    repeat: int
+    macs: int
+    pair_macs: int
+    span: Literal["tile", "window", "image", "batch"] = "tile"
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """The vision encoder.
+
+    Attributes:
+        family: model type of the vision configuration.
+        hidden_size: width.
+        patch_macs: patch embedding, per patch.
+        blocks: encoder layers in order. Layers behind the selected feature layer are included: they run.
+        extra_tokens: class token, per tile.
+        pad_to: tokens of a tile are padded to a multiple of this.
+        window: side of an attention window in patches, for blocks that span one.
+        token_macs, tile_macs: pooling head, per token and per tile.
+        score_rows: query rows per tile that say which patches matter (1: the class token's; 0: every row, averaged), for policies that
+            prune before the decoder, and `score_macs` per query-key pair.
+    """
+
+    family: str
+    hidden_size: int
+    patch_macs: int
+    blocks: tuple[Block, ...]
+    extra_tokens: int = 0
+    pad_to: int = 1
+    window: int = 0
+    token_macs: int = 0
+    tile_macs: int = 0
+    score_rows: int = 0
+    score_macs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Projector:
+    """From the tower's output to the decoder's input.
+
+    Attributes:
+        merge: patches that become one token.
+        macs: per token that comes out.
+        patch_macs: per patch that goes in.
+        class_token: the class token of each tile is projected too.
+    """
+
+    merge: int
+    macs: int
+    patch_macs: int = 0
+    class_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRule:
+    """How pixels become patches and visual tokens.
+
+    Attributes:
+        kind: ``fixed``: every image is resized to one size; ``anyres``: a base view and tiles of the best-fitting resolution, unpadded;
+            ``resize``: kept near its own size, within pixel limits, in multiples of a factor; ``tiles``: a grid of equal tiles and a thumbnail;
+            ``split``: enlarged to a longest edge, cut into tiles, and the whole image once more; ``shrink``: kept at its own size, or shrunk to fit a longest edge; ``grid``: tiles on a fixed canvas (mllama).
+        side: of a tile in pixels. patch: side of a patch in pixels. merge: side of a merged token in patches.
+        tile_tokens: visual tokens of one tile.
+        resolutions: ``(height, width)`` candidates of ``anyres``.
+        limit: ``anyres``: largest number of tiles' worth of tokens kept (0: all).
+        min_pixels, max_pixels: of ``resize``. max_tiles, longest_edge: of ``tiles`` and ``grid``, of ``split`` and ``shrink``.
+        """
+
+    kind: Literal["fixed", "anyres", "resize", "tiles", "split", "shrink", "grid"]
+    side: int
+    patch: int
+    merge: int = 1
+    tile_tokens: int = 0
+    resolutions: tuple[tuple[int, int], ...] = ()
+    limit: int = 0
+    min_pixels: int = 0
+    max_pixels: int = 0
+    max_tiles: int = 0
+    longest_edge: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything about a model that a cost or a schedule depends on.
+
+    Attributes:
+        family: model type of the whole model (``llava``, ``qwen2_vl``, ...).
+        decoder, vision, projector: the parts; the latter two are None for a text-only model.
+        image_token_id: id of the placeholder token in a prompt, None for a text-only model.
+        images: how pixels become tokens, None for a text-only model.
+        name: as the user called it.
+    """
+
+    family: str
+    decoder: Decoder
+    vision: Tower | None = None
+    projector: Projector | None = None
+    image_token_id: int | None = None
+    images: ImageRule | None = None
+    name: str = field(default="", compare=False)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
+        """Read the facts from a Hugging Face configuration.
+
+        Args:
+            config: the configuration as a dict (``config.to_dict()``), a ``config.json``, a model directory, or the name of a shipped model.
+
+        Raises:
+            InputError: there is no such file or shipped model, it is not JSON, or a field is missing or absurd.
+            UnsupportedModelError: the family or a layer type is unknown.
+        """
+        from planner.spec.read import read
+
+        return read(config)
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return len(self.decoder.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the decoder."""
+        return self.decoder.hidden_size
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the facts the computation depends on: the same for every spelling of a configuration."""
+        facts = {
+            "family": self.family,
+            "decoder": dataclasses.asdict(self.decoder),
+            "vision": dataclasses.asdict(self.vision) if self.vision else None,
+            "projector": dataclasses.asdict(self.projector) if self.projector else None,
+            "image_token_id": self.image_token_id,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

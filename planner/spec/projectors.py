@@ -1,0 +1,199 @@
+"""From vision tower to decoder: the projector's facts and the rule that turns pixels into tokens, per family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from planner.errors import UnsupportedModelError
+from planner.spec.config import Config
+from planner.spec.facts import ImageRule, Projector, Tower
+
+Parts = tuple[Projector, ImageRule]
+
+
+def read_projector(family: str, model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """Facts of a family's projector and image rule.
+
+    Args:
+        family: model type of the whole model.
+        model, vision: configuration of the whole and of its tower.
+        tower: the tower's facts.
+        hidden: the decoder's hidden size.
+
+    Raises:
+        InputError: a field is missing or absurd.
+        UnsupportedModelError: the family's feature selection is unknown.
+    """
+    return READERS[family](model, vision, tower, hidden)
+
+
+def _two_layers(inner: int, hidden: int) -> int:
+    return inner * hidden + hidden * hidden
+
+
+def _feature_layers(model: Config) -> int:
+    return max(len(model.numbers("vision_feature_layer", "vision_feature_layers")), 1)
+
+
+def _keeps_class_token(model: Config, tower: Tower) -> bool:
+    strategy = model.get("vision_feature_select_strategy", default="default")
+    if strategy not in ("default", "full"):
+        raise UnsupportedModelError(f"vision_feature_select_strategy '{strategy}' is not known", "Known: default, full")
+    return strategy == "full" and tower.extra_tokens > 0
+
+
+def _llava(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    class_token = _keeps_class_token(model, tower)
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    projector = Projector(1, _two_layers(_feature_layers(model) * tower.hidden_size, hidden), class_token=class_token)
+    return projector, ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2 + class_token)
+
+
+def _vipllava(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    projector = Projector(1, _two_layers(_feature_layers(model) * tower.hidden_size, hidden))
+    return projector, ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2)
+
+
+def _mobilevlm(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """MobileVLM V2: two layers on every patch, 2x2 average pooling, then a depthwise 3x3 convolution."""
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    projector = Projector(4, macs=9 * hidden, patch_macs=_two_layers(tower.hidden_size, hidden))
+    return projector, ImageRule("fixed", side, patch, merge=2, tile_tokens=(side // patch // 2) ** 2)
+
+
+def _anyres(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    projector, fixed = _llava(model, vision, tower, hidden)
+    pinpoints = model.get("image_grid_pinpoints", default=DEFAULT_PINPOINTS[model.where])
+    resolutions = tuple((int(height), int(width)) for height, width in pinpoints)
+    aspect = str(model.get("vision_aspect_ratio", default=""))
+    limit = int(aspect.rpartition("_")[2]) if aspect.startswith("anyres_max_") else 0
+    return projector, ImageRule("anyres", fixed.side, fixed.patch, tile_tokens=fixed.tile_tokens, resolutions=resolutions, limit=limit)
+
+
+#: Where the configuration leaves them out, as transformers' classes do.
+DEFAULT_PINPOINTS: dict[str, list[list[int]]] = {
+    "llava_next": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    "llava_onevision": [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)],
+}
+
+
+def _merged(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """Qwen2-VL's and 2.5-VL's merger: four patches side by side, through two layers."""
+    merge = vision.size("spatial_merge_size")
+    inner = merge * merge * tower.hidden_size
+    out = vision.size("out_hidden_size", default=hidden)
+    projector = Projector(merge * merge, inner * inner + inner * out)
+    return projector, _resize(vision.side("patch_size"), merge, 56 * 56, 28 * 28 * 1280)
+
+
+def _deepstacked(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """Qwen3-VL: the same merger once more for every deepstack layer."""
+    projector, _ = _merged(model, vision, tower, hidden)
+    mergers = 1 + len(vision.numbers("deepstack_visual_indexes"))
+    rule = _resize(vision.side("patch_size"), vision.size("spatial_merge_size"), 65_536, 16_777_216)
+    return Projector(projector.merge, mergers * projector.macs), rule
+
+
+def _glm4v(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """A strided convolution merges, then a projection and a gated block."""
+    merge, out = vision.size("spatial_merge_size"), vision.size("out_hidden_size")
+    inner = merge * merge * tower.hidden_size
+    projector = Projector(merge * merge, inner * out + out * out + 3 * out * vision.size("intermediate_size"))
+    return projector, _resize(vision.side("patch_size"), merge, 112 * 112, 28 * 28 * 15_000)
+
+
+def _resize(patch: int, merge: int, least: int, most: int) -> ImageRule:
+    return ImageRule("resize", side=patch * merge, patch=patch, merge=merge, min_pixels=least, max_pixels=most)
+
+
+def _internvl(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """Pixel shuffle by the inverse of `downsample_ratio`; up to twelve tiles and a thumbnail."""
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    merge = round(1 / float(model.get("downsample_ratio", default=0.5)))
+    projector = Projector(merge * merge, _two_layers(merge * merge * tower.hidden_size, hidden))
+    tokens = (side // patch // merge) ** 2
+    return projector, ImageRule("tiles", side, patch, merge, tile_tokens=tokens, max_tiles=12)
+
+
+def _idefics3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """Pixel shuffle and one layer; tiles of an image enlarged to a longest edge, and the whole image once more."""
+    side, patch, merge = vision.side("image_size"), vision.side("patch_size"), model.size("scale_factor")
+    projector = Projector(merge * merge, merge * merge * tower.hidden_size * hidden)
+    tokens = (side // patch // merge) ** 2
+    return projector, ImageRule("split", side, patch, merge, tile_tokens=tokens, longest_edge=4 * side)
+
+
+def _gemma3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """Average pooling to a fixed number of tokens, then one matrix."""
+    side, patch, tokens = vision.side("image_size"), vision.side("patch_size"), model.size("mm_tokens_per_image")
+    projector = Projector((side // patch) ** 2 // tokens, tower.hidden_size * hidden)
+    return projector, ImageRule("fixed", side, patch, tile_tokens=tokens)
+
+
+def _paligemma(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    projector = Projector(1, tower.hidden_size * vision.size("projection_dim", default=hidden))
+    return projector, ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2)
+
+
+def _mistral3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """A patch merger back to the tower's width, then two layers."""
+    patch, merge, width = vision.side("patch_size"), model.size("spatial_merge_size"), tower.hidden_size
+    projector = Projector(merge * merge, merge * merge * width * width + _two_layers(_feature_layers(model) * width, hidden))
+    edge = vision.side("image_size")
+    return projector, ImageRule("shrink", side=patch * merge, patch=patch, merge=merge, longest_edge=edge)
+
+
+def _shuffled_gate(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """Aya Vision and Cohere2 Vision: pixel shuffle and a gated layer of stated width; up to twelve tiles and a thumbnail."""
+    side, patch, merge = vision.side("image_size"), vision.side("patch_size"), model.size("downsample_factor")
+    inner = model.size("alignment_intermediate_size", default=hidden)
+    # An odd number of patches a side is padded before merging.
+    tokens = (-(-(side // patch) // merge)) ** 2
+    projector = Projector(merge * merge, merge * merge * tower.hidden_size * inner + (inner // 2) * hidden)
+    return projector, ImageRule("tiles", side, patch, merge, tile_tokens=tokens, max_tiles=12)
+
+
+def _llama4(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """Pixel shuffle and two layers inside the tower, then one matrix."""
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    merge = round(1 / float(vision.get("pixel_shuffle_ratio", default=0.5)))
+    inner, out = vision.size("projector_input_dim"), vision.size("projector_output_dim")
+    adapter = vision.size("intermediate_size") * inner + out * out
+    projector = Projector(merge * merge, adapter + vision.size("vision_output_dim") * hidden)
+    tokens = (side // patch // merge) ** 2
+    return projector, ImageRule("tiles", side, patch, merge, tile_tokens=tokens, max_tiles=16)
+
+
+def _mllama(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+    """One matrix over the last state beside several earlier ones; the class token is a visual token too."""
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    projector = Projector(1, vision.size("vision_output_dim") * hidden, class_token=True)
+    tokens = (side // patch) ** 2 + 1
+    return projector, ImageRule("grid", side, patch, tile_tokens=tokens, max_tiles=vision.size("max_num_tiles"))
+
+
+READERS: dict[str, Callable[[Config, Config, Tower, int], Parts]] = {
+    "llava": _llava,
+    "llava_next": _anyres,
+    "llava_onevision": _anyres,
+    "vipllava": _vipllava,
+    "video_llava": _llava,
+    "mobilevlm": _mobilevlm,
+    "qwen2_vl": _merged,
+    "qwen2_5_vl": _merged,
+    "qwen3_vl": _deepstacked,
+    "qwen3_vl_moe": _deepstacked,
+    "internvl": _internvl,
+    "idefics3": _idefics3,
+    "smolvlm": _idefics3,
+    "gemma3": _gemma3,
+    "paligemma": _paligemma,
+    "mistral3": _mistral3,
+    "aya_vision": _shuffled_gate,
+    "cohere2_vision": _shuffled_gate,
+    "glm4v": _glm4v,
+    "llama4": _llama4,
+    "mllama": _mllama,
+}

@@ -1,0 +1,115 @@
+"""From a configuration, however it is given, to a `ModelSpec`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from planner.errors import InputError
+from planner.spec.config import Config, families, family
+from planner.spec.decoder import read_decoder
+from planner.spec.facts import ModelSpec
+from planner.spec.projectors import read_projector
+from planner.spec.towers import read_tower
+
+
+def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
+    """See `ModelSpec.from_config`."""
+    if isinstance(config, Mapping):
+        return _from_values(config, name="")
+    text = os.fspath(config)
+    if text in shipped():
+        entry = shipped_model(text)
+        return _from_values(entry["config"], name=text)
+    path = Path(text)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise InputError(f"there is no model named '{text}' and no configuration at that path", _suggestion(text))
+    try:
+        values = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}", "Give a Hugging Face config.json") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds {type(values).__name__}, not a configuration", "Give a Hugging Face config.json")
+    if "config" in values and "model_type" not in values:
+        values = values["config"]
+    return _from_values(values, name=path.parent.name if path.name == "config.json" else path.stem)
+
+
+@functools.lru_cache(maxsize=1)
+def shipped() -> tuple[str, ...]:
+    """Names of the models whose facts are shipped."""
+    folder = resources.files("planner.profiles") / "models"
+    return tuple(sorted(entry.name[: -len(".json")] for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+def shipped_model(name: str) -> dict[str, Any]:
+    """A shipped model's file: ``name``, ``source``, ``config``, and the ``workload`` its published figures refer to.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    if name not in shipped():
+        raise InputError(f"no model named '{name}' is shipped", _suggestion(name))
+    entry: dict[str, Any] = json.loads((resources.files("planner.profiles") / "models" / f"{name}.json").read_text())
+    return entry
+
+
+def _suggestion(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, shipped(), n=1)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    return f"{hint}Shipped models: {', '.join(shipped())}; or give a config.json or a model directory"
+
+
+def _from_values(values: Mapping[str, Any], name: str) -> ModelSpec:
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str):
+        raise InputError("the configuration has no field 'model_type'", "Give the model's complete config.json")
+    if model_type in families("decoder"):
+        return ModelSpec(family=model_type, decoder=read_decoder(values, model_type, where="config"), name=name or model_type)
+    data = family(model_type, "vlm")
+    # `where` doubles as the family's name for whoever needs its defaults.
+    config = Config(values, model_type, data["defaults"])
+    text, vision = _block(values, "text_config", data["text"]), _block(values, "vision_config", data["vision"])
+    decoder = read_decoder(text, _type_of(text, data["text"]))
+    tower, vision_config = read_tower(vision, _type_of(vision, data["vision"]))
+    projector, images = read_projector(model_type, config, vision_config, tower, decoder.hidden_size)
+    deepstack = len(vision_config.numbers("deepstack_visual_indexes"))
+    return ModelSpec(
+        family=model_type,
+        decoder=replace(decoder, deepstack=deepstack),
+        vision=tower,
+        projector=projector,
+        image_token_id=config.size("image_token_id", "image_token_index", least=0),
+        images=images,
+        name=name or model_type,
+    )
+
+
+def _block(values: Mapping[str, Any], name: str, model_type: str) -> Mapping[str, Any]:
+    """A nested block. The Qwen family's early files keep the text decoder's fields at the top level."""
+    block = values.get(name)
+    if block is None and name == "text_config" and "hidden_size" in values:
+        return {key: value for key, value in values.items() if key not in ("model_type", "vision_config")}
+    if block is None:
+        raise InputError(f"the configuration has no block '{name}'", "Give the whole model's config.json")
+    if not isinstance(block, Mapping):
+        raise InputError(f"the configuration's {name} is not a block of fields but {block!r}", "Give the model's complete config.json")
+    return block
+
+
+#: Towers and decoders that carry the whole model's type, or none, in older files.
+def _type_of(block: Mapping[str, Any], default: str) -> str:
+    model_type = block.get("model_type")
+    known = (*families("decoder"), *families("tower"))
+    same_family = model_type is not None and model_type not in known and default.startswith(str(model_type))
+    return default if model_type in (None, "") or same_family else str(model_type)

@@ -1,0 +1,131 @@
+"""The vision towers' facts, one reader per architecture.
+
+Readers take the vision configuration and give a `Tower`. Feature layers behind the selected one still run in transformers, so they count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from planner.spec.config import Config, family
+from planner.spec.facts import Block, Tower
+
+
+def read_tower(values: Mapping[str, Any], model_type: str) -> tuple[Tower, Config]:
+    """Facts of a vision tower, and its configuration with defaults for whoever needs more of it.
+
+    Raises:
+        InputError: a field is missing or absurd.
+        UnsupportedModelError: the tower is unknown.
+    """
+    data = family(model_type, "tower")
+    config = Config(values, "vision_config", data["defaults"])
+    return READERS[model_type](config, model_type), config
+
+
+def _patch_macs(config: Config, width: int) -> int:
+    """A convolution whose stride is its kernel: every input element meets every output channel once."""
+    patch = config.side("patch_size", "spatial_patch_size")
+    frames = config.size("temporal_patch_size", default=1)
+    return width * config.size("num_channels", "in_channels", "in_chans", default=3) * frames * patch * patch
+
+
+def _clip(config: Config, model_type: str) -> Tower:
+    """CLIP, SigLIP and their kin: square tiles, four square projections, a plain two-layer block."""
+    width = config.size("hidden_size")
+    block = _plain(config, width, config.size("num_hidden_layers"))
+    class_token = int(model_type in ("clip_vision_model", "internvl_vision", "llama4_vision_model"))
+    # SigLIP's pooling head: one learned query attends to all patches, then a block of its own. Its result is not used by a decoder, yet computed.
+    pooled = model_type == "siglip_vision_model" and bool(config.get("vision_use_head", default=True))
+    feed_forward = 2 * width * config.size("intermediate_size")
+    return Tower(
+        family=model_type,
+        hidden_size=width,
+        patch_macs=_patch_macs(config, width),
+        blocks=(block,),
+        extra_tokens=class_token,
+        token_macs=2 * width * width + 2 * width if pooled else 0,
+        tile_macs=2 * width * width + feed_forward if pooled else 0,
+        score_rows=class_token,
+        score_macs=width,
+    )
+
+
+def _plain(config: Config, width: int, repeat: int, span: str = "tile") -> Block:
+    macs = 4 * width * width + 2 * width * config.size("intermediate_size")
+    return Block(repeat, macs, 2 * width, span)  # type: ignore[arg-type]
+
+
+def _pixtral(config: Config, model_type: str) -> Tower:
+    """Pixtral: gated blocks; all images stand in one masked sequence."""
+    width = config.size("hidden_size")
+    macs = 4 * width * width + 3 * width * config.size("intermediate_size")
+    block = Block(config.size("num_hidden_layers"), macs, 2 * width, "batch")
+    return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
+
+
+def _qwen2(config: Config, model_type: str) -> Tower:
+    width = config.size("embed_dim")
+    ratio = config.get("mlp_ratio", default=4)
+    macs = 4 * width * width + 2 * width * int(width * ratio)
+    block = Block(config.size("depth", "num_hidden_layers"), macs, 2 * width, "image")
+    return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
+
+
+def _qwen2_5(config: Config, model_type: str) -> Tower:
+    """Windows in all blocks but a few; gated blocks."""
+    width, depth = config.size("hidden_size"), config.size("depth", "num_hidden_layers")
+    macs = 4 * width * width + 3 * width * config.size("intermediate_size")
+    whole = len(set(config.numbers("fullatt_block_indexes")) & set(range(depth)))
+    blocks = (Block(depth - whole, macs, 2 * width, "window"), Block(whole, macs, 2 * width, "image"))
+    window = config.size("window_size") // config.side("patch_size")
+    return Tower(model_type, width, _patch_macs(config, width), blocks, window=window, score_macs=width)
+
+
+def _qwen3(config: Config, model_type: str) -> Tower:
+    width = config.size("hidden_size")
+    block = _plain(config, width, config.size("depth", "num_hidden_layers"), "image")
+    return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
+
+
+def _glm4v(config: Config, model_type: str) -> Tower:
+    """Gated blocks as wide as the output, not as `intermediate_size`, which is the merger's."""
+    width = config.size("hidden_size")
+    macs = 4 * width * width + 3 * width * config.size("out_hidden_size")
+    block = Block(config.size("depth", "num_hidden_layers"), macs, 2 * width, "image")
+    return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
+
+
+def _mllama(config: Config, model_type: str) -> Tower:
+    """All tiles of an image attend to each other; tiles are padded to eight tokens; a second, gated encoder follows the first."""
+    width = config.size("hidden_size")
+    depth = config.size("num_hidden_layers") + config.size("num_global_layers")
+    block = _plain(config, width, depth, "image")
+    return Tower(
+        family=model_type,
+        hidden_size=width,
+        patch_macs=_patch_macs(config, width),
+        blocks=(block,),
+        extra_tokens=1,
+        pad_to=8,
+        score_rows=1,
+        score_macs=width,
+    )
+
+
+READERS: dict[str, Callable[[Config, str], Tower]] = {
+    "clip_vision_model": _clip,
+    "siglip_vision_model": _clip,
+    "internvl_vision": _clip,
+    "idefics3_vision": _clip,
+    "smolvlm_vision": _clip,
+    "llama4_vision_model": _clip,
+    "pixtral": _pixtral,
+    "qwen2_vl_vision": _qwen2,
+    "qwen2_5_vl_vision": _qwen2_5,
+    "qwen3_vl_vision": _qwen3,
+    "qwen3_vl_moe_vision": _qwen3,
+    "glm4v_vision": _glm4v,
+    "mllama_vision_model": _mllama,
+}
