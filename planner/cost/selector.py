@@ -1,0 +1,90 @@
+"""What choosing tokens costs: the one place that says which products a score is made of. The runtime computes exactly these.
+
+``n`` rows are present in the scoring layer (text and visual), of which ``v`` are visual and ``t`` are text after the image; the layer has H query
+heads of size dh (keys) and dv (values), hidden size d. One multiply-add is one mac. Elementwise work (softmax, squares, means, sorting,
+gathering) is not counted, as in every count here.
+
+| rank_by                | products                                                              | macs                       |
+|------------------------|-----------------------------------------------------------------------|----------------------------|
+| none, random           | none                                                                  | 0                          |
+| last_attention         | last row's query with the keys of all n rows                          | H dh n                     |
+| influence_l2           | the same; the values' squared norms are elementwise                   | H dh n                     |
+| influence_cos          | the same; and the head's output with the v visual values              | H dh n + H dv v            |
+| text_raters            | similarity of t text rows and v visual rows; t query rows             | d t v + H dh t n           |
+| cross_self_attention   | t text and v visual query rows with all keys                          | H dh (t + v) n             |
+| attention_received     | t text query rows with all keys                                       | H dh t n                   |
+| encoder_attention      | per tile of N tower tokens: the class token's query row with N keys   | H dh N                     |
+|                        | towers without a class token: all N query rows                        | H dh N N                   |
+| encoder_norm           | none                                                                  | 0                          |
+
+Several query rows of one score are all computed, also those that a later mean leaves out (raters depend on the sample, shapes must not).
+
+Queries and keys are those the layer has just computed. A `probe` runs before the layer and computes them itself: keys of all n rows, the query of
+the last row, and for an influence score the values of all n rows; `influence_cos`, and any `relative` threshold, also needs the last row's
+attention output, one weighted sum of n values (H dv n). The layer then runs unchanged on the survivors.
+
+A `relative` threshold without a probe reads the attention output that the layer has computed anyway.
+
+`redistribute` computes scores and weighted sums of its rows a second time, beside the fused kernel: in prefill the t text rows after the image with
+all n keys, in decoding the new row with all keys: H (dh + dv) per pair, in every layer of the stage.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.schedule import Select, Threshold
+from planner.spec.facts import Attention, Tower
+
+#: An int, a float (in a paper's accounting) or an array over schedules.
+Number = Any
+
+
+def score_macs(select: Select, attention: Attention, hidden: int, rows: Number, visual: Number, text: Number) -> Number:
+    """Multiply-adds of one selection in one request.
+
+    Args:
+        select: the selection.
+        attention: of the scoring layer.
+        hidden: the decoder's hidden size.
+        rows: present in the scoring layer, n.
+        visual: visual ones among them, v.
+        text: text rows after the image among them, t.
+    """
+    rank_by = select.rank_by
+    query_row = attention.heads * attention.head_dim * rows
+    if rank_by in ("none", "random"):
+        return 0 * rows
+    if rank_by == "text_raters":
+        return hidden * text * visual + text * query_row
+    if rank_by == "cross_self_attention":
+        return (text + visual) * query_row
+    if rank_by == "attention_received":
+        return text * query_row
+    macs = query_row
+    if rank_by == "influence_cos":
+        macs = macs + attention.heads * attention.value_dim * visual
+    if select.probe:
+        macs = macs + attention.query_macs + attention.key_macs * rows
+        relative = isinstance(select.keep, Threshold) and select.keep.relative
+        if rank_by in ("influence_l2", "influence_cos"):
+            macs = macs + attention.value_macs * rows
+        if rank_by == "influence_cos" or relative:
+            macs = macs + attention.heads * attention.value_dim * rows
+    return macs
+
+
+def encoder_score_macs(select: Select, tower: Tower, tokens: int) -> int:
+    """Multiply-adds of ranking one tile's patches by attention inside the vision tower.
+
+    Args:
+        tokens: of the tile, class token included.
+    """
+    if select.rank_by != "encoder_attention":
+        return 0
+    return tower.score_macs * tokens * (tower.score_rows or tokens)
+
+
+def redistribute_macs(attention: Attention, query_rows: Number, keys: Number) -> Number:
+    """Multiply-adds of redistributing attention in one layer."""
+    return attention.pair_macs * query_rows * keys
