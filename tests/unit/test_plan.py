@@ -1,0 +1,94 @@
+"""The plan document: frozen, self-checking, refused when edited, newer, or for another model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from planner import load_plan
+from planner.errors import InputError, PlanDigestError, PlanError, PlanVersionError
+from planner.plan import Decision, Evidence, Measured, Plan, Row
+from planner.profile import ModelIdentity
+from planner.report.plan_view import describe
+from planner.schedule import Count, Schedule, Select, Stage
+
+
+def make_plan() -> Plan:
+    keep_20 = Select(rank_by="influence_l2", keep=Count(count=20))
+    schedule = Schedule(
+        stages=(
+            Stage(first=0, last=3, visual_attention="self", text_to_visual="none", cache_visual="none"),
+            Stage(first=3, last=4, cache_visual="kept", selects=(keep_20,)),
+            Stage(first=4, last=7, selects=(Select(rank_by="none", keep=Count(count=0)),)),
+            Stage(first=7, last=10),
+        )
+    )
+    row = Row(
+        policy="dense",
+        accuracy=Measured(value=0.98, low=0.96, high=0.99, n=400),
+        agreement=Measured(value=1.0, low=0.99, high=1.0, n=400),
+        decoder_flops=1e9,
+        decoder_flops_ratio=1.0,
+        visual_attention_ratio=1.0,
+        kv_cache_bytes=1000.0,
+        kv_cache_ratio=1.0,
+        prefill_ms=12.5,
+    )
+    evidence = Evidence(
+        profile_sha256="p" * 64,
+        calibration_digest="c" * 64,
+        calibration_n=256,
+        agreement_limit=0.98,
+        held_back_agreement=Measured(value=0.99, low=0.97, high=1.0, n=128),
+        evaluation_digest="e" * 64,
+        rows=(row,),
+        notes=("the cosine threshold fires in layer 0",),
+    )
+    identity = ModelIdentity(
+        id="tiny", family="llava", config={}, config_digest="d" * 64, layers=10, hidden_size=128, image_token_id=7
+    )
+    decision = Decision(policy="visipruner:filter=3,keep=20,exit=7", schedule=schedule)
+    return Plan(model=identity, decision=decision, evidence=evidence).sealed()
+
+
+def test_saving_and_loading_is_identity(tmp_path):
+    plan = make_plan()
+    plan.save(tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == plan
+    first = (tmp_path / "plan.json").read_bytes()
+    load_plan(tmp_path / "plan.json").save(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("edit", "error"),
+    [
+        (lambda body: body["decision"]["schedule"]["stages"][0].update(last=2), PlanDigestError),
+        (lambda body: body.update(schema_version=2), PlanVersionError),
+        (lambda body: body.pop("plan_sha256"), PlanError),
+    ],
+)
+def test_edited_or_newer_plans_are_refused_with_a_remedy(tmp_path, edit, error):
+    body = make_plan().content()
+    edit(body)
+    (tmp_path / "plan.json").write_text(json.dumps(body))
+    with pytest.raises(error) as caught:
+        load_plan(tmp_path / "plan.json")
+    assert caught.value.remedy
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        load_plan(tmp_path / "none.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(PlanError, match="not valid JSON"):
+        load_plan(tmp_path / "broken.json")
+
+
+def test_description_tells_stages_evidence_and_notes():
+    text = describe(make_plan())
+    assert "keep 20 by influence_l2" in text and "drop the image" in text
+    assert "0.980 (0.960-0.990)" in text
+    assert "the cosine threshold fires in layer 0" in text
+    assert [line.split()[0] for line in text.splitlines() if line[:1].isdigit()] == ["0-2", "3", "4-6", "7-9"]
