@@ -41,7 +41,9 @@ def family(model_type: str, role: str) -> dict[str, Any]:
         )
     data: dict[str, Any] = json.loads(_folder().joinpath(f"{model_type}.json").read_text())
     if data["role"] != role:
-        raise UnsupportedModelError(f"'{model_type}' is a {data['role']}, not a {role}", "Give the whole model's config.json")
+        raise UnsupportedModelError(
+            f"'{model_type}' is a {data['role']}, not a {role}", "Give the whole model's config.json"
+        )
     return data
 
 
@@ -98,11 +100,18 @@ class Config:
         value = self.get(*names, default=default)
         if value is None:
             spelled = " or ".join(f"'{name}'" for name in names)
-            raise InputError(f"the configuration's {self.where} has no field {spelled}", "Give the model's complete config.json")
+            raise InputError(
+                f"the configuration's {self.where} has no field {spelled}", "Give the model's complete config.json"
+            )
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
-            raise InputError(f"{self.where}.{names[0]} must be a whole number, got {value!r}", "Check the configuration")
+            raise InputError(
+                f"{self.where}.{names[0]} must be a whole number, got {value!r}", "Check the configuration"
+            )
         if not least <= value < LARGEST:
-            raise InputError(f"{self.where}.{names[0]} = {value} makes no sense, at least {least} is needed", "Check the configuration")
+            raise InputError(
+                f"{self.where}.{names[0]} = {value} makes no sense, at least {least} is needed",
+                "Check the configuration",
+            )
         return int(value)
 
     def side(self, *names: str) -> int:
@@ -116,7 +125,9 @@ class Config:
             value = list(value.values())
         if isinstance(value, Sequence) and not isinstance(value, str):
             if len(set(value)) != 1:
-                raise InputError(f"{self.where}.{names[0]} = {list(value)} is not square", "Only square sizes are known here")
+                raise InputError(
+                    f"{self.where}.{names[0]} = {list(value)} is not square", "Only square sizes are known here"
+                )
             return Config({names[0]: value[0]}, self.where).size(names[0])
         return self.size(*names)
 
@@ -129,5 +140,7 @@ class Config:
         value = self.get(*names, default=())
         listed = [value] if isinstance(value, int) else value
         if isinstance(listed, str) or not all(isinstance(item, int) for item in listed):
-            raise InputError(f"{self.where}.{names[0]} must be a list of whole numbers, got {value!r}", "Check the configuration")
+            raise InputError(
+                f"{self.where}.{names[0]} must be a list of whole numbers, got {value!r}", "Check the configuration"
+            )
         return tuple(listed)

@@ -73,12 +73,14 @@ def _layer_types(config: Config, data: Mapping[str, Any]) -> tuple[str, ...]:
         listed = _by_pattern(config, data, count)
     if len(listed) != count:
         raise InputError(
-            f"{config.where}.layer_types lists {len(listed)} layers and num_hidden_layers says {count}", "Check the configuration"
+            f"{config.where}.layer_types lists {len(listed)} layers and num_hidden_layers says {count}",
+            "Check the configuration",
         )
     unknown = next((name for name in listed if name not in KINDS), None)
     if unknown is not None:
         raise UnsupportedModelError(
-            f"layer type '{unknown}' of '{data['model_type']}' is not known, and its cost is not guessed", f"Known: {', '.join(KINDS)}"
+            f"layer type '{unknown}' of '{data['model_type']}' is not known, and its cost is not guessed",
+            f"Known: {', '.join(KINDS)}",
         )
     kinds = [KINDS[name] for name in listed]
     crossing = config.numbers("cross_attention_layers")
@@ -95,7 +97,9 @@ def _by_pattern(config: Config, data: Mapping[str, Any], count: int) -> list[str
     if config.get("use_sliding_window"):
         full = config.size("max_window_layers", default=0, least=0)
         return ["full_attention" if index < full else "sliding_attention" for index in range(count)]
-    every = config.get("sliding_window_pattern", "_sliding_window_pattern", "no_rope_layer_interval", "full_attention_interval")
+    every = config.get(
+        "sliding_window_pattern", "_sliding_window_pattern", "no_rope_layer_interval", "full_attention_interval"
+    )
     if every is not None and len(pattern) > 1:
         pattern = [pattern[0]] * (every - 1) + ["full_attention"]
     return [pattern[index % len(pattern)] for index in range(count)]
@@ -106,7 +110,8 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
     kv_heads = config.size("num_key_value_heads", default=heads)
     if heads % kv_heads:
         raise InputError(
-            f"{config.where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly", "Check the configuration"
+            f"{config.where}: {heads} attention heads cannot share {kv_heads} key/value heads evenly",
+            "Check the configuration",
         )
     if kind == "linear":
         return _linear(config, hidden)
@@ -207,7 +212,9 @@ def _sparse_layers(config: Config, data: Mapping[str, Any], count: int) -> tuple
         return tuple(index >= first for index in range(count))
     listed = config.get("moe_layers")
     step = config.size("interleave_moe_layer_step", least=0)
-    return tuple((index in listed) if listed is not None else (step > 0 and (index + 1) % step == 0) for index in range(count))
+    return tuple(
+        (index in listed) if listed is not None else (step > 0 and (index + 1) % step == 0) for index in range(count)
+    )
 
 
 def _feed_forward(config: Config, data: Mapping[str, Any], sparse: bool) -> FeedForward:

@@ -206,7 +206,7 @@ class ImageRule:
         resolutions: ``(height, width)`` candidates of ``anyres``.
         limit: ``anyres``: largest number of tiles' worth of tokens kept (0: all).
         min_pixels, max_pixels: of ``resize``. max_tiles, longest_edge: of ``tiles`` and ``grid``, of ``split`` and ``shrink``.
-        """
+    """
 
     kind: Literal["fixed", "anyres", "resize", "tiles", "split", "shrink", "grid"]
     side: int

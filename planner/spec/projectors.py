@@ -68,7 +68,9 @@ def _anyres(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
     resolutions = tuple((int(height), int(width)) for height, width in pinpoints)
     aspect = str(model.get("vision_aspect_ratio", default=""))
     limit = int(aspect.rpartition("_")[2]) if aspect.startswith("anyres_max_") else 0
-    return projector, ImageRule("anyres", fixed.side, fixed.patch, tile_tokens=fixed.tile_tokens, resolutions=resolutions, limit=limit)
+    return projector, ImageRule(
+        "anyres", fixed.side, fixed.patch, tile_tokens=fixed.tile_tokens, resolutions=resolutions, limit=limit
+    )
 
 
 #: Where the configuration leaves them out, as transformers' classes do.
@@ -140,7 +142,9 @@ def _paligemma(model: Config, vision: Config, tower: Tower, hidden: int) -> Part
 def _mistral3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
     """A patch merger back to the tower's width, then two layers."""
     patch, merge, width = vision.side("patch_size"), model.size("spatial_merge_size"), tower.hidden_size
-    projector = Projector(merge * merge, merge * merge * width * width + _two_layers(_feature_layers(model) * width, hidden))
+    projector = Projector(
+        merge * merge, merge * merge * width * width + _two_layers(_feature_layers(model) * width, hidden)
+    )
     edge = vision.side("image_size")
     return projector, ImageRule("shrink", side=patch * merge, patch=patch, merge=merge, longest_edge=edge)
 

@@ -37,7 +37,9 @@ def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not JSON: {error}", "Give a Hugging Face config.json") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} holds {type(values).__name__}, not a configuration", "Give a Hugging Face config.json")
+        raise InputError(
+            f"{path} holds {type(values).__name__}, not a configuration", "Give a Hugging Face config.json"
+        )
     if "config" in values and "model_type" not in values:
         values = values["config"]
     return _from_values(values, name=path.parent.name if path.name == "config.json" else path.stem)
@@ -75,7 +77,9 @@ def _from_values(values: Mapping[str, Any], name: str) -> ModelSpec:
     if not isinstance(model_type, str):
         raise InputError("the configuration has no field 'model_type'", "Give the model's complete config.json")
     if model_type in families("decoder"):
-        return ModelSpec(family=model_type, decoder=read_decoder(values, model_type, where="config"), name=name or model_type)
+        return ModelSpec(
+            family=model_type, decoder=read_decoder(values, model_type, where="config"), name=name or model_type
+        )
     data = family(model_type, "vlm")
     # `where` doubles as the family's name for whoever needs its defaults.
     config = Config(values, model_type, data["defaults"])
@@ -103,7 +107,10 @@ def _block(values: Mapping[str, Any], name: str, model_type: str) -> Mapping[str
     if block is None:
         raise InputError(f"the configuration has no block '{name}'", "Give the whole model's config.json")
     if not isinstance(block, Mapping):
-        raise InputError(f"the configuration's {name} is not a block of fields but {block!r}", "Give the model's complete config.json")
+        raise InputError(
+            f"the configuration's {name} is not a block of fields but {block!r}",
+            "Give the model's complete config.json",
+        )
     return block
 
 

@@ -1,0 +1,48 @@
+"""FastV (Chen et al., ECCV 2024, "An Image is Worth 1/2 Tokens After Layer 2")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from planner.errors import InputError
+from planner.policies.base import Policy, check_layer
+from planner.schedule import Count, Fraction, RankBy, Schedule, Select, Stage
+
+if TYPE_CHECKING:
+    from planner.spec import ModelSpec
+    from planner.workload import Workload
+
+
+class FastV(Policy):
+    """Layers ``[0, k)`` see every visual token; after layer k - 1 the share `ratio` least attended by the last token is dropped.
+
+    The paper's rows with K = 0 are an accounting only: nothing has been attended before layer 0 that could rank tokens.
+    """
+
+    name: ClassVar[str] = "fastv"
+    summary: ClassVar[str] = "after layer k drop the visual tokens the last token attends to least"
+
+    k: Annotated[int, Field(ge=0)] = 2
+    ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
+        if self.k == 0:
+            raise InputError(
+                "fastv with k=0 has no attention to rank by",
+                f"Choose k of 1 or more; 'random:k=0,ratio={self.ratio}' costs what K=0 is said to cost",
+            )
+        return drop_after(self.name, spec.layers, self.k, self.ratio, "last_attention")
+
+
+def drop_after(policy: str, layers: int, k: int, ratio: float, rank_by: RankBy, seed: int = 0) -> Schedule:
+    """Everything in layers ``[0, k)``, a share `ratio` fewer visual tokens from layer k on."""
+    check_layer(policy, "k", k, layers)
+    # 1 - 0.9 is 0.09999999999999998: say the share that was meant.
+    share = round(1 - ratio, 12)
+    if share > 0:
+        select = Select(rank_by=rank_by, keep=Fraction(fraction=share), seed=seed)
+    else:
+        select = Select(rank_by="none", keep=Count(count=0))
+    return Schedule(stages=(Stage(first=0, last=k, selects=(select,)), Stage(first=k, last=layers)))

@@ -1,0 +1,51 @@
+"""Visual attention redistribution (S3, VAR: "See What You Are Told: Visual Attention Sink in Large Multimodal Models")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from planner.policies.base import Policy, check_layer
+from planner.schedule import Redistribute, Schedule, Stage
+
+if TYPE_CHECKING:
+    from planner.spec import ModelSpec
+    from planner.workload import Workload
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class VAR(Policy):
+    """Attention on visual sink tokens moves to other visual tokens in image-centric heads. It saves nothing; it is about quality.
+
+    Attributes:
+        dims: the model's sink dimensions, as calibration finds them.
+        tau, rho, p, min_visual: as `planner.schedule.Redistribute` says.
+        first, last: layers ``[first, last)`` in which it happens; from layer 2 to all but the last by default.
+    """
+
+    name: ClassVar[str] = "var"
+    summary: ClassVar[str] = "move attention from visual sinks to other visual tokens (quality, not speed)"
+
+    dims: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    tau: Annotated[float, Field(gt=0)] = 20
+    rho: Share = 0.8
+    p: Share = 0.6
+    min_visual: Share = 0.2
+    first: Annotated[int, Field(ge=0)] = 2
+    last: Annotated[int, Field(ge=1)] | None = None
+
+    def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
+        last = self.last if self.last is not None else spec.layers - 1
+        check_layer(self.name, "last", last - 1, spec.layers)
+        check_layer(self.name, "first", self.first, last)
+        for dim in self.dims:
+            check_layer(self.name, "dims", dim, spec.hidden_size)
+        rule = Redistribute(sink_dims=self.dims, tau=self.tau, rho=self.rho, p=self.p, min_visual=self.min_visual)
+        stages = [Stage(first=self.first, last=last, redistribute=rule)]
+        if self.first:
+            stages.insert(0, Stage(first=0, last=self.first))
+        if last < spec.layers:
+            stages.append(Stage(first=last, last=spec.layers))
+        return Schedule(stages=tuple(stages))

@@ -1,0 +1,132 @@
+"""VisiPruner (S1, "Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from planner.errors import InputError
+from planner.policies.base import Policy, check_layer, keep_of
+from planner.schedule import Count, Keep, RankBy, Schedule, Select, Stage, Threshold
+
+if TYPE_CHECKING:
+    from planner.spec import ModelSpec
+    from planner.workload import Workload
+
+SCORES: dict[str, RankBy] = {
+    "l2": "influence_l2",
+    "cos": "influence_cos",
+    "attention": "last_attention",
+    "random": "random",
+}
+Layer = Annotated[float, Field(ge=0)]
+
+
+class VisiPruner(Policy):
+    """Shallow layers without image reading, one filtering layer, middle layers on the kept tokens, deep layers without any.
+
+    * ``[0, filter)``: visual tokens see only themselves, text does not see them, decoding finds none of them in the cache;
+    * layer `filter`: all tokens, as the model has it; those with the most influence on the last token are kept, in its cache too;
+    * ``[filter + 1, exit)``: the kept ones; ``[exit, L)``: none. Without `exit` they stay to the end.
+
+    Layers count from 0 (the paper counts from 1). Fractional bounds and budgets are a paper's means over samples: they can be costed, never
+    executed, and as in the paper's accounting they have no dense filtering layer.
+
+    Attributes:
+        filter, exit: first and last bound of the middle layers.
+        keep: visual tokens kept: below 1 a share, else a number.
+        visual_attention, text_to_visual: the rule in the shallow layers.
+        merge_first: layer 0 puts all of the text's attention to the image on one visual token, instead of none.
+        probe: score layer `filter` before it runs, so that it runs on the kept tokens only.
+        rank_by: influence as an L2 change, as 1 - cosine, attention, or random.
+        threshold: keep tokens that reach this score, at most `at_most`, in place of a fixed `keep`.
+        relative: the threshold is relative to the norm of the last token's attention output.
+        expected: mean number kept on calibration samples, which stands for a threshold in cost tables.
+    """
+
+    name: ClassVar[str] = "visipruner"
+    summary: ClassVar[str] = "shallow layers blind, a filtering layer, few tokens in the middle, none in deep layers"
+
+    filter: Layer
+    keep: Annotated[float, Field(ge=0)] = 10
+    exit: Layer | None = None
+    visual_attention: Literal["self", "full"] = "self"
+    text_to_visual: Literal["none", "merge", "full"] = "none"
+    merge_first: bool = False
+    probe: bool = False
+    rank_by: Literal["l2", "cos", "attention", "random"] = "l2"
+    threshold: float | None = None
+    at_most: Annotated[int, Field(ge=1)] | None = None
+    relative: bool = False
+    expected: float | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VisiPruner:
+        if (self.threshold is None) != (self.at_most is None):
+            raise ValueError("threshold and at_most go together")
+        if self.threshold is None and (self.relative or self.expected is not None):
+            raise ValueError("relative and expected belong to a threshold")
+        if self.threshold is not None and self.rank_by == "random":
+            raise ValueError("a random choice has no score to compare with a threshold")
+        if self.merge_first and (self.visual_attention, self.text_to_visual) != ("self", "none"):
+            raise ValueError("merge_first changes layer 0 of visual_attention=self,text_to_visual=none")
+        if self.probe and self.filter == 0:
+            raise ValueError("probe needs a layer before the filtering layer: filter must be at least 1")
+        return self
+
+    def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
+        check_layer(self.name, "filter", self.filter, spec.layers)
+        first, last = _whole(self.filter), _whole(min(self.exit, spec.layers) if self.exit is not None else spec.layers)
+        probing = self.probe or isinstance(first, float)
+        select = self._select(probing)
+        shallow = self._shallow(first, (select,) if probing else ())
+        middle = first if probing else first + 1
+        filtering = () if probing else (Stage(first=first, last=first + 1, cache_visual="kept", selects=(select,)),)
+        if last <= middle and last < spec.layers:
+            raise InputError(
+                f"policy 'visipruner': exit={last} leaves no layer to the kept tokens after filter={first}",
+                f"Choose exit of at least {middle + 1}",
+            )
+        nothing = Select(rank_by="none", keep=Count(count=0))
+        kept = (
+            (Stage(first=middle, last=last, selects=(nothing,) if last < spec.layers else ()),) if middle < last else ()
+        )
+        deep = (Stage(first=last, last=spec.layers),) if last < spec.layers else ()
+        return Schedule(stages=(*shallow, *filtering, *kept, *deep))
+
+    def _select(self, probing: bool) -> Select:
+        if self.threshold is not None and self.at_most is not None:
+            keep: Keep = Threshold(
+                threshold=self.threshold, relative=self.relative, at_most=self.at_most, expected=self.expected
+            )
+        else:
+            keep = keep_of(self.keep)
+        if self.keep == 0 and self.threshold is None:
+            return Select(rank_by="none", keep=keep)
+        score = SCORES[self.rank_by]
+        return Select(rank_by=score, keep=keep, probe=probing and score != "random")
+
+    def _shallow(self, filter_layer: float, selects: tuple[Select, ...]) -> tuple[Stage, ...]:
+        if filter_layer == 0:
+            return ()
+        rule: dict[str, Any] = {
+            "visual_attention": self.visual_attention,
+            "text_to_visual": self.text_to_visual,
+            "cache_visual": _CACHE[self.text_to_visual],
+        }
+        if not self.merge_first:
+            return (Stage(first=0, last=filter_layer, selects=selects, **rule),)
+        merging: dict[str, Any] = {"visual_attention": "self", "text_to_visual": "merge", "cache_visual": "none"}
+        if filter_layer <= 1:
+            return (Stage(first=0, last=filter_layer, selects=selects, **merging),)
+        return (Stage(first=0, last=1, **merging), Stage(first=1, last=filter_layer, selects=selects, **rule))
+
+
+#: What decoding may read in shallow layers, by what the prompt's text could.
+_CACHE = {"none": "none", "merge": "none", "full": "all"}
+
+
+def _whole(layer: float) -> float:
+    """Whole bounds as integers, so that costs stay integers."""
+    return int(layer) if float(layer).is_integer() else layer
