@@ -10,6 +10,19 @@ from tabulate import tabulate
 from planner.plan import Evidence, Measured, Plan, Prediction
 from planner.schedule import Count, Fraction, Schedule, Select
 
+STAGE_HEADERS = ("layers", "image sees image", "text sees image", "decoding sees", "then")
+EVIDENCE_HEADERS = (
+    "policy",
+    "accuracy (95 %)",
+    "agreement with dense (95 %)",
+    "decoder FLOPs",
+    "of dense",
+    "visual attention of dense",
+    "KV bytes",
+    "of dense",
+    "prefill ms",
+)
+_TEXT_COLUMNS = {"policy", "", *STAGE_HEADERS}
 _TABULATE = {"table": "simple", "md": "github"}
 
 
@@ -24,13 +37,18 @@ def describe(plan: Plan, fmt: str = "table") -> str:
         parts.append("No evidence: this plan's accuracy was not measured. `plan calibrate` measures it.")
     else:
         parts.append(evidence_table(plan.evidence, fmt))
-        parts.append(_provenance(plan.evidence))
+        parts.append(provenance(plan.evidence))
         parts.extend(f"Note: {note}" for note in plan.evidence.notes)
     return "\n\n".join(parts)
 
 
 def stages_table(schedule: Schedule, fmt: str = "table") -> str:
     """The staircase, one row per stage; layers are counted from 0."""
+    return _table(STAGE_HEADERS, stage_rows(schedule), fmt)
+
+
+def stage_rows(schedule: Schedule) -> list[list[str]]:
+    """Cells under `STAGE_HEADERS`."""
     rows: list[list[str]] = []
     if schedule.entry is not None:
         rows.append(["before 0", "", "", "", select_text(schedule.entry)])
@@ -40,7 +58,7 @@ def stages_table(schedule: Schedule, fmt: str = "table") -> str:
         if stage.redistribute is not None:
             then = "; ".join(filter(None, [then, f"redistribute {stage.redistribute.p:.0%} of sink attention"]))
         rows.append([layers, stage.visual_attention, stage.text_to_visual, stage.cache_visual, then])
-    return _table(["layers", "visual attention", "text sees image", "decoding sees", "then"], rows, fmt)
+    return rows
 
 
 def select_text(select: Select) -> str:
@@ -79,11 +97,12 @@ def prediction_table(prediction: Prediction, fmt: str = "table") -> str:
 
 def evidence_table(evidence: Evidence, fmt: str = "table") -> str:
     """Accuracy and agreement as measured, dense first, baselines at equal FLOPs last."""
-    headers = [
-        "policy", "accuracy (95 %)", "agreement with dense (95 %)", "decoder FLOPs", "of dense",
-        "visual attention", "KV bytes", "of dense", "prefill ms",
-    ]  # fmt: skip
-    rows = [
+    return _table(EVIDENCE_HEADERS, evidence_rows(evidence), fmt)
+
+
+def evidence_rows(evidence: Evidence) -> list[list[str]]:
+    """Cells under `EVIDENCE_HEADERS`."""
+    return [
         [
             row.policy,
             share(row.accuracy),
@@ -97,7 +116,6 @@ def evidence_table(evidence: Evidence, fmt: str = "table") -> str:
         ]
         for row in evidence.rows
     ]
-    return _table(headers, rows, fmt)
 
 
 def share(measured: Measured | None) -> str:
@@ -105,7 +123,8 @@ def share(measured: Measured | None) -> str:
     return "" if measured is None else f"{measured.value:.3f} ({measured.low:.3f}-{measured.high:.3f})"
 
 
-def _provenance(evidence: Evidence) -> str:
+def provenance(evidence: Evidence) -> str:
+    """Which samples decided and which judged, in one sentence or two."""
     decided = f"Decided on {evidence.calibration_n} calibration samples ({evidence.calibration_digest[:12]})"
     if evidence.held_back_agreement is not None:
         decided += (
@@ -120,10 +139,5 @@ def _provenance(evidence: Evidence) -> str:
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]], fmt: str) -> str:
     # Numbers arrive formatted; tabulate must not parse them back.
-    return tabulate(rows, headers, tablefmt=_TABULATE[fmt], disable_numparse=True, colalign=_align(headers))
-
-
-def _align(headers: Sequence[str]) -> list[str]:
-    words = {"policy", "layers", "visual attention", "text sees image", "decoding sees", "then", ""}
-    numeric = "decoder FLOPs" in headers
-    return ["left" if name in words and not (numeric and name == "visual attention") else "right" for name in headers]
+    align = ["left" if name in _TEXT_COLUMNS else "right" for name in headers]
+    return tabulate(rows, headers, tablefmt=_TABULATE[fmt], disable_numparse=True, colalign=align)
