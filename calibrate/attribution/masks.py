@@ -1,0 +1,57 @@
+"""Ablations: which heads, text rows and visual tokens read the image at hand, and which the mean image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from planner.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """M ablations of a model with L layers of H heads, on T text rows and V visual tokens; True is intact, False ablated.
+
+    Attributes:
+        heads: ``[M, L, H]`` (S4's x).
+        rows: ``[M, T]`` or None for all intact (S4's u).
+        image: ``[M, V]`` or None for all intact (S4's v).
+    """
+
+    heads: torch.Tensor
+    rows: torch.Tensor | None = None
+    image: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.heads.shape[0]
+
+    @property
+    def partial(self) -> bool:
+        """True when an intact head may still read some rows or tokens from the mean."""
+        return self.rows is not None or self.image is not None
+
+    def split(self, size: int) -> Iterator[Ablation]:
+        """Consecutive pieces of at most ``size`` ablations."""
+        for first in range(0, len(self), size):
+            piece = slice(first, first + size)
+            yield Ablation(
+                self.heads[piece],
+                None if self.rows is None else self.rows[piece],
+                None if self.image is None else self.image[piece],
+            )
+
+
+def random_masks(count: int, size: int, ablated: float, seed: int) -> torch.Tensor:
+    """Boolean masks ``[count, size]``; in each, the same share of entries, drawn by seed, is ablated (False).
+
+    Raises:
+        InputError: the share leaves nothing intact or nothing ablated.
+    """
+    zeros = round(ablated * size)
+    if not 0 < zeros < size:
+        raise InputError(f"ablating {ablated:g} of {size} entries leaves no choice", "Use a share between 0 and 1; S4 uses 0.75.")
+    drawn = np.random.default_rng(seed).permuted(np.tile(np.arange(size), (count, 1)), axis=1)
+    return torch.from_numpy(drawn >= zeros)
