@@ -1,0 +1,153 @@
+"""One forward over a whole sequence under explicit edges, with every layer's attention written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.modeling_utils import AttentionInterface
+
+from planner.schedule import Redistribute
+
+
+@dataclass
+class LayerRule:
+    """What one layer is told, for ``N`` tokens.
+
+    Attributes:
+        edges: ``[B, N, N]`` True where a query row (first) may see a key (second), if the model itself allows it.
+        replaced_value: ``[B, N, N]`` per query row and key, the token whose value is read instead; -1: the key's own.
+        redistribute, redistribute_rows: the weight edit and the ``[B, N]`` query rows it touches.
+    """
+
+    edges: Tensor
+    replaced_value: Tensor | None = None
+    redistribute: Redistribute | None = None
+    redistribute_rows: Tensor | None = None
+
+
+@dataclass
+class Record:
+    """What one layer did. Heads are query heads; keys and values are repeated for them.
+
+    Attributes:
+        inputs: ``[B, N, d]`` hidden states entering the layer.
+        query, key, value: ``[B, H, N, dh]``.
+        allowed: ``[B, N, N]`` the model's own mask, before any rule.
+        weights: ``[B, H, N, N]`` under the rule, before any redistribution.
+        scale: scores to weights without any rule: ``softmax(score(query, key))``.
+    """
+
+    inputs: Tensor
+    query: Tensor = field(default=None)  # type: ignore[assignment]
+    key: Tensor = field(default=None)  # type: ignore[assignment]
+    value: Tensor = field(default=None)  # type: ignore[assignment]
+    allowed: Tensor = field(default=None)  # type: ignore[assignment]
+    weights: Tensor = field(default=None)  # type: ignore[assignment]
+    scores: Tensor = field(default=None)  # type: ignore[assignment]
+
+
+def text_tower(model: Any) -> Any:
+    """The module that owns the decoder layers."""
+    text_config = model.config.get_text_config()
+    return next(m for m in model.modules() if getattr(m, "config", None) is text_config and hasattr(m, "layers"))
+
+
+def forward(
+    model: Any, inputs: dict[str, Tensor], rule_of: Callable[[int], LayerRule], visual: Tensor
+) -> tuple[Tensor, list[Record]]:
+    """Run the model once. Returns logits ``[B, N, V]`` and one record a layer."""
+    tower = text_tower(model)
+    records: list[Record] = []
+
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        record, rule = records[module.layer_idx], rule_of(module.layer_idx)
+        groups = query.shape[1] // key.shape[1]
+        record.query, record.key = query, key.repeat_interleave(groups, dim=1)
+        record.value = value.repeat_interleave(groups, dim=1)
+        scaling = kwargs.get("scaling")
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        record.scores = torch.einsum("bhqd,bhkd->bhqk", record.query, record.key) * scaling
+        if kwargs.get("softcap") is not None:
+            record.scores = kwargs["softcap"] * torch.tanh(record.scores / kwargs["softcap"])
+        record.allowed = (attention_mask[:, 0] > -1).expand(query.shape[0], -1, -1)
+        record.weights = softmax_over(record.scores, record.allowed & rule.edges)
+        weights = record.weights
+        if rule.redistribute is not None:
+            weights = redistributed(weights, record.inputs, visual, rule)
+        output = torch.einsum("bhqk,bhkd->bhqd", weights, record.value)
+        if rule.replaced_value is not None:
+            output = _with_replaced_values(weights, record.value, rule.replaced_value)
+        return output.transpose(1, 2).contiguous(), None
+
+    def remember(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        records.append(Record(inputs=args[0] if args else kwargs["hidden_states"]))
+
+    hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in tower.layers]
+    try:
+        with torch.no_grad(), _attention(tower.config, attend):
+            return model(**inputs, use_cache=False).logits, records
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def softmax_over(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Weights ``[B, H, q, k]`` over the allowed keys; a row without any (padding) is all zeros."""
+    shown = scores.masked_fill(~allowed[:, None], float("-inf"))
+    return torch.where(allowed.any(-1)[:, None, :, None], torch.softmax(shown, dim=-1), 0.0).nan_to_num(0.0)
+
+
+def _with_replaced_values(weights: Tensor, value: Tensor, replaced: Tensor) -> Tensor:
+    """Attention output one query row at a time, each key's value exchanged as that row is told."""
+    output = torch.zeros(*weights.shape[:3], value.shape[-1], dtype=value.dtype)
+    own = torch.arange(value.shape[2])
+    for sample in range(weights.shape[0]):
+        for row in range(weights.shape[2]):
+            source = torch.where(replaced[sample, row] >= 0, replaced[sample, row], own)
+            output[sample, :, row] = torch.einsum("hk,hkd->hd", weights[sample, :, row], value[sample][:, source])
+    return output
+
+
+def redistributed(weights: Tensor, inputs: Tensor, visual: Tensor, rule: LayerRule) -> Tensor:
+    """S3: in image-centric heads a share p of the weight on visual sinks goes to the other visual tokens pro rata."""
+    change, rows = rule.redistribute, rule.redistribute_rows
+    assert change is not None and rows is not None
+    edited = weights.clone()
+    for sample in range(weights.shape[0]):
+        rms = (inputs[sample].square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        phi = (inputs[sample] / rms)[:, list(change.sink_dims)].abs().max(-1).values
+        sinks = visual[sample] & (phi >= change.tau)
+        others = visual[sample] & ~sinks
+        for row in rows[sample].nonzero()[:, 0].tolist():
+            for head in range(weights.shape[1]):
+                line = weights[sample, head, row]
+                total, rest = line[visual[sample]].sum(), line[others].sum()
+                if total < change.min_visual or rest < change.rho * total or rest == 0:
+                    continue
+                moved = change.p * line[sinks].sum()
+                edited[sample, head, row, sinks] = line[sinks] * (1 - change.p)
+                edited[sample, head, row, others] = line[others] * (1 + moved / rest)
+    return edited
+
+
+@contextmanager
+def _attention(config: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """Let the text tower's layers call this function, with the full float mask the model builds for eager attention."""
+    before = config._attn_implementation
+    AttentionInterface.register("reference", function)
+    AttentionMaskInterface.register("reference", eager_mask)
+    config._attn_implementation = "reference"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        AttentionInterface._global_mapping.pop("reference")
+        AttentionMaskInterface._global_mapping.pop("reference")

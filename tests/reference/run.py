@@ -1,0 +1,158 @@
+"""A schedule over a prompt and its given continuation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.schedule import Schedule, Stage
+from tests.float64 import float64_throughout
+from tests.reference.attention import LayerRule, Record, forward
+from tests.reference.scores import Prompt, survivors
+
+
+@dataclass
+class Outcome:
+    """What must come out.
+
+    Attributes:
+        logits: ``[B, P + steps, V]`` over the whole sequence; rows of dropped tokens mean nothing.
+        prompt: ``P``.
+        alive: per layer ``[B, P]``, tokens that the layer computes; one entry more for after the last layer.
+        cached: per layer ``[B, P]``, prompt tokens whose keys and values decoding may read.
+    """
+
+    logits: Tensor
+    prompt: int
+    alive: list[Tensor]
+    cached: list[Tensor]
+
+    @property
+    def prefill(self) -> Tensor:
+        """``[B, V]`` logits of the last prompt row."""
+        return self.logits[:, self.prompt - 1]
+
+    @property
+    def steps(self) -> list[Tensor]:
+        """``[B, V]`` logits after each generated token."""
+        return [self.logits[:, row] for row in range(self.prompt, self.logits.shape[1])]
+
+
+def run(model: Any, inputs: dict[str, Tensor], schedule: Schedule, generated: Tensor) -> Outcome:
+    """Execute a schedule.
+
+    Args:
+        inputs: the prompt's keyword arguments, padded on the left.
+        generated: ``[B, steps]`` token ids that decoding is made to follow.
+    """
+    with float64_throughout():
+        return _Run(model, inputs, schedule).outcome(generated)
+
+
+class _Run:
+    def __init__(self, model: Any, inputs: dict[str, Tensor], schedule: Schedule) -> None:
+        self.model, self.inputs, self.schedule = model, inputs, schedule
+        config, ids = model.config, inputs["input_ids"]
+        image = getattr(config, "image_token_id", None)
+        valid = inputs["attention_mask"].bool()
+        visual = (ids == (config.image_token_index if image is None else image)) & valid
+        after = valid & ~visual & (visual.cumsum(-1) > 0)
+        self.prompt = Prompt(ids, valid, visual, after)
+        #: Who is alive on entering each layer, as far as decided.
+        self.alive = [valid]
+
+    def outcome(self, generated: Tensor) -> Outcome:
+        if self.schedule.entry is not None:
+            # Nothing has been computed yet: all that is known of the image is what enters the first layer.
+            record = self._prompt_pass()[0]
+            self.alive[0] = survivors(self.schedule.entry, -1, self.prompt, self.alive[0], record)
+        for stage in self.schedule.stages:
+            last = int(stage.last)
+            self.alive += [self.alive[-1]] * (last - int(stage.first))
+            for select in stage.selects:
+                record = self._prompt_pass()[last if select.probe else last - 1]
+                self.alive[last] = survivors(select, last - 1, self.prompt, self.alive[last], record)
+        steps = generated.shape[1]
+        logits, _ = forward(
+            self.model, self._extended(generated), lambda n: self._rule(n, steps), self._wide_visual(steps)
+        )
+        cached = [(self.alive[n] & ~self.prompt.visual) | self._cached_visual(n) for n in range(self.schedule.layers)]
+        return Outcome(logits, self.prompt.valid.shape[1], self.alive, cached)
+
+    def _prompt_pass(self) -> list[Record]:
+        return forward(self.model, self.inputs, lambda n: self._rule(n, 0), self.prompt.visual)[1]
+
+    def _extended(self, generated: Tensor) -> dict[str, Tensor]:
+        """The prompt's arguments with the generated tokens in place, as if they had been there from the start."""
+        extended = dict(self.inputs)
+        extended["input_ids"] = torch.cat([self.inputs["input_ids"], generated], dim=1)
+        extended["attention_mask"] = torch.cat([self.inputs["attention_mask"], torch.ones_like(generated)], dim=1)
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            if name in extended:
+                # Text, and for PaliGemma (whose prompt is type 0 and sees both ways) an ordinary suffix.
+                kind = int(self.model.config.model_type == "paligemma")
+                extended[name] = torch.cat(
+                    [extended[name], torch.full_like(generated, kind).to(extended[name].dtype)], 1
+                )
+        return extended
+
+    def _wide_visual(self, steps: int) -> Tensor:
+        return torch.nn.functional.pad(self.prompt.visual, (0, steps))
+
+    def _stage(self, layer: int) -> Stage:
+        return next(stage for stage in self.schedule.stages if stage.first <= layer < stage.last)
+
+    def _alive(self, layer: int) -> Tensor:
+        """Layers not yet decided run with what the last decided one has."""
+        return self.alive[min(layer, len(self.alive) - 1)]
+
+    def _merge_token(self, layer: int, sample: int) -> int | None:
+        present = (self._alive(layer) & self.prompt.visual)[sample].nonzero()[:, 0]
+        return int(present[0]) if len(present) else None
+
+    def _cached_visual(self, layer: int) -> Tensor:
+        """``[B, P]`` visual tokens that generated rows may see."""
+        stage = self._stage(layer)
+        if stage.cache_visual == "none":
+            return torch.zeros_like(self.prompt.visual)
+        if stage.text_to_visual == "merge":
+            only = torch.zeros_like(self.prompt.visual)
+            for sample in range(only.shape[0]):
+                token = self._merge_token(layer, sample)
+                if token is not None:
+                    only[sample, token] = True
+            return only
+        alive = self._alive(layer) if stage.cache_visual == "all" else self._alive(int(stage.last))
+        return alive & self.prompt.visual
+
+    def _rule(self, layer: int, steps: int) -> LayerRule:
+        stage, alive = self._stage(layer), self._alive(layer)
+        batch, prompt = alive.shape
+        total = prompt + steps
+        edges = torch.zeros(batch, total, total, dtype=torch.bool)
+        replaced = torch.full((batch, total, total), -1)
+        cached = self._cached_visual(layer)
+        for sample in range(batch):
+            visual = self.prompt.visual[sample]
+            merge_token = self._merge_token(layer, sample)
+            for row in range(total):
+                sees = torch.nn.functional.pad(alive[sample], (0, steps), value=True)
+                if row >= prompt:
+                    sees[:prompt] &= ~visual | cached[sample]
+                elif visual[row] and stage.visual_attention == "self":
+                    sees[:] = False
+                    sees[row] = True
+                elif not visual[row] and stage.text_to_visual == "none":
+                    sees[:prompt] &= ~visual
+                elif not visual[row] and stage.text_to_visual == "merge" and merge_token is not None:
+                    replaced[sample, row, :prompt][visual] = merge_token
+                sees[row] = True
+                edges[sample, row] = sees
+        merged = stage.text_to_visual == "merge"
+        edited = torch.nn.functional.pad(self.prompt.after, (0, steps), value=True)
+        return LayerRule(
+            edges, replaced if merged else None, stage.redistribute, edited if stage.redistribute else None
+        )

@@ -1,0 +1,117 @@
+"""Each ranking rule, letter by letter from full attention weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from planner.schedule import Select, Threshold, kept
+from tests.reference.attention import Record, softmax_over
+
+
+@dataclass
+class Prompt:
+    """The prompt, ``[B, P]`` each: ids, valid tokens, visual ones, and text with a visual token before it."""
+
+    ids: Tensor
+    valid: Tensor
+    visual: Tensor
+    after: Tensor
+
+    def last(self, sample: int) -> int:
+        """The last valid row."""
+        return int(self.valid[sample].nonzero().max())
+
+
+def survivors(select: Select, layer: int, prompt: Prompt, alive: Tensor, record: Record) -> Tensor:
+    """``[B, P]``: who is alive after a selection.
+
+    Args:
+        layer: the layer after which it happens, -1 before the first.
+        alive: who was alive before it.
+        record: the scoring layer, run with `alive` (with probe: the layer after the stage).
+    """
+    after = alive.clone()
+    for sample in range(alive.shape[0]):
+        if select.of == "visual":
+            candidates = (alive & prompt.visual)[sample].nonzero()[:, 0].tolist()
+        else:
+            candidates = (alive & prompt.after)[sample].nonzero()[:, 0].tolist()
+            candidates = candidates[: len(candidates) - select.protect] if select.protect else candidates
+        after[sample, candidates] = False
+        after[sample, _best(select, layer, prompt, alive, record, sample, candidates)] = True
+    return after
+
+
+def _best(
+    select: Select, layer: int, prompt: Prompt, alive: Tensor, record: Record, sample: int, candidates: list[int]
+) -> list[int]:
+    if select.rank_by == "none":
+        return []
+    if select.rank_by == "random":
+        scores, output_norm = _random(select.seed, layer, prompt, sample, len(candidates)), 1.0
+    else:
+        scores, output_norm = _scores(select, prompt, alive, record, sample, candidates)
+    # The best first; of equals, the earlier token.
+    ranked = sorted(range(len(candidates)), key=lambda i: (-scores[i], i))
+    if isinstance(select.keep, Threshold):
+        unit = output_norm if select.keep.relative else 1.0
+        reached = sum(score / unit >= select.keep.threshold for score in scores)
+        count = min(max(reached, select.keep.at_least), select.keep.at_most)
+    else:
+        count = int(kept(select.keep, len(candidates)))
+    return [candidates[i] for i in ranked[:count]]
+
+
+def _random(seed: int, layer: int, prompt: Prompt, sample: int, count: int) -> list[float]:
+    """By definition: uniform numbers from a generator seeded by a hash of the seed, the layer and the sample's text."""
+    words = ",".join(str(int(i)) for i in prompt.ids[sample][prompt.valid[sample] & ~prompt.visual[sample]])
+    digest = hashlib.sha256(f"{seed}:{layer}:{words}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.rand(count, generator=generator, dtype=torch.float64).tolist()  # type: ignore[no-any-return]
+
+
+def _scores(
+    select: Select, prompt: Prompt, alive: Tensor, record: Record, sample: int, candidates: list[int]
+) -> tuple[list[float], float]:
+    """One score a candidate, and the norm of the last row's attention output."""
+    last = prompt.last(sample)
+    weights, value = record.weights[sample], record.value[sample]
+    if select.probe:
+        # The next layer's query of the last row over everything alive, under no rule but the model's own mask.
+        weights = softmax_over(record.scores, record.allowed & alive[:, None, :])[sample]
+    output = torch.einsum("hk,hkd->hd", weights[:, last], value).flatten()
+    images = (alive & prompt.visual)[sample].nonzero()[:, 0]
+    texts = (alive & prompt.after)[sample].nonzero()[:, 0]
+    scores = []
+    for token in candidates:
+        match select.rank_by:
+            case "last_attention":
+                score = weights[:, last, token].mean()
+            case "influence_l2" | "influence_cos":
+                zeroed = weights[:, last].clone()
+                zeroed[:, token] = 0
+                changed = torch.einsum("hk,hkd->hd", zeroed, value).flatten()
+                if select.rank_by == "influence_l2":
+                    score = (output - changed).norm()
+                else:
+                    score = 1 - torch.dot(output, changed) / (output.norm() * changed.norm())
+            case "text_raters":
+                # Raters: text whose mean product with the visual hidden states reaches the mean over all text.
+                similarity = (record.inputs[sample, texts] @ record.inputs[sample, images].T).mean(1)
+                score = weights[:, texts[similarity >= similarity.mean()], token].mean()
+            case "cross_self_attention":
+                score = (weights[:, texts, token].mean(1) * weights[:, images, token].mean(1)).max()
+            case "attention_received":
+                asking = alive[sample].nonzero()[:, 0].tolist()
+                seeing = [row for row in asking if row >= token and bool(record.allowed[sample, row, token])]
+                score = weights[:, seeing, token].mean(1).max()
+            case "encoder_norm":
+                score = record.inputs[sample, token].norm()
+            case _:
+                raise NotImplementedError(select.rank_by)
+        scores.append(float(score))
+    return scores, float(output.norm())
