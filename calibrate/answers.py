@@ -16,13 +16,14 @@ RULE = "normalised-leading-words"
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)}
-# An apostrophe inside a word stays, and so do a decimal point and a thousands comma inside a number.
-_PUNCTUATION = re.compile(r"(?<!\d)[.,](?!\d)|(?<=\d)[.,](?!\d)|(?<!\d)[.,](?=\d)|[^\w\s.,']|_")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d)")
+# An apostrophe inside a word stays, and so does a decimal point.
+_PUNCTUATION = re.compile(r"(?<!\d)\.|\.(?!\d)|[^\w\s.']|_")
 
 
 def normalise(text: str) -> list[str]:
     """The words that are compared."""
-    words = _PUNCTUATION.sub(" ", text.lower()).split()
+    words = _PUNCTUATION.sub(" ", _THOUSANDS.sub("", text.lower())).split()
     words = [word.strip("'") for word in words]
     return [_NUMBERS.get(word, word) for word in words if word and word not in _ARTICLES]
 

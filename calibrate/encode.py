@@ -29,7 +29,7 @@ class Encoder:
     def __init__(self, processor: Any, visual_ids: tuple[int, ...]) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self._visual_ids = torch.tensor(visual_ids)
+        self.visual_ids = torch.tensor(visual_ids)
         self._template = getattr(processor, "chat_template", None) or getattr(self.tokenizer, "chat_template", None)
         self._image_token = getattr(processor, "image_token", None)
         if not self._template and not self._image_token:
@@ -68,7 +68,7 @@ class Encoder:
             cause = f"the processor refuses a sample of {where}: {error}"
             raise SampleError(cause, "Check images and prompts") from error
         inputs = {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)}
-        without = ~torch.isin(inputs["input_ids"], self._visual_ids).any(dim=1)
+        without = ~torch.isin(inputs["input_ids"], self.visual_ids).any(dim=1)
         if without.any():
             where = samples[int(without.nonzero()[0])].where
             raise SampleError(f"{where}: the encoded prompt has no visual token", "Check the chat template")

@@ -1,0 +1,54 @@
+"""A sample set as encoded batches that many schedules run over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from calibrate.encode import Encoder, to_device
+from calibrate.probe import Batch
+from calibrate.samples import SampleSet
+
+#: Encoded inputs are kept up to this many bytes, and made again for each pass beyond.
+CACHE_LIMIT_BYTES = 1 << 30
+
+
+class Batches:
+    """Batches of consecutive samples, on the model's device; memory is bounded by `CACHE_LIMIT_BYTES` plus one batch."""
+
+    def __init__(self, samples: SampleSet, encoder: Encoder, model: Any, batch_size: int) -> None:
+        self.samples, self.encoder, self.model, self.batch_size = samples, encoder, model, batch_size
+        self._kept: dict[int, Batch] = {}
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.samples), self.batch_size):
+            yield self._batch(start)
+
+    def _batch(self, start: int) -> Batch:
+        if start in self._kept:
+            return self._kept[start]
+        ids = tuple(range(start, min(start + self.batch_size, len(self.samples))))
+        chosen = tuple(self.samples[i] for i in ids)
+        batch = Batch(ids, chosen, to_device(self.encoder(chosen), self.model), self.model, self.encoder)
+        size = sum(tensor.nbytes for tensor in batch.inputs.values())
+        if self._kept_bytes + size <= CACHE_LIMIT_BYTES:
+            self._kept[start] = batch
+            self._kept_bytes += size
+        return batch
+
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Tokens of each sample before the image, of the image, and after it."""
+        found = []
+        for batch in self:
+            visual = torch.isin(batch.inputs["input_ids"], self.encoder.visual_ids.to(batch.inputs["input_ids"].device))
+            valid = batch.inputs.get("attention_mask", torch.ones_like(visual)).bool()
+            begun = visual.cumsum(dim=1) > 0
+            parts = (valid & ~begun, visual, valid & begun & ~visual)
+            found += [tuple(counts) for counts in torch.stack([part.sum(dim=1) for part in parts], dim=1).tolist()]
+        return found

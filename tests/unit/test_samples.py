@@ -1,0 +1,171 @@
+"""Samples: what is read, what is refused (with file and line), what a seed and a digest promise."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import pytest
+from PIL import Image
+
+from calibrate.answers import matches, normalise
+from calibrate.samples import Columns, load_samples
+from planner.errors import InputError, SampleError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, colour in (("a.png", "red"), ("b.png", "blue"), ("c.jpg", "green")):
+        Image.new("RGB", (4, 3), colour).save(tmp_path / name)
+    return tmp_path
+
+
+def write(folder, *entries):
+    path = folder / "samples.jsonl"
+    path.write_text("\n".join(e if isinstance(e, str) else json.dumps(e) for e in entries))
+    return path
+
+
+def test_jsonl_with_one_and_several_images_and_answers(folder):
+    path = write(
+        folder,
+        {"image": "a.png", "prompt": "what?", "answer": "red", "type": "color"},
+        "",
+        {"image": ["a.png", "b.png"], "prompt": "same?", "answer": ["no", "different"]},
+        {"image": "b.png", "prompt": "describe"},
+    )
+    samples = load_samples(path)
+    assert [len(s.images) for s in samples] == [1, 2, 1]
+    assert [s.answers for s in samples] == [("red",), ("no", "different"), ()]
+    assert samples[0].kind == "color" and not samples.answered
+    assert samples[2].where.endswith("samples.jsonl:4"), "empty lines count"
+    assert samples[1].pictures()[1].getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a JSON object"),
+        ({"prompt": "x"}, "no 'image'"),
+        ({"image": "a.png"}, "no 'prompt'"),
+        ({"image": "a.png", "prompt": "  "}, "no 'prompt'"),
+        ({"image": "gone.png", "prompt": "x"}, "gone.png does not exist"),
+        ({"image": 3, "prompt": "x"}, "'image' must be a text"),
+        ({"image": "a.png", "prompt": "x", "answer": 4}, "'answer' must be a text"),
+    ],
+)
+def test_a_bad_line_is_named(folder, line, says):
+    path = write(folder, {"image": "a.png", "prompt": "fine"}, line)
+    with pytest.raises(SampleError, match=says) as caught:
+        load_samples(path)
+    assert "samples.jsonl:2" in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_an_empty_set_and_a_missing_file(folder):
+    with pytest.raises(SampleError, match="no samples"):
+        load_samples(write(folder, ""))
+    with pytest.raises(InputError, match="does not exist"):
+        load_samples(folder / "none.jsonl")
+    (folder / "empty").mkdir()
+    with pytest.raises(SampleError, match="no samples"):
+        load_samples(folder / "empty", prompt="x")
+
+
+def test_a_file_that_is_no_image_is_named_when_it_is_read(folder):
+    (folder / "fake.png").write_text("not a picture")
+    sample = load_samples(write(folder, {"image": "fake.png", "prompt": "x"}))[0]
+    with pytest.raises(SampleError, match=r"samples\.jsonl:1.*fake\.png"):
+        sample.pictures()
+
+
+def test_image_folder_needs_a_prompt_and_is_sorted(folder):
+    with pytest.raises(SampleError, match="no prompt"):
+        load_samples(folder)
+    samples = load_samples(folder, prompt="describe")
+    assert [s.images[0].name for s in samples] == ["a.png", "b.png", "c.jpg"]
+    assert {s.prompt for s in samples} == {"describe"}
+
+
+def test_choice_and_split_follow_the_seed_and_do_not_overlap(folder):
+    samples = load_samples(write(folder, *({"image": "a.png", "prompt": f"q{i}"} for i in range(20))))
+    chosen = samples.choose(8, seed=3)
+    assert chosen == samples.choose(8, seed=3) and chosen != samples.choose(8, seed=4)
+    assert len({s.prompt for s in chosen}) == 8
+    assert samples.choose(None) is samples and samples.choose(99) is samples
+    first, rest = samples.split(5, seed=1)
+    assert len(first) == 5 and len(rest) == 15
+    assert {s.prompt for s in first} | {s.prompt for s in rest} == {f"q{i}" for i in range(20)}
+    for bad in (0, 20):
+        with pytest.raises(SampleError, match="cannot be split"):
+            samples.split(bad)
+    with pytest.raises(SampleError, match="at least one"):
+        samples.choose(0)
+
+
+def test_digest_is_of_content_not_of_paths(folder, tmp_path_factory):
+    entries = [{"image": "a.png", "prompt": "x", "answer": "red"}, {"image": "b.png", "prompt": "y"}]
+    digest = load_samples(write(folder, *entries)).digest
+    other = tmp_path_factory.mktemp("other")
+    for name in ("a.png", "b.png"):
+        (other / name).write_bytes((folder / name).read_bytes())
+    assert load_samples(write(other, *entries)).digest == digest
+    assert load_samples(write(other, *entries[::-1])).digest != digest, "order is part of it"
+    assert load_samples(write(other, {**entries[0], "answer": "no"}, entries[1])).digest != digest
+    Image.new("RGB", (4, 3), "black").save(other / "a.png")
+    assert load_samples(write(other, *entries)).digest != digest
+
+
+class Rows(list):
+    column_names = ("picture", "question", "answers")
+
+
+def test_a_datasets_id_by_column_names(monkeypatch):
+    rows = Rows([{"picture": Image.new("RGB", (2, 2)), "question": "q?", "answers": ["a", "b"]}])
+    calls = []
+
+    def load_dataset(name, split):
+        calls.append((name, split))
+        return rows
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    samples = load_samples("owner/set", columns=Columns("picture", "question", "answers"), split="validation")
+    assert calls == [("owner/set", "validation")]
+    assert samples[0].answers == ("a", "b") and samples[0].prompt == "q?"
+    assert samples[0].pictures()[0].size == (2, 2) and len(samples.digest) == 64
+    with pytest.raises(SampleError, match="no column image, prompt"):
+        load_samples("owner/set")
+
+
+def test_a_datasets_id_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match="datasets") as caught:
+        load_samples("owner/set")
+    assert "pip install datasets" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("generated", "accepted", "right"),
+    [
+        ("Yes, there is.", "yes", True),
+        ("yesterday", "yes", False),
+        ("a red circle", "Red Circle", True),
+        ("red", "red circle", False),
+        ("Two dogs", "2", True),
+        ("1,000", "1000", True),
+        ("it's fine", "it's", True),
+        ("", "yes", False),
+        ("no", ("yes", "no"), True),
+        ("A.", "a", True),
+        ("3.5 metres", "3.5", True),
+        ("the answer: blue", "answer blue", True),
+    ],
+)
+def test_answer_matching(generated, accepted, right):
+    assert matches(generated, accepted) is right
+
+
+def test_normalisation_is_what_the_rule_says():
+    assert normalise("The two Cats, an owl!") == ["2", "cats", "owl"]
