@@ -48,6 +48,11 @@ class Split:
             grouped[question.image_id].append(question)
         return dict(sorted(grouped.items()))
 
+    def first(self, images: int | None) -> Split:
+        """The part of the split that asks about its first ``images`` images; None is all of it."""
+        ids = set(list(self.by_image())[:images])
+        return Split(self.name, tuple(q for q in self.questions if q.image_id in ids), self.images)
+
 
 def package_folder() -> Path:
     """Folder of the installed easy_vqa package.

@@ -128,6 +128,13 @@ def write_set(folder: Path, name: str, questions: list[Question], split: Split) 
     (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
+def read_set(name: str, folder: Path = FOLDER) -> Split:
+    """A written set, with the images that lie beside it."""
+    rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    questions = tuple(Question(row["prompt"], row["answer"], int(Path(row["image"]).stem)) for row in rows)
+    return Split(name, questions, folder / "images" / name)
+
+
 def readme(sets: dict[str, list[Question]], priors: dict[str, dict[str, float]], seed: int) -> str:
     """The folder's README, with the counts and prior accuracies that were measured."""
     counted = []
