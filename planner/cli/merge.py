@@ -1,0 +1,19 @@
+"""`plan merge`: unite the shards of a calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("merge")
+@click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("profile.json"), show_default=True)
+def command(shards: tuple[Path, ...], out: Path) -> None:
+    """Unite SHARDS (states written by `plan calibrate --shard i/n`) into the profile one process would have made."""
+    from calibrate.run import merge_states
+
+    profile = merge_states(shards)
+    profile.save(out)
+    click.echo(f"wrote {out}: {profile.samples.n} samples, probes {', '.join(profile.probes)}", err=True)

@@ -1,0 +1,46 @@
+"""Options that several verbs share, spelled as the ecosystem spells them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def loading(function: F) -> F:
+    """How a model is loaded."""
+    for option in reversed(
+        [
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ..."),
+            click.option(
+                "--dtype",
+                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+                default="auto",
+                show_default=True,
+                help="auto: the checkpoint's own; float32 on a CPU.",
+            ),
+            click.option("--revision", help="Branch, tag or commit on the hub."),
+            click.option("--trust-remote-code", is_flag=True, help="Run model code from the hub."),
+            click.option("--attn-implementation", help="sdpa (transformers' default) or eager."),
+            click.option("--device-map", help="auto: spread a model over several devices."),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+#: Names of the loading options, to pass them on.
+LOADING = ("device", "dtype", "revision", "trust_remote_code", "attn_implementation", "device_map")
+
+
+def load_for(plan_model_id: str, model: str | None, options: dict[str, Any]) -> Any:
+    """The model a plan is for: `model` where given, else the plan's own id (the bundled models by their names)."""
+    from calibrate.load import load, reference_path
+
+    name = model if model is not None else plan_model_id
+    if name.startswith("reference/"):
+        name = str(reference_path(name.removeprefix("reference/")))
+    return load(name, **{key: options[key] for key in LOADING})

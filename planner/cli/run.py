@@ -1,0 +1,97 @@
+"""`plan run`: answer a prompt about an image with a plan applied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from planner.cli.options import load_for, loading
+
+
+@click.command("run")
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option("--image", "images", type=click.Path(path_type=Path), multiple=True, required=True, help="Repeatable.")
+@click.option("--prompt", required=True)
+@click.option("--model", help="Hub id or directory; default: the model the plan names.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--dense", is_flag=True, help="Answer without the plan as well, for comparison.")
+@click.option("--overlay", type=click.Path(path_type=Path), help="Write a PNG that shows the patches kept.")
+@loading
+def command(
+    plan_path: Path,
+    images: tuple[Path, ...],
+    prompt: str,
+    model: str | None,
+    max_new_tokens: int,
+    dense: bool,
+    overlay: Path | None,
+    **options: Any,
+) -> None:
+    """Answer PROMPT about the image with PLAN applied.
+
+    The answer goes to stdout; what was dropped where goes to stderr.
+    """
+    from calibrate.encode import Encoder, to_device
+    from calibrate.execute import generate
+    from calibrate.identity import identify
+    from calibrate.samples import Sample
+    from planner.errors import InputError
+    from planner.plan import load_plan
+
+    plan = load_plan(plan_path)
+    for image in images:
+        if not image.is_file():
+            raise InputError(f"there is no image {image}", "Check --image")
+    loaded = load_for(plan.model.id, model, options)
+    known = identify(loaded.model, loaded.id)
+    encoder = Encoder(loaded.processor, known.visual_ids)
+    inputs = to_device(encoder([Sample(images, prompt, where="the prompt")]), loaded.model)
+    if dense:
+        click.echo(f"dense:   {encoder.decode(generate(loaded.model, inputs, max_new_tokens))[0]}", err=True)
+    with plan.apply(loaded.model) as handle:
+        answer = encoder.decode(generate(loaded.model, inputs, max_new_tokens))[0]
+        click.echo(answer)
+        report, kept = handle.report, handle.kept
+    click.echo(f"visual tokens per layer: {_runs(report.visual_tokens[0])}", err=True)
+    if overlay is not None:
+        _draw(overlay, images, inputs, known, kept)
+
+
+def _runs(counts: list[int]) -> str:
+    """``144 x 4, 20 x 3, 0 x 3``."""
+    parts: list[list[int]] = []
+    for count in counts:
+        if parts and parts[-1][0] == count:
+            parts[-1][1] += 1
+        else:
+            parts.append([count, 1])
+    return ", ".join(f"{count} x {layers}" for count, layers in parts)
+
+
+def _draw(path: Path, images: tuple[Path, ...], inputs: Any, known: Any, kept: Any) -> None:
+    import io
+
+    from PIL import Image
+
+    from planner.document import write_atomic
+    from planner.errors import InputError
+    from planner.report.overlay import grid_of, overlay, side_by_side
+
+    if len(images) != 1:
+        raise InputError("--overlay draws one image", "Give one --image")
+    visual = sum(int((inputs["input_ids"] == token).sum()) for token in known.visual_ids)
+    thw = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
+    grid = grid_of(visual, thw, known.spec.images.merge if known.spec.images else 1)
+    picture = Image.open(images[0])
+    pictures = [("the image", overlay(picture, grid, range(visual)))]
+    for choice in kept:
+        positions = choice.positions[0]
+        if choice.of == "visual" and positions:
+            title = f"after layer {choice.layer}: {len(positions)} of {visual}"
+            pictures.append((title, overlay(picture, grid, positions)))
+    stream = io.BytesIO()
+    side_by_side(pictures).save(stream, format="PNG")
+    write_atomic(path, stream.getvalue())
+    click.echo(f"wrote {path}", err=True)

@@ -1,0 +1,81 @@
+"""Kept patches drawn on the image: what a plan lets each stage of the decoder look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from planner.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Side of a drawn picture in pixels, at least: small images are enlarged so that patches can be told apart.
+LEAST_SIDE = 336
+
+
+def grid_of(tokens: int, thw: Sequence[int] | None = None, merge: int = 1) -> tuple[int, int]:
+    """Rows and columns in which an image's visual tokens lie.
+
+    Args:
+        tokens: visual tokens of the image.
+        thw: frames, patch rows and patch columns where the processor tells them (the Qwen-VL family).
+        merge: patches per side that make one token there.
+
+    Raises:
+        InputError: the tokens do not form one grid (tiles, row separators), so that patches cannot be placed.
+    """
+    if thw is not None:
+        return int(thw[1]) // merge, int(thw[2]) // merge
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise InputError(
+            f"the image's {tokens} visual tokens do not form one square grid", "Leave out --overlay for this model"
+        )
+    return side, side
+
+
+def overlay(image: Image, grid: tuple[int, int], kept: Collection[int]) -> Image:
+    """The image with every patch that is not kept faded, and the kept ones framed.
+
+    Args:
+        image: the picture as given; it is drawn stretched over the grid, as processors that resize to a square see it.
+        grid: rows and columns of patches.
+        kept: indices of kept tokens, row by row.
+    """
+    from PIL import ImageDraw
+
+    scale = max(1, math.ceil(LEAST_SIDE / min(image.size)))
+    canvas = image.convert("RGB").resize((image.width * scale, image.height * scale), resample=0)
+    faded = canvas.point(lambda value: 255 - (255 - value) // 5)
+    draw = ImageDraw.Draw(faded)
+    rows, columns = grid
+    for index in sorted(kept):
+        row, column = divmod(index, columns)
+        box = (
+            round(column * canvas.width / columns),
+            round(row * canvas.height / rows),
+            round((column + 1) * canvas.width / columns),
+            round((row + 1) * canvas.height / rows),
+        )
+        faded.paste(canvas.crop(box), box[:2])
+        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=(213, 94, 0), width=max(1, scale // 2))
+    return faded
+
+
+def side_by_side(pictures: Sequence[tuple[str, Image]]) -> Image:
+    """Titled pictures in one row."""
+    from PIL import Image as PIL
+    from PIL import ImageDraw
+
+    margin, title = 12, 22
+    width = sum(picture.width for _, picture in pictures) + margin * (len(pictures) + 1)
+    height = max(picture.height for _, picture in pictures) + title + 2 * margin
+    sheet = PIL.new("RGB", (width, height), "white")
+    draw, left = ImageDraw.Draw(sheet), margin
+    for text, picture in pictures:
+        draw.text((left, margin // 2), text, fill="black", font_size=15)
+        sheet.paste(picture, (left, margin + title))
+        left += picture.width + margin
+    return sheet
