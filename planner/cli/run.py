@@ -54,9 +54,14 @@ def command(
         answer = encoder.decode(generate(loaded.model, inputs, max_new_tokens))[0]
         click.echo(answer)
         report, kept = handle.report, handle.kept
-    click.echo(f"visual tokens per layer: {_runs(report.visual_tokens[0])}", err=True)
+    click.echo(f"visual tokens per layer: {_runs([layer[0] for layer in report.visual])}", err=True)
     if overlay is not None:
-        _draw(overlay, images, inputs, known, kept)
+        choices = [
+            (title, positions[0])
+            for (title, of), positions in zip(_titles(plan.decision.schedule), kept, strict=True)
+            if of == "visual" and positions[0]
+        ]
+        _draw(overlay, images, inputs, known, choices)
 
 
 def _runs(counts: list[int]) -> str:
@@ -70,7 +75,13 @@ def _runs(counts: list[int]) -> str:
     return ", ".join(f"{count} x {layers}" for count, layers in parts)
 
 
-def _draw(path: Path, images: tuple[Path, ...], inputs: Any, known: Any, kept: Any) -> None:
+def _titles(schedule: Any) -> list[tuple[str, str]]:
+    """Where each selection happens and what it chooses from, in the order of `schedule.selects`."""
+    entry = [] if schedule.entry is None else [("before layer 0", schedule.entry.of)]
+    return entry + [(f"after layer {stage.last - 1}", select.of) for stage in schedule.stages for select in stage.selects]
+
+
+def _draw(path: Path, images: tuple[Path, ...], inputs: Any, known: Any, choices: list[tuple[str, list[int]]]) -> None:
     import io
 
     from PIL import Image
@@ -86,11 +97,8 @@ def _draw(path: Path, images: tuple[Path, ...], inputs: Any, known: Any, kept: A
     grid = grid_of(visual, thw, known.spec.images.merge if known.spec.images else 1)
     picture = Image.open(images[0])
     pictures = [("the image", overlay(picture, grid, range(visual)))]
-    for choice in kept:
-        positions = choice.positions[0]
-        if choice.of == "visual" and positions:
-            title = f"after layer {choice.layer}: {len(positions)} of {visual}"
-            pictures.append((title, overlay(picture, grid, positions)))
+    for title, positions in choices:
+        pictures.append((f"{title}: {len(positions)} of {visual}", overlay(picture, grid, positions)))
     stream = io.BytesIO()
     side_by_side(pictures).save(stream, format="PNG")
     write_atomic(path, stream.getvalue())
