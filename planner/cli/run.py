@@ -78,7 +78,8 @@ def _runs(counts: list[int]) -> str:
 def _titles(schedule: Any) -> list[tuple[str, str]]:
     """Where each selection happens and what it chooses from, in the order of `schedule.selects`."""
     entry = [] if schedule.entry is None else [("before layer 0", schedule.entry.of)]
-    return entry + [(f"after layer {stage.last - 1}", select.of) for stage in schedule.stages for select in stage.selects]
+    inner = [(f"after layer {stage.last - 1}", select.of) for stage in schedule.stages for select in stage.selects]
+    return entry + inner
 
 
 def _draw(path: Path, images: tuple[Path, ...], inputs: Any, known: Any, choices: list[tuple[str, list[int]]]) -> None:
