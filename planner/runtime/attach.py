@@ -1,0 +1,320 @@
+"""Attach a schedule to an unmodified transformers model.
+
+    handle = attach(model, schedule)
+    model.generate(**inputs)
+    handle.detach()
+
+Hooks on the model, its text tower and its decoder layers, one registered attention function and one attention name in
+the tower's config: that is all that changes, and all of it is put back.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from planner.errors import RuntimeStateError
+from planner.runtime import guard
+from planner.runtime.adapters import Parts, find_parts
+from planner.runtime.attention import Call, Handler, seam
+from planner.runtime.cache import Lease, PrunedLayer, install
+from planner.runtime.layout import Layout, read, visual_rows
+from planner.runtime.masks import columns
+from planner.runtime.prefill import Prefill
+from planner.runtime.redistribute import redistribute
+from planner.runtime.stream import Loner
+from planner.runtime.weights import attention_weights, weighted_values
+from planner.schedule import Redistribute, Schedule
+
+#: Text towers that have a plan attached.
+_attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def attach(model: Any, schedule: Schedule, seed: int = 0, image_cache: Any = None) -> Handle:
+    """Make a model execute a schedule in every prompt that holds an image.
+
+    Args:
+        model: a transformers vision-language model in evaluation mode, also wrapped by PEFT or dispatched by
+            accelerate.
+        schedule: what to execute; it must have the model's number of layers.
+        seed: of random selections, added to each selection's own.
+        image_cache: an `ImageCache` in which the image stream of shallow layers is looked up and stored, or None.
+
+    Raises:
+        UnsupportedModelError: the model lacks a part that is needed; the message names it.
+        ScheduleError: the schedule does not fit the model.
+        RuntimeStateError: training mode, another attention kernel than sdpa or eager, or a plan is attached already.
+    """
+    return Handle(model, schedule, seed, image_cache)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the last prefill computed.
+
+    Attributes:
+        visual, text: tokens that each layer ran, per sample: ``visual[layer][sample]``.
+    """
+
+    visual: tuple[tuple[int, ...], ...]
+    text: tuple[tuple[int, ...], ...]
+
+
+class Handle:
+    """A plan on a model, until `detach`. A context manager, too."""
+
+    def __init__(self, model: Any, schedule: Schedule, seed: int = 0, image_cache: Any = None) -> None:
+        self.parts: Parts = find_parts(model)
+        guard.check_schedule(schedule, self.parts)
+        guard.check_mode(self.parts.model)
+        if self.parts.tower in _attached:
+            raise RuntimeStateError("a plan is attached to this model already", "Detach it first")
+        self.schedule, self.seed, self.image_cache = schedule, seed, image_cache
+        self._lease = Lease()
+        self._layout: Layout | None = None
+        self._prefill: Prefill | None = None
+        self._last: Prefill | None = None
+        self._pruned: list[PrunedLayer] = []
+        self._diverted: Handler | None = None
+        self._known: dict[Any, Any] = {}
+        with ExitStack() as stack:
+            _attached.add(self.parts.tower)
+            stack.callback(_attached.discard, self.parts.tower)
+            stack.enter_context(seam(list(self.parts.attentions), self._attend))
+            self._loners = tuple(
+                Loner(layer, attention, self.parts.heads, self._divert)
+                for layer, attention in zip(self.parts.layers, self.parts.attentions, strict=True)
+            )
+            self._check_fast_form()
+            self._hook(stack)
+            self._stack = stack.pop_all()
+
+    # -- for users ---------------------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Report | None:
+        """Tokens per layer of the last prefill with an image; None before the first."""
+        if self._last is None:
+            return None
+        return Report(tuple(v for v, _ in self._last.tokens), tuple(t for _, t in self._last.tokens))
+
+    @property
+    def kept(self) -> list[list[list[int]]]:
+        """What the last prefill kept: ``kept[select][sample]``, for each selection of the schedule.
+
+        Visual tokens are numbered among the sample's visual tokens (patch order), context tokens among the whole
+        prompt.
+        """
+        if self._last is None:
+            return []
+        layout = self._last.layout
+        number = layout.visual.cumsum(1) - 1
+        found = []
+        for select, rows in zip(self.schedule.selects, self._last.kept, strict=True):
+            index = rows.index if select.of == "context" else number.gather(1, rows.index.clamp(min=0))
+            found.append([sample[held].tolist() for sample, held in zip(index, rows.filled, strict=True)])
+        return found
+
+    def detach(self) -> None:
+        """Put the model back as it was. Safe to call twice."""
+        self._lease.active = False
+        self._prefill = self._layout = None
+        self._stack.close()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    # -- attaching ---------------------------------------------------------------------------------------------------
+
+    def _hook(self, stack: ExitStack) -> None:
+        def undo(hook: Any) -> None:
+            stack.callback(hook.remove)
+
+        undo(self.parts.model.register_forward_pre_hook(self._before_model, with_kwargs=True))
+        undo(self.parts.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+        undo(self.parts.tower.register_forward_hook(self._after_tower, with_kwargs=True))
+        for index, layer in enumerate(self.parts.layers):
+            undo(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
+            undo(layer.register_forward_hook(self._after_layer(index)))
+
+    @contextmanager
+    def _divert(self, handler: Handler) -> Iterator[None]:
+        """Send attention calls to another handler, for layers that run outside the main stream."""
+        before, self._diverted = self._diverted, handler
+        try:
+            yield
+        finally:
+            self._diverted = before
+
+    def _check_fast_form(self) -> None:
+        """Find out, on three random rows through the tower, in which layers the fast form of running alone is exact."""
+        probed = {int(stage.last) for stage in self.schedule.stages if any(s.probe for s in stage.selects)}
+        wanted = [
+            index
+            for index in range(len(self.parts.layers))
+            if self.schedule.stage_of(index).visual_attention == "self" or index in probed
+        ]
+        if not wanted:
+            return
+
+        def check(loner: Loner) -> Callable[..., None]:
+            def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                options = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+                loner.fast = loner.check(hidden, options)
+
+            return hook
+
+        embedding = self.parts.tower.get_input_embeddings().weight
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(1, 3, embedding.shape[1], generator=generator).to(embedding)
+        with ExitStack() as hooks, torch.no_grad():
+            for index in wanted:
+                hook = self.parts.layers[index].register_forward_pre_hook(check(self._loners[index]), with_kwargs=True)
+                hooks.callback(hook.remove)
+            self.parts.tower(inputs_embeds=rows, use_cache=False)
+
+    # -- hooks -------------------------------------------------------------------------------------------------------
+
+    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        guard.check_mode(model)
+        self._layout = self._prefill = None
+        ids = args[0] if args else kwargs.get("input_ids")
+        past = _past_length(kwargs.get("past_key_values"))
+        guard.check_prompt(ids, kwargs, past)
+        if self.schedule.empty or ids is None:
+            return
+        if past:
+            if (
+                kwargs.get("pixel_values") is None
+                and ids.shape[1] > 1
+                and bool(visual_rows(ids, self.parts.visual_ids).any())
+            ):
+                guard.check_prompt(ids, {"pixel_values": ids}, past)
+            return
+        layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
+        if not any(layout.visual_counts):
+            return
+        guard.check_pixels(kwargs)
+        self._layout = layout
+
+    def _before_tower(
+        self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        layout, self._layout = self._layout, None
+        self._prefill = None
+        self._known.clear()
+        cache = kwargs.get("past_key_values")
+        if layout is None:
+            self._pruned = [layer for layer in getattr(cache, "layers", []) if isinstance(layer, PrunedLayer)]
+            return None
+        kwargs = dict(kwargs)
+        use_cache = kwargs.get("use_cache")
+        if cache is None and (tower.config.use_cache if use_cache is None else use_cache):
+            cache = kwargs["past_key_values"] = DynamicCache()
+        caches: list[PrunedLayer] = []
+        if cache is not None:
+            caches = install(cache, len(self.parts.layers), self._lease, layout.length, list(self.parts.windows))
+        prefill = Prefill(self.schedule, layout, self._loners, caches, self.seed)
+        features = kwargs.pop("deepstack_visual_embeds", None)
+        prefill.deepstack = list(features) if features is not None else []
+        self._prefill = prefill
+        return args, kwargs
+
+    def _after_tower(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        prefill, self._prefill = self._prefill, None
+        self._known.clear()
+        if prefill is None:
+            return output
+        prefill.close()
+        self._last = prefill
+        hidden = output[0]
+        rows = prefill.main
+        if rows.whole:
+            return output
+        # Give every row its place back; dropped rows are zeros, so that logits line up with the prompt.
+        wide = hidden.new_zeros(hidden.shape[0], rows.length + 1, hidden.shape[-1])
+        target = torch.where(rows.filled, rows.index, rows.length).to(hidden.device)
+        wide = wide.scatter(1, target[..., None].expand_as(hidden), hidden)[:, :-1]
+        if isinstance(output, tuple):
+            return (wide, *output[1:])
+        output.last_hidden_state = wide
+        return output
+
+    def _before_layer(self, index: int) -> Callable[..., Any]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            prefill = self._prefill
+            if prefill is not None:
+                hidden = args[0] if args else kwargs.pop("hidden_states")
+                hidden, kwargs = prefill.before(index, hidden, kwargs)
+                return (hidden, *args[1:]), kwargs
+            if self._pruned:
+                return args, {**kwargs, "attention_mask": self._decode_mask(index, args, kwargs)}
+            return None
+
+        return hook
+
+    def _after_layer(self, index: int) -> Callable[..., Any]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            return output if self._prefill is None else self._prefill.after(index, output)
+
+        return hook
+
+    # -- attention ---------------------------------------------------------------------------------------------------
+
+    def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        if self._diverted is not None:
+            return self._diverted(call)
+        if self._prefill is not None:
+            return self._prefill.attend(call)
+        output, weights = call.run()
+        if self._pruned:
+            rule = self.schedule.stage_of(call.layer).redistribute
+            if rule is not None:
+                output = self._redistribute(call, rule, self._pruned[call.layer], output)
+        return output, weights
+
+    def _decode_mask(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """The columns of the model's mask that this layer's cache holds; layers that hold the same share one."""
+        cache, mask = self._pruned[index], kwargs.get("attention_mask")
+        if mask is None and cache.filled is None:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        assert cache.index is not None
+        key = (id(mask), id(cache.index), cache.generated)
+        if key not in self._known:
+            new = cache.generated + hidden.shape[1]
+            self._known[key] = (mask, columns(mask, cache.index, cache.filled, new))
+        return self._known[key][1]  # type: ignore[no-any-return]
+
+    def _redistribute(self, call: Call, rule: Redistribute, cache: PrunedLayer, output: Tensor) -> Tensor:
+        """Every row of a decode step is text after the image."""
+        if cache.sinks is None or cache.visual is None or cache.index is None:
+            return output
+        held = cache.index.clamp(min=0)
+        filled = cache.index >= 0
+        tail = (0, call.key.shape[2] - held.shape[1])
+        sinks, visual = (
+            nn.functional.pad(flags.to(held.device).gather(1, held) & filled, tail)
+            for flags in (cache.sinks, cache.visual)
+        )
+        weights = attention_weights(call.query, call.key, call.mask, call.scaling, call.softcap)
+        return weighted_values(redistribute(weights, sinks, visual, rule), call.value).to(output.dtype)
+
+
+def _past_length(cache: Any) -> int:
+    """Logical length of a cache, 0 for none."""
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0

@@ -1,0 +1,31 @@
+"""Visual attention redistribution (S3, VAR): weight moves from visual sink tokens to the other visual tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from planner.schedule import Redistribute
+
+
+def redistribute(weights: Tensor, sinks: Tensor, visual: Tensor, rule: Redistribute) -> Tensor:
+    """Edited attention weights; rows still sum to what they summed to.
+
+    In an image-centric head (visual attention at least `min_visual`, its non-sink share at least `rho`) a share `p`
+    of the weight on sink tokens goes to the visual non-sink tokens in proportion to their weights. Other heads stay
+    as they are.
+
+    Args:
+        weights: ``[B, H, R, n]``.
+        sinks, visual: ``[B, n]`` bool; sinks are visual.
+        rule: the parameters, in the paper's meaning (its released code uses 1 - rho and 1 - p).
+    """
+    others = (visual & ~sinks)[:, None, None, :]
+    on_sinks = (weights * sinks[:, None, None, :]).sum(-1, keepdim=True)
+    on_others = (weights * others).sum(-1, keepdim=True)
+    on_image = on_sinks + on_others
+    centric = (on_image >= rule.min_visual) & (on_others >= rule.rho * on_image) & (on_others > 0)
+    moved = torch.where(centric, rule.p * on_sinks, torch.zeros_like(on_sinks))
+    lost = moved / on_sinks.clamp(min=torch.finfo(weights.dtype).tiny)
+    gained = moved / on_others.clamp(min=torch.finfo(weights.dtype).tiny)
+    return weights * (1 - lost * sinks[:, None, None, :] + gained * others)
