@@ -22,6 +22,8 @@ class Workload(BaseModel):
         batch: equal requests side by side.
         images: ``(width, height)`` in pixels, for the vision tower's cost; empty means one image of the model's own
             size.
+        image_stream_cached: a second question on the same image: what visual tokens compute apart from the text is at hand, so neither
+            the vision tower nor layers in which visual tokens see only themselves compute anything for them.
         weight_bits, kv_bits: element sizes (16, 8 or 4 bits).
     """
 
@@ -34,6 +36,7 @@ class Workload(BaseModel):
     context_tokens: Tokens = 0
     batch: Annotated[int, Field(ge=1, le=1 << 16)] = 1
     images: tuple[tuple[Size, Size], ...] = ()
+    image_stream_cached: bool = False
     weight_bits: Annotated[int, Field(ge=1, le=64)] = 16
     kv_bits: Annotated[int, Field(ge=1, le=64)] = 16
 

@@ -195,20 +195,25 @@ class Projector:
 
 @dataclass(frozen=True, slots=True)
 class ImageRule:
-    """How pixels become patches and visual tokens.
+    """How pixels become patches and visual tokens (`planner.spec.images`).
 
     Attributes:
-        kind: ``fixed``: every image is resized to one size; ``anyres``: a base view and tiles of the best-fitting resolution, unpadded;
-            ``resize``: kept near its own size, within pixel limits, in multiples of a factor; ``tiles``: a grid of equal tiles and a thumbnail;
-            ``split``: enlarged to a longest edge, cut into tiles, and the whole image once more; ``shrink``: kept at its own size, or shrunk to fit a longest edge; ``grid``: tiles on a fixed canvas (mllama).
-        side: of a tile in pixels. patch: side of a patch in pixels. merge: side of a merged token in patches.
-        tile_tokens: visual tokens of one tile.
+        kind: ``fixed``: every image is resized to one size; ``anyres``: a base view and tiles of the best-fitting
+            resolution, unpadded; ``resize``: near its own size, in multiples of `side`, within pixel limits; ``shrink``: its
+            own size unless an edge is too long; ``aspect``, ``fit``: a grid of tiles nearest in aspect ratio, or in size, and a
+            thumbnail; ``split``: scaled to a longest edge, cut into tiles, and a thumbnail; ``grid``: always all tiles.
+        side: of a tile in pixels, or the multiple that sides are rounded to.
+        patch: side of a patch in pixels.
+        merge: side of a merged token in patches.
+        tile_tokens: visual tokens of one tile; 0 where there are no tiles.
         resolutions: ``(height, width)`` candidates of ``anyres``.
-        limit: ``anyres``: largest number of tiles' worth of tokens kept (0: all).
-        min_pixels, max_pixels: of ``resize``. max_tiles, longest_edge: of ``tiles`` and ``grid``, of ``split`` and ``shrink``.
+        limit: tiles' worth of tokens that ``anyres`` keeps at most; 0 is no limit.
+        min_pixels, max_pixels, frames: limits of ``resize``, and frames a still image counts as in them.
+        max_tiles: of ``aspect``, ``fit`` and ``grid``.
+        longest_edge: of ``shrink`` and ``split``, in pixels.
     """
 
-    kind: Literal["fixed", "anyres", "resize", "tiles", "split", "shrink", "grid"]
+    kind: Literal["fixed", "anyres", "resize", "shrink", "aspect", "fit", "split", "grid"]
     side: int
     patch: int
     merge: int = 1
@@ -217,6 +222,7 @@ class ImageRule:
     limit: int = 0
     min_pixels: int = 0
     max_pixels: int = 0
+    frames: int = 1
     max_tiles: int = 0
     longest_edge: int = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from planner.errors import UnsupportedModelError
 from planner.spec.config import Config
@@ -102,11 +103,12 @@ def _glm4v(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
     merge, out = vision.size("spatial_merge_size"), vision.size("out_hidden_size")
     inner = merge * merge * tower.hidden_size
     projector = Projector(merge * merge, inner * out + out * out + 3 * out * vision.size("intermediate_size"))
-    return projector, _resize(vision.side("patch_size"), merge, 112 * 112, 28 * 28 * 15_000)
+    return projector, _resize(vision.side("patch_size"), merge, 112 * 112, 28 * 28 * 15_000, frames=2)
 
 
-def _resize(patch: int, merge: int, least: int, most: int) -> ImageRule:
-    return ImageRule("resize", side=patch * merge, patch=patch, merge=merge, min_pixels=least, max_pixels=most)
+def _resize(patch: int, merge: int, least: int, most: int, frames: int = 1) -> ImageRule:
+    side = patch * merge
+    return ImageRule("resize", side, patch, merge, min_pixels=least, max_pixels=most, frames=frames)
 
 
 def _internvl(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
@@ -115,7 +117,7 @@ def _internvl(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts
     merge = round(1 / float(model.get("downsample_ratio", default=0.5)))
     projector = Projector(merge * merge, _two_layers(merge * merge * tower.hidden_size, hidden))
     tokens = (side // patch // merge) ** 2
-    return projector, ImageRule("tiles", side, patch, merge, tile_tokens=tokens, max_tiles=12)
+    return projector, ImageRule("aspect", side, patch, merge, tile_tokens=tokens, max_tiles=12)
 
 
 def _idefics3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
@@ -153,10 +155,11 @@ def _shuffled_gate(model: Config, vision: Config, tower: Tower, hidden: int) -> 
     """Aya Vision and Cohere2 Vision: pixel shuffle and a gated layer of stated width; up to twelve tiles and a thumbnail."""
     side, patch, merge = vision.side("image_size"), vision.side("patch_size"), model.size("downsample_factor")
     inner = model.size("alignment_intermediate_size", default=hidden)
+    kind: Literal["aspect", "fit"] = "aspect" if model.where == "aya_vision" else "fit"
     # An odd number of patches a side is padded before merging.
     tokens = (-(-(side // patch) // merge)) ** 2
     projector = Projector(merge * merge, merge * merge * tower.hidden_size * inner + (inner // 2) * hidden)
-    return projector, ImageRule("tiles", side, patch, merge, tile_tokens=tokens, max_tiles=12)
+    return projector, ImageRule(kind, side, patch, merge, tile_tokens=tokens, max_tiles=12)
 
 
 def _llama4(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
@@ -167,7 +170,7 @@ def _llama4(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
     adapter = vision.size("intermediate_size") * inner + out * out
     projector = Projector(merge * merge, adapter + vision.size("vision_output_dim") * hidden)
     tokens = (side // patch // merge) ** 2
-    return projector, ImageRule("tiles", side, patch, merge, tile_tokens=tokens, max_tiles=16)
+    return projector, ImageRule("fit", side, patch, merge, tile_tokens=tokens, max_tiles=16)
 
 
 def _mllama(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:

@@ -1,0 +1,285 @@
+"""The cost of a schedule: FLOPs of prefill and decoding by component, KV-cache bytes, tokens per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from planner.cost import formulas
+from planner.cost.conventions import CONVENTIONS, Convention, convention
+from planner.cost.selector import encoder_score_macs, score_macs
+from planner.cost.staircase import Segment, lay
+from planner.cost.vision import vision_macs
+from planner.errors import InputError, ScheduleError
+from planner.schedule import Schedule
+from planner.spec.facts import ModelSpec
+from planner.workload import Workload
+
+Number = Any
+#: Every component of a prefill, in the order tables show them.
+COMPONENTS = ("vision", "projector", "attention_projections", "attention_scores", "ffn", "lm_head", "selector")
+Head = Literal["last", "all"]
+Alone = Literal["fast", "generic"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a schedule costs on a model under a workload.
+
+    Attributes:
+        convention: how FLOPs were counted.
+        prefill: FLOPs by component, for the whole batch. Under a per-layer convention, the average layer's.
+        decode: FLOPs by component of the first step after the prefill, per request: the prompt's cache and the token itself. Papers
+            do not count decoding, so this is `exact` under every convention.
+        visual_attention: FLOPs of scores and weighted sums whose key is a visual token: what pruning saves of attention. Only ratios matter.
+        kv_cache_bytes: held by the cache after the prefill, whole batch.
+        latent_kv_cache_bytes: the same if latent attention's latents were cached in place of expanded keys and values.
+    """
+
+    convention: str
+    prefill: dict[str, Number]
+    decode: dict[str, Number]
+    visual_attention: Number
+    kv_cache_bytes: int
+    latent_kv_cache_bytes: int
+    spec: ModelSpec = field(repr=False)
+    workload: Workload = field(repr=False)
+    segments: tuple[Segment, ...] = field(repr=False)
+    generic: bool = field(default=False, repr=False)
+
+    @property
+    def prefill_flops(self) -> Number:
+        """All components of the prefill."""
+        return sum(self.prefill.values())
+
+    @property
+    def decode_flops_per_token(self) -> Number:
+        """All components of a decode step of one request; a batch's step is `batch` times that."""
+        return sum(self.decode.values())
+
+    @cached_property
+    def visual_tokens_per_layer(self) -> tuple[float, ...]:
+        """Visual rows computed in each layer of one request; where a bound is fractional, the layer's mean."""
+        return tuple(
+            sum(share * segment.visual for segment, share in self._shares(layer)) for layer in range(self.spec.layers)
+        )
+
+    @cached_property
+    def per_layer(self) -> dict[str, tuple[Number, ...]]:
+        """Decoder components of the prefill layer by layer, whole batch; each sums to its component of a summed convention."""
+        rule, batch = CONVENTIONS[self.convention], self.workload.batch
+        table: dict[str, list[Number]] = {name: [] for name in formulas.DECODER_COMPONENTS}
+        for index, layer in enumerate(self.spec.decoder.layers):
+            total: list[Number] = [0, 0, 0, 0]
+            for segment, share in self._shares(index):
+                macs = formulas.layer_macs(rule, layer, segment, self.spec.decoder, self.generic)
+                total = [have + share * more for have, more in zip(total, macs[:4], strict=True)]
+            if rule.real:
+                total[3] += _scorings_at(self.spec, self.segments, index)
+            for name, macs in zip(table, total, strict=True):
+                table[name].append(macs * rule.flops_per_mac * batch)
+        return {name: tuple(values) for name, values in table.items()}
+
+    def kv_cache_bytes_after(self, tokens: int) -> int:
+        """Bytes the cache holds once `tokens` generated tokens of each request are cached."""
+        return _cache_bytes(self.spec, self.workload, self.segments, tokens)
+
+    def decode_flops_at(self, step: int) -> Number:
+        """FLOPs of decode step `step` (0 is the first) of one request."""
+        return sum(_decode(self.spec, self.segments, step).values())
+
+    def _shares(self, layer: int) -> list[tuple[Segment, float]]:
+        """The segments that overlap a layer, and how much of it each covers."""
+        overlaps = [(s, min(s.last, layer + 1) - max(s.first, layer)) for s in self.segments]
+        return [(segment, share) for segment, share in overlaps if share > 0]
+
+
+def cost(
+    spec: ModelSpec,
+    workload: Workload,
+    schedule: Schedule,
+    convention: str = "exact",
+    head: Head = "last",
+    alone: Alone = "fast",
+) -> Cost:
+    """What a schedule costs.
+
+    Args:
+        spec: the model's facts.
+        workload: what is asked.
+        schedule: what is computed; fractional bounds and budgets only under a paper's convention.
+        convention: a name in `planner.cost.conventions`.
+        head: the language-model head runs on the last position, as in generation, or on all.
+        alone: how visual rows that see only themselves run: `fast` (values, outputs and feed-forward only) or `generic` (queries and keys too).
+
+    Raises:
+        InputError: no such convention, or a fractional schedule under a convention of executed work.
+        ScheduleError: the schedule has another number of layers than the model.
+    """
+    rule = _check(spec, schedule, convention, head, alone)
+    segments = lay(schedule, workload, rounds=rule.real)
+    generic = alone == "generic"
+    if rule.mean_token:
+        macs, visual_attention = _mean_token(spec, workload, segments)
+    else:
+        macs, visual_attention = decoder_macs(rule, spec, segments, generic)
+    batch, flops = workload.batch, rule.flops_per_mac
+    prefill: dict[str, Number] = dict.fromkeys(COMPONENTS, 0)
+    prefill |= {name: macs[name] * batch * flops for name in macs}
+    if rule.real:
+        prefill["vision"], prefill["projector"], scored = _vision(spec, workload, schedule)
+        prefill["selector"] += scored
+        rows = 1 if head == "last" else _final_rows(spec, segments)
+        prefill["lm_head"] = flops * batch * rows * spec.decoder.head_macs
+    if rule.per_layer:
+        prefill = {name: value / spec.layers for name, value in prefill.items()}
+    return Cost(
+        convention=rule.name,
+        prefill=prefill,
+        decode=_decode(spec, segments, 0),
+        visual_attention=visual_attention * batch * flops,
+        kv_cache_bytes=_cache_bytes(spec, workload, segments, 0),
+        latent_kv_cache_bytes=_cache_bytes(spec, workload, segments, 0, latent=True),
+        spec=spec,
+        workload=workload,
+        segments=segments,
+        generic=generic,
+    )
+
+
+def _check(spec: ModelSpec, schedule: Schedule, name: str, head: str, alone: str) -> Convention:
+    rule = convention(name)
+    if schedule.layers != spec.layers:
+        raise ScheduleError(
+            f"the schedule covers {schedule.layers} layers and {spec.name or spec.family} has {spec.layers}",
+            "Make the schedule for this model",
+        )
+    if rule.real and not schedule.executable:
+        raise InputError(
+            f"fractions of layers or tokens cannot be executed, so they have no '{name}' cost",
+            "Use whole numbers, or a paper's convention such as pdrop",
+        )
+    if head not in ("last", "all") or alone not in ("fast", "generic"):
+        raise InputError(
+            f"head={head!r}, alone={alone!r} is not known", "head is last or all, alone is fast or generic"
+        )
+    return rule
+
+
+def decoder_macs(
+    rule: Convention, spec: ModelSpec, segments: Sequence[Segment], generic: bool
+) -> tuple[dict[str, Number], Number]:
+    """Prefill of all decoder layers of one request, by component, and attention on visual keys. Arrays in, arrays out."""
+    totals: list[Number] = [0, 0, 0, 0, 0]
+    for segment in segments:
+        for layer, prefix in spec.decoder.kinds:
+            layers = between(prefix, segment.first, segment.last)
+            macs = formulas.layer_macs(rule, layer, segment, spec.decoder, generic)
+            totals = [total + layers * one for total, one in zip(totals, macs, strict=True)]
+        if rule.real:
+            totals[3] = totals[3] + _scorings(spec, segment)
+    *parts, visual_attention = totals
+    return dict(zip(formulas.DECODER_COMPONENTS, parts, strict=True)), visual_attention
+
+
+def between(prefix: Sequence[int], first: Number, last: Number) -> Number:
+    """How many layers of one kind lie in ``[first, last)``, from the count before each layer; linear inside a layer."""
+    return _before(prefix, last) - _before(prefix, first)
+
+
+def _before(prefix: Sequence[int], layer: Number) -> Number:
+    if isinstance(layer, int):
+        return prefix[layer]
+    if isinstance(layer, float):
+        whole = int(layer)
+        return prefix[whole] + (layer - whole) * (prefix[min(whole + 1, len(prefix) - 1)] - prefix[whole])
+    import numpy as np
+
+    return np.asarray(prefix)[layer]
+
+
+def _scorings(spec: ModelSpec, segment: Segment) -> Number:
+    """Selections at the end of a segment, each by the attention of its scoring layer."""
+    total: Number = 0
+    for scoring in segment.scorings:
+        rows = segment.system + scoring.text + (0 if spec.decoder.cross else scoring.visual)
+        for layer, prefix in spec.decoder.kinds:
+            here = between(prefix, scoring.layer, scoring.layer + 1)
+            macs = score_macs(scoring.select, layer.attention, spec.hidden_size, rows, scoring.visual, scoring.text)
+            total = total + here * macs
+    return total
+
+
+def _scorings_at(spec: ModelSpec, segments: Sequence[Segment], index: int) -> Number:
+    """Selections whose scoring layer is `index`."""
+    from dataclasses import replace
+
+    total: Number = 0
+    for segment in segments:
+        here = tuple(scoring for scoring in segment.scorings if scoring.layer == index)
+        total += _scorings(spec, replace(segment, scorings=here))
+    return total
+
+
+def _mean_token(spec: ModelSpec, workload: Workload, segments: Sequence[Segment]) -> tuple[dict[str, Number], Number]:
+    mean = sum((segment.last - segment.first) * segment.visual for segment in segments) / spec.layers
+    words = workload.system_tokens + workload.text_tokens
+    pairs = spec.layers * (mean * mean + mean * words)
+    return {"attention_scores": 2 * spec.hidden_size * pairs}, 2 * spec.hidden_size * pairs
+
+
+def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[int, int, int]:
+    """FLOPs of tower, projector, and of ranking inside the tower, whole batch. A cached image stream needs none of them."""
+    if spec.vision is None or not workload.visual_tokens or workload.image_stream_cached:
+        return 0, 0, 0
+    tower = spec.vision
+    score: Callable[[int], int] | None = None
+    if schedule.entry is not None:
+        entry = schedule.entry
+
+        def score(tokens: int) -> int:
+            return encoder_score_macs(entry, tower, tokens)
+
+    return vision_macs(spec, workload, score)
+
+
+def _final_rows(spec: ModelSpec, segments: Sequence[Segment]) -> Number:
+    final = segments[-1]
+    return final.rows - final.visual if spec.decoder.cross else final.rows
+
+
+def decode_step_macs(spec: ModelSpec, segments: Sequence[Segment], step: int) -> dict[str, Number]:
+    """One decode step of one request over all layers, by component. Arrays in, arrays out."""
+    totals: list[Number] = [0, 0, 0, 0]
+    for segment in segments:
+        for layer, prefix in spec.decoder.kinds:
+            layers = between(prefix, segment.first, segment.last)
+            macs = formulas.decode_macs(layer, segment, spec.decoder, step)
+            totals = [total + layers * one for total, one in zip(totals, macs, strict=True)]
+    named = dict(zip(formulas.DECODER_COMPONENTS, totals, strict=True))
+    return {**named, "lm_head": spec.decoder.head_macs}
+
+
+def _decode(spec: ModelSpec, segments: Sequence[Segment], step: int) -> dict[str, Number]:
+    macs = decode_step_macs(spec, segments, step)
+    exact = CONVENTIONS["exact"].flops_per_mac
+    return {name: exact * macs.get(name, 0) for name in COMPONENTS}
+
+
+def cache_elements(spec: ModelSpec, segments: Sequence[Segment], tokens: int, latent: bool = False) -> Number:
+    """Elements cached for one request after `tokens` generated ones. Arrays in, arrays out."""
+    elements: Number = 0
+    for segment in segments:
+        for layer, prefix in spec.decoder.kinds:
+            layers = between(prefix, segment.first, segment.last)
+            elements = elements + layers * formulas.cached_elements(layer, segment, spec.decoder, tokens, latent)
+    return elements
+
+
+def _cache_bytes(
+    spec: ModelSpec, workload: Workload, segments: Sequence[Segment], tokens: int, latent: bool = False
+) -> int:
+    bits = cache_elements(spec, segments, tokens, latent) * workload.batch * workload.kv_bits
+    return bits // 8 + (bits % 8 > 0) if isinstance(bits, int) else round(bits / 8)

@@ -1,0 +1,173 @@
+"""Multiply-adds of one decoder layer: pure functions of a layer's facts and a segment's row counts.
+
+They hold for ints (exact, of any size), floats and NumPy arrays alike, so that a single cost and a sweep over 1e5 schedules are the same formulas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.cost.conventions import FASTV_SYSTEM_TOKENS, Convention
+from planner.cost.selector import redistribute_macs
+from planner.cost.staircase import Segment
+from planner.spec.facts import Attention, Decoder, LayerSpec
+
+Number = Any
+#: Decoder components in the order tables show them.
+DECODER_COMPONENTS = ("attention_projections", "attention_scores", "ffn", "selector")
+
+
+def layer_macs(
+    convention: Convention, layer: LayerSpec, segment: Segment, decoder: Decoder, generic: bool
+) -> tuple[Number, ...]:
+    """Prefill of one layer: projections, scores, feed-forward, selector, and of the scores those on visual keys.
+
+    Args:
+        generic: visual rows that run alone also compute queries and keys (any architecture), in place of values and outputs only.
+    """
+    if not convention.real:
+        return _paper_macs(convention, segment, decoder)
+    attention, ffn = layer.attention, layer.ffn
+    if attention.kind == "cross":
+        return _cross_macs(attention, ffn.macs, segment)
+    visual = 0 if decoder.cross else segment.visual
+    if attention.kind == "linear":
+        rows = segment.system + segment.text + visual
+        return rows * attention.projection_macs, rows * attention.state_macs, rows * ffn.macs, 0, 0
+    words = segment.system + segment.text
+    if not segment.alone:
+        rows = words + visual
+        pairs, visual_pairs = _pairs(convention, attention, segment, rows, visual)
+        edited = redistribute_macs(attention, segment.text, rows) if segment.redistributes else 0
+        return (
+            rows * attention.projection_macs,
+            pairs * attention.pair_macs,
+            rows * ffn.macs,
+            edited,
+            visual_pairs * attention.pair_macs,
+        )
+    alone = 0 * visual if segment.streamed else visual
+    fast = not generic and attention.separable
+    if fast:
+        # A visual query that sees only itself puts out its value: no query, no score, and a key only where text reads it.
+        keys = attention.key_macs if segment.merge or segment.reads else 0
+        per_row, own_pairs = attention.value_macs + attention.output_macs + keys, 0 * alone
+    else:
+        per_row, own_pairs = attention.projection_macs, alone
+    read = words * visual if segment.merge or segment.reads else 0 * visual
+    if convention.pairs == "causal":
+        text_pairs, own_pairs = _causal(words, attention), 0 * alone
+        read = segment.text * visual if segment.merge or segment.reads else 0 * visual
+    else:
+        text_pairs = words * words
+    visual_pairs = read + own_pairs
+    return (
+        words * attention.projection_macs + alone * per_row,
+        (text_pairs + visual_pairs) * attention.pair_macs,
+        (words + alone) * ffn.macs,
+        0,
+        visual_pairs * attention.pair_macs,
+    )
+
+
+def _pairs(
+    convention: Convention, attention: Attention, segment: Segment, rows: Number, visual: Number
+) -> tuple[Number, Number]:
+    """Query-key pairs of ordinary attention, and those whose key is visual."""
+    if convention.pairs == "rectangular":
+        return rows * rows, rows * visual
+    pairs = _causal(rows, attention)
+    visual_pairs = visual * (visual + 1) // 2
+    if segment.reads:
+        return pairs, visual_pairs + segment.text * visual
+    return pairs - segment.text * visual, visual_pairs
+
+
+def _causal(rows: Number, attention: Attention) -> Number:
+    """Pairs a causal mask allows among `rows` rows; a window counts in rows present, a chunk from the first row."""
+    if not attention.window:
+        return rows * (rows + 1) // 2
+    window = attention.window
+    if attention.kind == "chunked":
+        rest = rows % window
+        return rows // window * (window * (window + 1) // 2) + rest * (rest + 1) // 2
+    inside = least(rows, window)
+    return inside * (inside + 1) // 2 + (rows - inside) * window
+
+
+def _cross_macs(attention: Attention, ffn_macs: int, segment: Segment) -> tuple[Number, ...]:
+    """A cross-attention layer: text rows ask, visual tokens answer. Skipped as a whole when there is no image."""
+    words, visual = segment.system + segment.text, segment.visual
+    rows = words * (visual > 0)
+    projections = rows * (attention.query_macs + attention.output_macs) + visual * (
+        attention.key_macs + attention.value_macs
+    )
+    scores = rows * visual * attention.pair_macs
+    return projections, scores, rows * ffn_macs, 0, scores
+
+
+def _paper_macs(convention: Convention, segment: Segment, decoder: Decoder) -> tuple[Number, ...]:
+    """``4nd^2 + 2n^2d + c n d m`` with the convention's n and c; visual rows that see only themselves have no pairs."""
+    hidden, width, visual = decoder.hidden_size, decoder.intermediate_size, segment.visual
+    others = {"visual": 0, "prefixed": FASTV_SYSTEM_TOKENS, "all": segment.system + segment.text}[convention.rows]
+    rows = others + visual
+    paired = others if segment.alone else rows
+    visual_pairs = 0 * visual if segment.alone else rows * visual
+    return (
+        4 * rows * hidden * hidden,
+        2 * paired * paired * hidden,
+        convention.ffn_matrices * rows * hidden * width,
+        0,
+        2 * visual_pairs * hidden,
+    )
+
+
+def decode_macs(layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: Number = 0) -> tuple[Number, ...]:
+    """One decode step of one request in one layer: projections, scores, feed-forward, selector.
+
+    Args:
+        ahead: tokens generated and cached before this one.
+    """
+    attention, ffn = layer.attention, layer.ffn
+    if attention.kind == "linear":
+        return attention.projection_macs, attention.state_macs, ffn.macs, 0
+    if attention.kind == "cross":
+        some = 1 * (segment.visual > 0)
+        asked = attention.query_macs + attention.output_macs
+        return some * asked, segment.cached_visual * attention.pair_macs, some * ffn.macs, 0
+    keys = cached_tokens(attention, segment, decoder, ahead) + 1
+    edited = redistribute_macs(attention, 1, keys) if segment.redistributes else 0
+    return attention.projection_macs, keys * attention.pair_macs, ffn.macs, edited
+
+
+def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahead: Number = 0) -> Number:
+    """Tokens a layer's cache holds of one request. A windowed layer holds one fewer than its window: the next token completes it."""
+    visual = 0 if decoder.cross else segment.cached_visual
+    tokens = segment.system + segment.text + visual + ahead
+    return least(tokens, attention.window - 1) if attention.window else tokens
+
+
+def cached_elements(
+    layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: Number = 0, latent: bool = False
+) -> Number:
+    """Elements a layer's cache holds of one request.
+
+    Args:
+        latent: count the latent that multi-head latent attention could cache, in place of the expanded keys and values.
+    """
+    attention = layer.attention
+    if attention.kind == "linear":
+        return attention.state_elements
+    if attention.kind == "cross":
+        return segment.cached_visual * attention.cached_elements
+    per_token = attention.latent_elements if latent and attention.latent_elements else attention.cached_elements
+    return cached_tokens(attention, segment, decoder, ahead) * per_token
+
+
+def least(one: Number, other: Number) -> Number:
+    """The smaller of two numbers, entry by entry for arrays; ints stay ints."""
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return min(one, other)
+    import numpy as np
+
+    return np.minimum(one, other)

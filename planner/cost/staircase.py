@@ -1,0 +1,123 @@
+"""A schedule laid over a workload: how many rows each stage computes and what the cache keeps of it.
+
+Everything a cost formula reads is in a `Segment`. Its numbers are ints, floats in a paper's accounting (mean bounds and budgets), or NumPy arrays
+with one entry per schedule in a sweep: the formulas do not know which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from planner.schedule import Count, Fraction, Keep, Schedule, Select, kept
+from planner.workload import Workload
+
+Number = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """One selection and the rows it scores: `visual` and `text` (after the image) of the scoring layer, `layer` its index."""
+
+    select: Select
+    visual: Number
+    text: Number
+    layer: Number
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Layers ``[first, last)`` in which shapes do not change.
+
+    Attributes:
+        system, text, visual: rows present: before the image, after it, and visual.
+        cached_visual: visual tokens the cache holds for decoding.
+        alone: visual rows see only themselves and run apart from the text.
+        merge: the text's attention to the image falls on one visual token.
+        reads: text after the image attends to visual tokens (other than through `merge`).
+        streamed: the visual rows of these layers come from a cached image stream and cost nothing.
+        redistributes: attention weights are moved (VAR).
+        scorings: selections at the end.
+    """
+
+    first: Number
+    last: Number
+    system: Number
+    text: Number
+    visual: Number
+    cached_visual: Number
+    alone: bool = False
+    merge: bool = False
+    reads: bool = True
+    streamed: bool = False
+    redistributes: bool = False
+    scorings: tuple[Scoring, ...] = ()
+
+    @property
+    def rows(self) -> Number:
+        """Rows present in all."""
+        return self.system + self.text + self.visual
+
+
+def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Segment, ...]:
+    """The segments of a schedule under a workload.
+
+    Args:
+        rounds: fractions of tokens are rounded to whole ones, as the runtime does; papers do not.
+    """
+    visual, text = _whole(workload.visual_tokens), _whole(workload.text_tokens)
+    if schedule.entry is not None:
+        visual = survivors(schedule.entry.keep, visual, rounds)
+    segments, streaming = [], workload.image_stream_cached
+    for stage in schedule.stages:
+        alone = stage.visual_attention == "self"
+        streaming = streaming and alone
+        scorings, left_visual, left_text = [], visual, text
+        for select in stage.selects:
+            # A probe runs in the next layer, on what the selections before it have left.
+            rows = (left_visual, left_text, stage.last) if select.probe else (visual, text, stage.last - 1)
+            scorings.append(Scoring(select, *rows))
+            if select.of == "visual":
+                left_visual = survivors(select.keep, left_visual, rounds)
+            else:
+                prunable = max(left_text - select.protect, 0)
+                left_text = left_text - prunable + survivors(select.keep, prunable, rounds)
+        merge = stage.text_to_visual == "merge"
+        if stage.cache_visual == "none":
+            cached = 0
+        elif stage.cache_visual == "kept":
+            cached = min(1, visual) if merge else left_visual
+        else:
+            cached = visual
+        segments.append(
+            Segment(
+                first=_whole(stage.first),
+                last=_whole(stage.last),
+                system=workload.system_tokens,
+                text=text,
+                visual=visual,
+                cached_visual=cached,
+                alone=alone,
+                merge=merge,
+                reads=stage.text_to_visual == "full",
+                streamed=streaming,
+                redistributes=stage.redistribute is not None,
+                scorings=tuple(scorings),
+            )
+        )
+        visual, text = left_visual, left_text
+    return tuple(segments)
+
+
+def survivors(keep: Keep, present: float, rounds: bool = True) -> float:
+    """`planner.schedule.kept`, as an int where it is whole; without rounding, a fraction of a token stays a fraction."""
+    if not rounds and isinstance(keep, Fraction):
+        return _whole(keep.fraction * present)
+    if isinstance(keep, Count) and isinstance(keep.count, int):
+        return min(keep.count, present)
+    return _whole(kept(keep, present))
+
+
+def _whole(value: float) -> float:
+    """Whole floats as ints, so that exact counts stay ints of any size."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

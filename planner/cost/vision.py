@@ -1,0 +1,87 @@
+"""What seeing costs: vision tower and projector, from the tiles an image becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from planner.spec.facts import ModelSpec, Tower
+from planner.spec.images import Encoded, assumed, encode
+from planner.workload import Workload
+
+
+def vision_macs(spec: ModelSpec, workload: Workload, score: Callable[[int], int] | None = None) -> tuple[int, int, int]:
+    """FLOPs (two per multiply-add) of the tower, the projector and an encoder score, for the whole batch.
+
+    Args:
+        spec: the facts of a model that sees.
+        workload: its images, or where it has none, as many tiles as its visual tokens come from.
+        score: multiply-adds of ranking one tile of a given number of tower tokens.
+    """
+    if spec.vision is None or spec.projector is None:
+        return 0, 0, 0
+    images = [encode(spec, width, height) for width, height in workload.images] or [
+        assumed(spec, workload.visual_tokens)
+    ]
+    images = images * workload.batch
+    tower = tower_macs(spec.vision, images)
+    projector = sum(_projected(spec, image) for image in images)
+    scored = sum(score(_tokens(spec.vision, tile)) for image in images for tile in image.tiles) if score else 0
+    return 2 * tower, 2 * projector, 2 * scored
+
+
+def tower_macs(tower: Tower, images: Sequence[Encoded]) -> int:
+    """Multiply-adds of the tower over all images of a batch."""
+    tiles = [tile for image in images for tile in image.tiles]
+    lengths = {
+        "tile": [_tokens(tower, tile) for tile in tiles],
+        "image": [sum(_tokens(tower, tile) for tile in image.tiles) for image in images],
+        "window": [length for tile in tiles for length in _windows(tower, tile)],
+        "batch": [sum(_tokens(tower, tile) for tile in tiles)],
+    }
+    macs = tower.patch_macs * _embedded(tower, tiles)
+    for block in tower.blocks:
+        counts = lengths[block.span]
+        macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * sum(count * count for count in counts))
+    tokens = lengths["tile"]
+    return macs + tower.token_macs * sum(tokens) + tower.tile_macs * len(tokens)
+
+
+def _embedded(tower: Tower, tiles: Sequence[tuple[int, int]]) -> int:
+    """Patches embedded. Where all images share a sequence they are padded to one size first, and cut after the embedding."""
+    if any(block.span == "batch" for block in tower.blocks):
+        return (
+            len(tiles) * max((rows for rows, _ in tiles), default=0) * max((columns for _, columns in tiles), default=0)
+        )
+    return sum(rows * columns for rows, columns in tiles)
+
+
+def _tokens(tower: Tower, tile: tuple[int, int]) -> int:
+    count = tile[0] * tile[1] + tower.extra_tokens
+    return -(-count // tower.pad_to) * tower.pad_to
+
+
+def _patches(image: Encoded) -> int:
+    return sum(rows * columns for rows, columns in image.tiles)
+
+
+def _windows(tower: Tower, tile: tuple[int, int]) -> list[int]:
+    """Patches in each attention window of a tile; windows at the edges are smaller."""
+    if not tower.window:
+        return [tile[0] * tile[1]]
+    rows, columns = (_cut(side, tower.window) for side in tile)
+    return [height * width for height in rows for width in columns]
+
+
+def _cut(side: int, window: int) -> list[int]:
+    whole, rest = divmod(side, window)
+    return [window] * whole + [rest] * bool(rest)
+
+
+def _projected(spec: ModelSpec, image: Encoded) -> int:
+    """Multiply-adds of the projector on one image: on every tile whole, before anything is unpadded."""
+    projector = spec.projector
+    if projector is None:
+        return 0
+    patches = _patches(image)
+    extra = len(image.tiles) if projector.class_token else 0
+    return projector.macs * (patches // projector.merge + extra) + projector.patch_macs * patches
