@@ -27,7 +27,7 @@ class _Force(LogitsProcessor):
 
 
 def generate(model: Any, inputs: dict[str, Tensor], generated: Tensor, **options: Any) -> Any:
-    """What `model.generate` returns when made to answer `generated`; ``.logits`` has one ``[B, V]`` more than it has tokens."""
+    """What `model.generate` returns when made to answer `generated`; it gives one ``[B, V]`` of logits more."""
     processor = LogitsProcessorList([_Force(inputs["input_ids"].shape[1], generated)])
     with torch.no_grad(), float64_throughout():
         return model.generate(

@@ -6,8 +6,8 @@
 
 It is torch's `FlopCounterMode` (2 FLOPs a multiply-add, attention as the rectangle a dense kernel computes), repaired:
 
-* fused attention on CPU counts 0 in torch, and grouped queries fail in older releases: here every fused variant counts by
-  its query heads, ``2 B H Lq Lk (d_qk + d_v)``;
+* fused attention on CPU counts 0 in torch, and grouped queries fail in older releases: here every fused variant counts
+  by its query heads, ``2 B H Lq Lk (d_qk + d_v)``;
 * the grouped matrix product of mixtures of experts counts 0: here ``2 N K M``, rows times both sides of one expert;
 * the outer product that fills a rotary table (``n dh / 2`` products, no addition) is left out. Older releases of
   transformers write it as a matrix product, newer ones elementwise; the count must not depend on that.

@@ -22,11 +22,12 @@ def test_the_dense_schedule_is_the_plain_model(family: str) -> None:
     generated = continuation(2)
     outcome = run(model, inputs, dense(4), generated)
     found = logits(model, inputs, generated)
-    assert max(float((a - b).abs().max()) for a, b in zip(found, [outcome.prefill, *outcome.steps], strict=True)) < 1e-12
+    expected = [outcome.prefill, *outcome.steps]
+    assert max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) < 1e-12
 
 
 def test_dropping_everything_is_a_prompt_without_an_image() -> None:
-    """Dropped at the entry, the visual tokens leave only their positions behind, which rotary attention sees as a gap."""
+    """Dropped at the entry in front of the text, visual tokens leave no trace: rotary attention sees differences."""
     model = tiny.model("llava")
     inputs = tiny.inputs("llava", system=0)
     entry = Select(rank_by="random", keep=Count(count=0))
@@ -39,7 +40,8 @@ def test_dropping_everything_is_a_prompt_without_an_image() -> None:
 
 def test_every_token_kept_changes_nothing() -> None:
     model, inputs = tiny.model("llava"), tiny.inputs("llava")
-    stage = Stage(first=0, last=2, cache_visual="kept", selects=(Select(rank_by="last_attention", keep=Count(count=16)),))
+    everything = Select(rank_by="last_attention", keep=Count(count=16))
+    stage = Stage(first=0, last=2, cache_visual="kept", selects=(everything,))
     kept = run(model, inputs, Schedule(stages=(stage, Stage(first=2, last=4))), continuation(1))
     plain = run(model, inputs, dense(4), continuation(1))
     assert torch.equal(kept.logits, plain.logits)
