@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -152,11 +153,12 @@ class Plan(Document):
     created_with: dict[str, str] = Field(default_factory=dict)
     plan_sha256: str = ""
 
-    def check(self, config: Mapping[str, Any]) -> None:
+    def check(self, config: Mapping[str, Any] | str | os.PathLike[str]) -> None:
         """Refuse a model this plan was not made for.
 
         Args:
-            config: the model's Hugging Face config as a dict (``model.config.to_dict()``).
+            config: the model's Hugging Face config as a dict (``model.config.to_dict()``), or where to read one:
+                config.json, a model directory, a shipped name.
 
         Raises:
             PlanMismatchError: naming the first fact that differs.

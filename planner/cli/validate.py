@@ -13,11 +13,10 @@ import click
 def command(plan_path: Path, model: str | None) -> None:
     """Check that PLAN is whole, unedited and of a known schema; with --model, that it fits."""
     from planner.plan import load_plan
-    from planner.spec import read_config
 
     plan = load_plan(plan_path)
     model_text = f"{plan.model.id} ({plan.model.layers} layers)"
     click.echo(f"{plan_path}: valid plan for {model_text}, policy {plan.decision.policy}")
     if model is not None:
-        plan.check(read_config(model))
+        plan.check(model)
         click.echo(f"{plan_path}: fits {model}")
