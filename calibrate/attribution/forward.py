@@ -1,8 +1,8 @@
 """Many ablations at once, through the text rows only.
 
-A batch of M ablations is a batch of M copies of the text rows in the model's own text tower: its norms, projections, rotary embedding
-and feed-forward layers run unmodified, and only the attention between the projections is replaced (`shared.attend`). Nothing is
-repeated per mask but the text rows.
+A batch of M ablations is a batch of M copies of the text rows in the model's own text tower: its norms, projections,
+rotary embedding and feed-forward layers run unmodified, and only the attention between the projections is replaced
+(`shared.attend`). Nothing is repeated per mask but the text rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from calibrate.attribution.shared import attend, share
 from planner.errors import UnsupportedModelError
 
 _NAME = "planner_attribution_replay"
-#: Elements of one key/value head's score matrix per batch: on a CPU small enough for a core's cache, where larger ones were slower.
+#: Elements of one key/value head's score matrix per batch: on a CPU small enough for a core's cache, where larger
+#: ones were slower.
 _CPU_SCORES = 1 << 18
 _ACCELERATOR_SCORES = 1 << 26
 
@@ -47,7 +48,8 @@ class TextRows:
         self._capture = capture
         keys, values, self.mean_grid = mean.on(grids)
         self._layers = tuple(
-            share(seen, capture.visual, key, value) for seen, key, value in zip(capture.layers, keys, values, strict=True)
+            share(seen, capture.visual, key, value)
+            for seen, key, value in zip(capture.layers, keys, values, strict=True)
         )
         self._index = {id(attention): layer for layer, attention in enumerate(parts.attentions)}
         rows = capture.text_rows
@@ -61,9 +63,10 @@ class TextRows:
         """The last row's final hidden states, ``[M, d]``, as they enter the output embedding."""
         out = []
         with self._replaced():
-            for self._ablation in ablation.split(self.batch_size):
+            for piece in ablation.split(self.batch_size):
+                self._ablation = piece
                 states = self._parts.tower(
-                    inputs_embeds=self._capture.embeddings.expand(len(self._ablation), -1, -1),
+                    inputs_embeds=self._capture.embeddings.expand(len(piece), -1, -1),
                     position_ids=self._capture.position_ids,
                     use_cache=False,
                 ).last_hidden_state
@@ -92,7 +95,8 @@ class TextRows:
         """Compare the replay with everything intact with the model's own logits.
 
         Raises:
-            UnsupportedModelError: they differ, so the model does something between the layers and the logits that is not replayed.
+            UnsupportedModelError: they differ, so the model does something between the layers and the logits that is
+                not replayed.
         """
         own = self._capture.logits.double()
         expected = float(own[token] - own.mean())
@@ -105,6 +109,11 @@ class TextRows:
                 "The model scales, caps or adds something that head attribution does not know; leave the probe out.",
             )
 
+    @property
+    def logit_spread(self) -> float:
+        """Standard deviation of the model's own logits in the last row."""
+        return float(self._capture.logits.double().std())
+
     def uniform(self, intact: bool) -> Ablation:
         """One ablation with every head intact, or none."""
         return Ablation(torch.full((1, self._parts.layers, self._parts.heads), intact))
@@ -113,8 +122,9 @@ class TextRows:
     def _replaced(self) -> Iterator[None]:
         """Our attention in place, and the last layer's work per row done for the last row only.
 
-        Of the last layer only the last row is read, so its output projection and feed-forward run on that row; their one-row results
-        are broadcast over the residual stream, where the other rows become meaningless and stay unread.
+        Of the last layer only the last row is read, so its output projection and feed-forward run on that row; their
+        one-row results are broadcast over the residual stream, where the other rows become meaningless and stay
+        unread.
         """
         layers: Any = self._parts.tower.layers
         narrowed = [self._parts.attentions[-1].get_submodule("o_proj"), getattr(layers[-1], "mlp", None)]

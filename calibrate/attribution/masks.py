@@ -13,7 +13,7 @@ from planner.errors import InputError
 
 @dataclass(frozen=True)
 class Ablation:
-    """M ablations of a model with L layers of H heads, on T text rows and V visual tokens; True is intact, False ablated.
+    """M ablations of L layers of H heads, T text rows and V visual tokens; True is intact, False ablated.
 
     Attributes:
         heads: ``[M, L, H]`` (S4's x).
@@ -52,6 +52,8 @@ def random_masks(count: int, size: int, ablated: float, seed: int) -> torch.Tens
     """
     zeros = round(ablated * size)
     if not 0 < zeros < size:
-        raise InputError(f"ablating {ablated:g} of {size} entries leaves no choice", "Use a share between 0 and 1; S4 uses 0.75.")
+        raise InputError(
+            f"ablating {ablated:g} of {size} entries leaves no choice", "Use a share between 0 and 1; S4 uses 0.75."
+        )
     drawn = np.random.default_rng(seed).permuted(np.tile(np.arange(size), (count, 1)), axis=1)
     return torch.from_numpy(drawn >= zeros)

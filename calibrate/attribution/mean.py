@@ -1,7 +1,7 @@
 """The mean image: what an ablated head reads instead of the image at hand (S4 appendix A.2, eq. 8).
 
-Keys are averaged before the rotary embedding, per image position, over about 100 other images; values as they are. Turning the mean
-keys to the positions at hand makes the mean usable for any prompt.
+Keys are averaged before the rotary embedding, per image position, over about 100 other images; values as they are.
+Turning the mean keys to the positions at hand makes the mean usable for any prompt.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ Grid = tuple[int, int]
 def image_grids(model: Any, inputs: Mapping[str, torch.Tensor], visual_tokens: int) -> tuple[Grid, ...]:
     """Height and width in tokens of each image, in prompt order.
 
-    Read from ``image_grid_thw`` where the processor gives it, else from square images of equal size. An image whose tokens form no
-    rectangle (tiles with separators) counts as one row, which can only be matched by one of the same length.
+    Read from ``image_grid_thw`` where the processor gives it, else from square images of equal size. An image whose
+    tokens form no rectangle (tiles with separators) counts as one row, which can only be matched by one of the same
+    length.
     """
     config = model.config
     patches = inputs.get("image_grid_thw")
@@ -64,11 +65,14 @@ class MeanImage:
         for grid in others:
             if 1 in (grid[0], self.grid[0]):
                 raise InputError(
-                    f"an image of {grid[0]}x{grid[1]} tokens cannot be compared with a mean of {self.grid[0]}x{self.grid[1]}",
+                    f"an image of {grid[0]}x{grid[1]} tokens cannot take a mean image of {self.grid[0]}x{self.grid[1]}",
                     "Let the processor resize all images alike.",
                 )
-        how = "equal" if not others else "interpolated " + ", ".join(
-            f"{self.grid[0]}x{self.grid[1]} to {height}x{width}" for height, width in others
+        how = (
+            "equal"
+            if not others
+            else "interpolated "
+            + ", ".join(f"{self.grid[0]}x{self.grid[1]} to {height}x{width}" for height, width in others)
         )
         keys = tuple(torch.cat([resize(mean, self.grid, grid) for grid in grids], dim=1) for mean in self.keys)
         values = tuple(torch.cat([resize(mean, self.grid, grid) for grid in grids], dim=1) for mean in self.values)
@@ -76,7 +80,9 @@ class MeanImage:
 
 
 def resize(mean: torch.Tensor, grid: Grid, to: Grid) -> torch.Tensor:
-    """Bilinear interpolation of ``[K, h*w, e]`` from one token grid to another; the tensor itself where they are equal."""
+    """Bilinear interpolation of ``[K, h*w, e]`` from one token grid to another; the tensor itself where they are
+    equal.
+    """
     if grid == to:
         return mean
     heads, _, size = mean.shape

@@ -1,7 +1,7 @@
 """One ordinary forward pass, keeping what every ablated pass shares.
 
-The image comes before the question, and only rows after the image are ever ablated, so hidden states, keys and values of all rows
-up to the last visual token (the *prefix*) are the same under every mask. They are computed once, here.
+The image comes before the question, and only rows after the image are ever ablated, so hidden states, keys and values
+of all rows up to the last visual token (the *prefix*) are the same under every mask. They are computed once, here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _NAME = "planner_attribution_capture"
 
 @dataclass(frozen=True)
 class LayerCapture:
-    """One layer of one sample; H query heads, K key/value heads, n rows, T text rows after the image, e head size, r rotary size.
+    """One layer of one sample.
+
+    H query heads, K key/value heads, n rows, T text rows after the image, e head size, r rotary size.
 
     Attributes:
         key_before: keys before the rotary embedding, ``[K, n, e]``.
@@ -123,12 +125,14 @@ class _Recorder:
         allowed = attention_mask[0, 0, :, : key.shape[2]] >= 0
         if bool(allowed[: self.start, self.start :].any()):
             raise UnsupportedModelError(
-                f"in layer {layer} rows before the question see the question, so image rows are not the same under every mask",
+                f"in layer {layer} rows before the question see the question, so image rows change with the mask",
                 "Head attribution needs causal attention; leave the probe out for this model.",
             )
         before = self.before.pop(layer)
         # Projections give [1, n, K * e], norms [1, n, K, e] or already [1, K, n, e].
-        before = before[0] if before.shape == key.shape else before.reshape(key.shape[2], key.shape[1], -1).transpose(0, 1)
+        if before.shape != key.shape:
+            before = before.reshape(1, key.shape[2], key.shape[1], -1).transpose(1, 2)
+        before = before[0]
         cos, sin = (table[0] if table.dim() == 3 else table for table in self.rotary.pop(layer))
         if cos.dim() != 2 or not same_rotation(before, key[0], cos, sin):
             raise _no_rotary(layer)
@@ -156,7 +160,7 @@ class _Recorder:
 
 def _no_rotary(layer: int) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"layer {layer} has no rotary embedding of the rotate-half form, so mean keys cannot be turned to their positions",
+        f"layer {layer} has no rotary embedding of the rotate-half form, so mean keys cannot be turned to positions",
         "Leave the attribution probe out for this model, or update transformers.",
     )
 
@@ -180,7 +184,9 @@ def capture(model: Any, parts: Parts, inputs: Mapping[str, torch.Tensor], sample
 
     input_ids = inputs.get("input_ids")
     if input_ids is None or input_ids.shape[0] != 1:
-        raise InputError("head attribution takes one sample at a time, given as input_ids of batch 1", "Loop over the samples.")
+        raise InputError(
+            "head attribution takes one sample at a time, given as input_ids of batch 1", "Loop over the samples."
+        )
     visual = (input_ids[0] == parts.image_token_id).nonzero().flatten()
     if visual.numel() == 0:
         raise InputError(f"sample {sample} has no visual token", "Give an image and a prompt with its placeholder.")

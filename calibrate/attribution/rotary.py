@@ -1,7 +1,7 @@
 """The rotary position embedding, forwards only, in the rotate-half form of Llama and its relatives.
 
-Mean keys are averaged *before* it, so they have to be turned to the positions at hand. `same_rotation` checks our form against the
-model's own result, so that a model with another one is refused and never silently mis-rotated.
+Mean keys are averaged *before* it, so they have to be turned to the positions at hand. `same_rotation` checks our
+form against the model's own result, so that a model with another one is refused and never silently mis-rotated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ def rotate(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Te
 
 
 def same_rotation(before: torch.Tensor, after: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
-    """True when the model's rotated keys ``after`` are what `rotate` makes of ``before``, within the dtype's rounding."""
+    """True when the model's rotated keys ``after`` are what `rotate` makes of ``before``, within the dtype's
+    rounding.
+    """
     expected = rotate(before, cos, sin)
     # Eight roundings of slack; a wrong form is off by the size of the keys themselves.
     slack = 8 * torch.finfo(after.dtype).eps * before.abs().max()

@@ -1,9 +1,11 @@
 """Attention of many ablations' text rows to one prefix.
 
-Queries of all masks whose head is intact meet the image's keys in one matrix product, those of all masks whose head is ablated meet
-the mean keys in another: both key sets are shared by every mask. Sorting the masks of a head by intact and ablated *before* the product
-costs a small gather of queries, and halves the work of computing both score matrices and selecting afterwards. The select form remains
-for heads that read only some rows or some visual tokens from the image.
+Queries of all masks whose head is intact meet the image's keys in one matrix product, those of all masks whose head
+is ablated meet
+the mean keys in another: both key sets are shared by every mask. Sorting the masks of a head by intact and ablated
+    *before* the product
+costs a small gather of queries, and halves the work of computing both score matrices and selecting afterwards. The
+select form remains for heads that read only some rows or some visual tokens from the image.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class SharedLayer:
     Attributes:
         image, mean: keys and values ``[K, P, e]``, as they are and with the mean image in place of the visual tokens.
         visual: row numbers of the visual tokens.
-        hidden_prefix: prefix keys that a text row may not see (padding, sliding windows), ``[T, P]``; None if it sees all.
+        hidden_prefix: prefix keys that a text row may not see (padding, sliding windows), ``[T, P]``; None if it sees
+            all.
         hidden_text: the same of text keys, ``[T, T]``.
     """
 
@@ -58,7 +61,9 @@ def share(seen: LayerCapture, visual: torch.Tensor, mean_keys: torch.Tensor, mea
     )
 
 
-def attend(layer: SharedLayer, index: int, ablation: Ablation, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def attend(
+    layer: SharedLayer, index: int, ablation: Ablation, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
     """One layer's attention output under every ablation, ``[M, H, Tq, e]``.
 
     Args:
@@ -137,7 +142,9 @@ def _one_kv_head(
 
 
 def _reads(layer: SharedLayer, ablation: Ablation, mask_of: torch.Tensor, rows: int) -> torch.Tensor:
-    """Which prefix keys the rows of mixed pairs read from the image: ``[pairs * Tq, P]``; keys that are not visual count as read."""
+    """Which prefix keys the rows of mixed pairs read from the image: ``[pairs * Tq, P]``; keys that are not visual
+    count as read.
+    """
     prefix = layer.image[0].shape[1]
     reads = torch.ones(len(mask_of), rows, prefix, dtype=torch.bool, device=mask_of.device)
     if len(mask_of) and ablation.image is not None:

@@ -1,7 +1,8 @@
 """Head ablation done literally: the whole model, once per mask, the whole attention matrix, one query head at a time.
 
-Slow and obvious. In every layer, a text row of an ablated head attends to keys and values in which the visual columns were replaced by
-the mean image's; everything else attends as usual. Nothing is shared between masks and nothing of `calibrate.attribution` is used.
+Slow and obvious. In every layer, a text row of an ablated head attends to keys and values in which the visual columns
+were replaced by the mean image's; everything else attends as usual. Nothing is shared between masks and nothing of
+`calibrate.attribution` is used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ class Literal:
     """Collects mean keys and values, and runs ablated forwards.
 
     Args:
-        model: a vision-language model whose attention modules are ``*.self_attn`` with ``k_proj`` (and perhaps ``k_norm``).
+        model: a vision-language model whose attention modules are ``*.self_attn`` with ``k_proj`` (and perhaps
+            ``k_norm``).
         image_token: id of visual tokens.
     """
 
@@ -113,7 +115,7 @@ class Literal:
 
 
 def turn(key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of one key, pair by pair: dimensions i and i + half are a point in a plane, turned by angle i."""
+    """Rotary embedding of one key, pair by pair: dimensions i and i + half are a point, turned by angle i."""
     half = len(cos) // 2
     turned = key.clone()
     for i in range(half):

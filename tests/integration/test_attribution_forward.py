@@ -24,12 +24,16 @@ MASKS = 3
 
 
 def compare(model, family, dtype=torch.float64, rows=False, image=False, left_pad=0):
-    """Largest difference between replayed and literal logits over a few random masks, and what the masks change at all."""
+    """Largest difference between replayed and literal logits over a few random masks, and what the masks change at
+    all.
+    """
     others = [tiny.inputs(family, seed=seed, dtype=dtype) for seed in (1, 2)]
     inputs = tiny.inputs(family, dtype=dtype)
     parts = find_parts(model)
     seen = capture(model, parts, inputs)
-    text = TextRows(parts, seen, mean_image(model, others, parts), image_grids(model, inputs, seen.visual.numel()), batch_size=2)
+    text = TextRows(
+        parts, seen, mean_image(model, others, parts), image_grids(model, inputs, seen.visual.numel()), batch_size=2
+    )
     heads = random_masks(MASKS, parts.layers * parts.heads, 0.5, seed=3).view(MASKS, parts.layers, parts.heads)
     ablation = Ablation(
         heads,
@@ -158,7 +162,7 @@ def test_refusals_name_the_part_or_the_sample():
     with pytest.raises(CalibrationError, match="at least one sample"):
         mean_image(model, [])
     broken = {**inputs, "pixel_values": torch.full_like(inputs["pixel_values"], float("nan"))}
-    with pytest.raises(CalibrationError, match="layer 0 .* sample seven"):
+    with pytest.raises(CalibrationError, match=r"layer 0 .* sample seven"):
         capture(model, parts, broken, "seven")
 
 

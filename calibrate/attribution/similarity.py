@@ -1,0 +1,35 @@
+"""Do samples use the same heads? Cosine of their coefficients (S4 4.3, C.3, C.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from calibrate.attribution.response import Vector
+
+
+def cosines(coefficients: Vector) -> Vector:
+    """Cosine of each pair of rows, ``[S, S]`` from ``[S, N]``; 0 with a row of zeros."""
+    norms = np.linalg.norm(coefficients, axis=1, keepdims=True)
+    unit = coefficients / np.where(norms > 0, norms, 1)
+    return np.asarray(unit @ unit.T)
+
+
+def mean_cosines(
+    coefficients: Vector, prompts: Sequence[Hashable], images: Sequence[Hashable]
+) -> dict[str, float | None]:
+    """Mean cosine over pairs of samples: all, same prompt on other images, other prompts on the same image; None
+    without pairs.
+    """
+    table = cosines(coefficients)
+    one, other = np.triu_indices(len(table), k=1)
+    same_prompt = np.asarray([prompts[a] == prompts[b] for a, b in zip(one, other, strict=True)], bool)
+    same_image = np.asarray([images[a] == images[b] for a, b in zip(one, other, strict=True)], bool)
+    pairs = table[one, other]
+    chosen = {
+        "all": np.ones(len(pairs), bool),
+        "same_prompt": same_prompt & ~same_image,
+        "same_image": same_image & ~same_prompt,
+    }
+    return {name: float(pairs[which].mean()) if which.any() else None for name, which in chosen.items()}
