@@ -16,7 +16,7 @@ CACHE_LIMIT_BYTES = 1 << 30
 
 
 class Batches:
-    """Batches of consecutive samples, on the model's device; memory is bounded by `CACHE_LIMIT_BYTES` plus one batch."""
+    """Batches of consecutive samples on the model's device, in memory of `CACHE_LIMIT_BYTES` plus one batch."""
 
     def __init__(self, samples: SampleSet, encoder: Encoder, model: Any, batch_size: int) -> None:
         self.samples, self.encoder, self.model, self.batch_size = samples, encoder, model, batch_size
@@ -35,7 +35,8 @@ class Batches:
             return self._kept[start]
         ids = tuple(range(start, min(start + self.batch_size, len(self.samples))))
         chosen = tuple(self.samples[i] for i in ids)
-        batch = Batch(ids, chosen, to_device(self.encoder(chosen), self.model), self.model, self.encoder)
+        inputs = to_device(self.encoder(chosen), self.model)
+        batch = Batch(ids, chosen, inputs, self.model, self.encoder, self.samples)
         size = sum(tensor.nbytes for tensor in batch.inputs.values())
         if self._kept_bytes + size <= CACHE_LIMIT_BYTES:
             self._kept[start] = batch

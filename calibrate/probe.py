@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from calibrate.samples import Sample
+from calibrate.samples import Sample, SampleSet
 from calibrate.stats import Array, Table
 from planner.errors import InputError
 from planner.profile import ProbeResult
@@ -43,6 +43,7 @@ REGISTRY: dict[str, str] = {
     "masking": "calibrate.masking:Masking",
     "flip": "calibrate.flip:Flip",
     "sink_masking": "calibrate.sink_masking:SinkMasking",
+    "attribution": "calibrate.attribution.probe:AttributionProbe",
 }
 #: Part of every run: costs are computed for the lengths it finds.
 ALWAYS = "prompt"
@@ -51,13 +52,14 @@ DEFAULT = ("influence", "sinks", "sparsity", "value_norms", "masking")
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples, encoded and on the model's device."""
+    """Some samples of a set, encoded and on the model's device."""
 
     ids: tuple[int, ...]
     samples: tuple[Sample, ...]
     inputs: Inputs
     model: Any
     encoder: Encoder
+    sample_set: SampleSet
 
 
 class Capture:

@@ -216,7 +216,8 @@ def _unit(job: _Job, unit: range) -> bool:
     if not shared and not executed:
         return False
     samples = tuple(job.samples[i] for i in unit)
-    batch = Batch(tuple(unit), samples, to_device(job.encoder(samples), job.model), job.model, job.encoder)
+    inputs = to_device(job.encoder(samples), job.model)
+    batch = Batch(tuple(unit), samples, inputs, job.model, job.encoder, job.samples)
     with torch.inference_mode():
         if shared:
             _shared_pass(job, batch, shared)

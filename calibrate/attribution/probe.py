@@ -1,0 +1,254 @@
+"""Head attribution as a probe: a few samples, each with thousands of ablated forwards, and what they have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from calibrate.attribution.attribute import ABLATED, MASKS, Attribution, attribute
+from calibrate.attribution.curves import COMPLETE, FAITHFUL
+from calibrate.attribution.mean import MeanImage, mean_image
+from calibrate.attribution.parts import Parts, find_parts
+from calibrate.attribution.response import ImageIndependentError
+from calibrate.attribution.similarity import mean_cosines
+from calibrate.encode import to_device
+from calibrate.execute import accepted_first_tokens
+from calibrate.probe import Batch, ExecutedProbe
+from calibrate.samples import Sample, SampleSet
+from calibrate.stats import Array, mean, plain, proportion
+from planner.errors import CalibrationError, InputError
+
+ORDERS = ("attribution", "attention", "causal", "random")
+MEAN_IMAGES = 100
+TOP_HEADS = 5
+_ATTRIBUTED, _WRONG, _INDEPENDENT = range(3)
+
+
+class AttributionProbe(ExecutedProbe):
+    """Which heads carry the image into the answer's first token (S4).
+
+    Like S4, only samples that the model answers correctly are attributed (any answer counts where none is given);
+    wrong answers, and answers that hardly depend on the image, are counted. The mean image comes from samples that
+    are not attributed.
+
+    Args:
+        samples: how many of the first samples to attribute.
+        masks, ablated: random masks per sample, and the share of heads ablated in each.
+        image_masks: random masks over visual tokens; 0 leaves them out.
+        mean_images: images that the mean image is made of.
+        seed: of masks and random orders.
+
+    Raises:
+        InputError: a share or number that makes no sense.
+    """
+
+    name: ClassVar[str] = "attribution"
+    default_samples: ClassVar[int] = 8
+
+    def __init__(
+        self,
+        samples: int | None = None,
+        masks: int = MASKS,
+        ablated: float = ABLATED,
+        image_masks: int = MASKS,
+        mean_images: int = MEAN_IMAGES,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(samples)
+        if not 0 < ablated < 1 or masks < 1 or image_masks < 0 or mean_images < 1:
+            raise InputError("attribution needs masks, a mean image and a share between 0 and 1", "S4 ablates 0.75.")
+        self.masks, self.ablated, self.image_masks = masks, ablated, image_masks
+        self.mean_images, self.seed = mean_images, seed
+        self._mean: MeanImage | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "masks": self.masks,
+            "ablated": self.ablated,
+            "image_masks": self.image_masks,
+            "mean_images": self.mean_images,
+            "seed": self.seed,
+        }
+
+    def forwards(self, layers: int) -> int:
+        """Passes over the text rows only; the whole prompt runs once per sample, and once per image of the mean."""
+        return self.masks + self.image_masks
+
+    def run(self, batch: Batch) -> None:
+        """Attribute the batch's samples that are wanted and not done.
+
+        Raises:
+            CalibrationError: the sample set has no sample besides the attributed ones for the mean image.
+            UnsupportedModelError: the model lacks a part; its name is given.
+        """
+        parts = find_parts(batch.model)
+        for position, sample in enumerate(batch.ids):
+            if self.wants(sample) and sample not in self.table:
+                self.table.add(sample, **self._row(batch, parts, batch.samples[position]))
+
+    def _row(self, batch: Batch, parts: Parts, sample: Sample) -> dict[str, Array]:
+        inputs = to_device(batch.encoder([sample]), batch.model)
+        logits = batch.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
+        if sample.answers and int(logits.argmax()) not in accepted_first_tokens(batch.encoder, sample):
+            return _blank(parts, _WRONG)
+        try:
+            found = attribute(
+                batch.model,
+                inputs,
+                None,
+                self._mean_image(batch, parts),
+                masks=self.masks,
+                ablated=self.ablated,
+                image_masks=self.image_masks,
+                lens_heads=TOP_HEADS,
+                seed=self.seed,
+                sample=sample.where,
+            )
+        except ImageIndependentError:
+            return _blank(parts, _INDEPENDENT)
+        return _measured(found, parts, inputs, sample)
+
+    def _mean_image(self, batch: Batch, parts: Parts) -> MeanImage:
+        """Made once, from the same samples whoever makes it, so that shards and resumed runs agree."""
+        if self._mean is None:
+            others = _others(batch.sample_set, self.samples, self.mean_images)
+            encoded = (to_device(batch.encoder([sample]), batch.model) for sample in others)
+            self._mean = mean_image(batch.model, encoded, parts)
+        return self._mean
+
+    def summary(self) -> dict[str, Any]:
+        status = self.table.column("status")[:, 0]
+        done = status == _ATTRIBUTED
+        found: dict[str, Any] = {
+            "attributed": int(done.sum()),
+            "answered_wrongly": int((status == _WRONG).sum()),
+            "image_independent": int((status == _INDEPENDENT).sum()),
+        }
+        if not done.any():
+            return found
+
+        def column(name: str) -> Array:
+            return self.table.column(name)[done]
+
+        coefficients = column("coefficients")
+        heads = coefficients.shape[2]
+        needed = column("needed").astype(bool)
+        top = np.argsort(-coefficients.mean(axis=0).ravel(), kind="stable")[: 2 * TOP_HEADS]
+        return {
+            **found,
+            "r2": mean(column("r2")[:, 0]),
+            "pearson": mean(column("pearson")[:, 0]),
+            "masks_used": mean(column("masks")[:, 0]),
+            "coefficients": mean(coefficients),
+            "needed_share": plain(needed.mean(axis=0)),
+            "top_heads": [[int(n) // heads, int(n) % heads] for n in top],
+            "heads_needed": {
+                f"faithfulness > {FAITHFUL:g}": self._by_order(column("faithful_heads")),
+                f"completeness < {COMPLETE:g}": self._by_order(column("complete_heads")),
+            },
+            "attention_correlation": mean(column("attention_correlation")[:, 0]),
+            "receiving_text_tokens": mean(column("receiving")[:, 0]),
+            "text_tokens_suffice": mean(column("text_sufficient")[:, 0]),
+            "image_r2": mean(column("image_r2")[:, 0]),
+            "image_attention_correlation": mean(column("image_correlation")[:, 0]),
+            "interpolated_mean": proportion(int(column("interpolated").sum()), int(done.sum())),
+            "cosine": mean_cosines(
+                coefficients.reshape(len(coefficients), -1),
+                column("prompt")[:, 0].tolist(),
+                column("image")[:, 0].tolist(),
+            ),
+        }
+
+    @staticmethod
+    def _by_order(values: Array) -> dict[str, Any]:
+        return {order: mean(values[:, number]) for number, order in enumerate(ORDERS)}
+
+
+def _measured(found: Attribution, parts: Parts, inputs: Mapping[str, torch.Tensor], sample: Sample) -> dict[str, Array]:
+    text, image = found.text, found.image
+    nan = float("nan")
+    return {
+        **_blank(parts, _ATTRIBUTED),
+        "coefficients": found.coefficients,
+        "needed": found.needed,
+        "single_head": found.single_head,
+        "image_attention": found.image_attention,
+        "r2": found.fit.r2,
+        "pearson": found.fit.pearson,
+        "masks": found.fit.masks,
+        "logits": [found.intact, found.ablated],
+        "faithful_heads": [found.curves[order].faithful_heads for order in ORDERS],
+        "complete_heads": [found.curves[order].complete_heads for order in ORDERS],
+        "attention_correlation": found.attention_correlation,
+        "text_effects": [] if text is None else text.effects,
+        "receiving": nan if text is None else int(text.receives.sum()),
+        "text_sufficient": nan if text is None else text.sufficient,
+        "image_coefficients": [] if image is None else image.fit.coefficients,
+        "image_attention_weights": [] if image is None else image.attention,
+        "image_r2": nan if image is None else image.fit.r2,
+        "image_correlation": nan if image is None else image.correlation,
+        "words": [[word.layer, word.head, *word.tokens] for word in found.words],
+        "interpolated": found.mean_grid != "equal",
+        "prompt": _number(sample.prompt.encode()),
+        "image": _number(b"".join(hashlib.sha256(one.tobytes()).digest() for one in sample.pictures())),
+    }  # type: ignore[return-value]
+
+
+def _blank(parts: Parts, status: int) -> dict[str, Array]:
+    """A sample that was looked at and not attributed: NaN, in the shapes of one that was."""
+    nan, table = np.full(1, np.nan), np.full((parts.layers, parts.heads), np.nan)
+    single = (
+        "r2",
+        "pearson",
+        "masks",
+        "attention_correlation",
+        "receiving",
+        "text_sufficient",
+        "image_r2",
+        "image_correlation",
+    )
+    return {
+        "status": np.asarray([status]),
+        **dict.fromkeys(("coefficients", "single_head", "image_attention"), table),
+        "needed": np.zeros(table.shape, bool),
+        **dict.fromkeys(single, nan),
+        "logits": np.full(2, np.nan),
+        **dict.fromkeys(("faithful_heads", "complete_heads"), np.full(len(ORDERS), np.nan)),
+        **dict.fromkeys(("text_effects", "image_coefficients", "image_attention_weights"), np.zeros(0)),
+        "words": np.zeros((0, 12), np.int64),
+        "interpolated": np.zeros(1, bool),
+        **dict.fromkeys(("prompt", "image"), np.zeros(1, np.int64)),
+    }
+
+
+def _others(samples: SampleSet, attributed: int, wanted: int) -> list[Sample]:
+    """Samples for the mean image: not among the attributed ones, and no image of theirs nor any image twice.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    used = {sample.images for sample in samples[:attributed]}
+    others: list[Sample] = []
+    for sample in samples[attributed:]:
+        if len(others) == wanted:
+            break
+        if sample.images not in used:
+            used.add(sample.images)
+            others.append(sample)
+    if not others:
+        raise CalibrationError(
+            f"all {len(samples)} samples (or all their images) are attributed, so none is left for the mean image",
+            "Give more samples, or attribute fewer",
+        )
+    return others
+
+
+def _number(content: bytes) -> int:
+    """A short fingerprint, to tell equal prompts and images apart from others."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
