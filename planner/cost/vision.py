@@ -42,6 +42,7 @@ def tower_macs(tower: Tower, images: Sequence[Encoded]) -> int:
     for block in tower.blocks:
         counts = lengths[block.span]
         macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * sum(count * count for count in counts))
+    macs += tower.mask_macs * sum(count * count for count in lengths["image"])
     tokens = lengths["tile"]
     return macs + tower.token_macs * sum(tokens) + tower.tile_macs * len(tokens)
 

@@ -159,6 +159,7 @@ class Tower:
         pad_to: tokens of a tile are padded to a multiple of this.
         window: side of an attention window in patches, for blocks that span one.
         token_macs, tile_macs: pooling head, per token and per tile.
+        mask_macs: per pair of an image's tokens, once: a mask that is built as a matrix product.
         score_rows: query rows per tile that say which patches matter (1: the class token's; 0: every row, averaged), for policies that
             prune before the decoder, and `score_macs` per query-key pair.
     """
@@ -172,6 +173,7 @@ class Tower:
     window: int = 0
     token_macs: int = 0
     tile_macs: int = 0
+    mask_macs: int = 0
     score_rows: int = 0
     score_macs: int = 0
 

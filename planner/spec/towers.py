@@ -109,6 +109,7 @@ def _mllama(config: Config, model_type: str) -> Tower:
         blocks=(block,),
         extra_tokens=1,
         pad_to=8,
+        mask_macs=1,
         score_rows=1,
         score_macs=width,
     )

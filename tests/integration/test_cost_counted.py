@@ -1,0 +1,117 @@
+"""The `exact` convention is what runs: integer equality with a counter on real forwards of every family, and with the cache's bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from planner.cost import cost
+from planner.runtime.count import FlopCounter
+from planner.schedule import dense
+from planner.spec import ModelSpec
+from planner.workload import Workload
+from tests import tiny
+from tests.tiny.configs import IMAGE
+
+BATCH = 2
+
+
+def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -> Workload:
+    """What the tiny inputs ask, in the cost model's terms. The first of the text tokens stands before the image."""
+    ids = inputs["input_ids"]
+    visual = int((ids[0] == IMAGE).sum()) if family in tiny.VISION else 0
+    text = ids.shape[1] - visual
+    if family == "mllama":
+        # Visual tokens are not in the sequence, their one placeholder is: two tiles of 16 patches and a class token.
+        visual, text = 2 * 17, ids.shape[1]
+    images: tuple[tuple[int, int], ...] = ()
+    if "image_sizes" in inputs:
+        sizes = inputs["image_sizes"][: len(inputs["image_sizes"]) // BATCH].tolist()
+        images = tuple((width, height) for height, width in sizes)
+    # The Qwen kind's tiny pictures are below its processors' least size: the shape follows from the number of tokens.
+    return Workload(visual_tokens=visual, text_tokens=text - 1, system_tokens=1, batch=BATCH, images=images, kv_bits=64)
+
+
+def next_token(family: str, inputs: dict[str, torch.Tensor], output: Any) -> dict[str, Any]:
+    """Keyword arguments of the first decode step."""
+    length = inputs["input_ids"].shape[1]
+    step: dict[str, Any] = {
+        "input_ids": torch.full((BATCH, 1), 7),
+        "attention_mask": torch.ones(BATCH, length + 1, dtype=torch.long),
+        "past_key_values": output.past_key_values,
+        "use_cache": True,
+    }
+    if "image_grid_thw" in inputs:
+        step["position_ids"] = torch.full((3, BATCH, 1), length)
+    if "cross_attention_mask" in inputs:
+        step["cross_attention_mask"] = inputs["cross_attention_mask"][:, -1:]
+    return step
+
+
+def cache_bytes(cache: Any) -> int:
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_dense_cost_equals_what_runs(family: str, attention: str) -> None:
+    model = tiny.model(family, attn=attention)
+    inputs = tiny.inputs(family, batch=BATCH)
+    spec = ModelSpec.from_config(model.config.to_dict())
+    workload = workload_of(family, spec, inputs)
+    expected = cost(spec, workload, dense(spec.layers), head="all")
+
+    with torch.no_grad(), FlopCounter() as prefill:
+        output = model(**inputs, use_cache=True)
+    assert prefill.total == expected.prefill_flops
+    assert cache_bytes(output.past_key_values) == expected.kv_cache_bytes
+
+    with torch.no_grad(), FlopCounter() as decode:
+        model(**next_token(family, inputs, output))
+    assert decode.total == BATCH * expected.decode_flops_per_token
+    assert cache_bytes(output.past_key_values) == expected.kv_cache_bytes_after(1)
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "gemma3", "llama4", "mistral3"])
+def test_several_images(family: str) -> None:
+    """Tiles and images add up, and windows shorter than the prompt still cost what a dense kernel executes."""
+    model = tiny.model(family)
+    inputs = tiny.inputs(family, batch=BATCH, images=3)
+    spec = ModelSpec.from_config(model.config.to_dict())
+    expected = cost(spec, workload_of(family, spec, inputs), dense(spec.layers), head="all")
+    with torch.no_grad(), FlopCounter() as counter:
+        model(**inputs)
+    assert counter.total == expected.prefill_flops
+
+
+def test_the_head_on_the_last_position_only() -> None:
+    model = tiny.model("llava")
+    inputs = tiny.inputs("llava", batch=BATCH)
+    spec = ModelSpec.from_config(model.config.to_dict())
+    expected = cost(spec, workload_of("llava", spec, inputs), dense(spec.layers))
+    with torch.no_grad(), FlopCounter() as counter:
+        model(**inputs, logits_to_keep=1)
+    assert counter.total == expected.prefill_flops
+
+
+def test_components_are_where_the_modules_are() -> None:
+    """Not only the total: tower, projector, feed-forward and head each equal their modules' counts."""
+    model = tiny.model("llava")
+    inputs = tiny.inputs("llava", batch=BATCH)
+    spec = ModelSpec.from_config(model.config.to_dict())
+    expected = cost(spec, workload_of("llava", spec, inputs), dense(spec.layers), head="all").prefill
+    with torch.no_grad(), FlopCounter() as counter:
+        model(**inputs)
+    modules = counter.by_module()
+
+    def of(suffix: str) -> int:
+        return sum(flops for name, flops in modules.items() if name.endswith(suffix))
+
+    assert of("model.vision_tower") == expected["vision"]
+    assert of("multi_modal_projector") == expected["projector"]
+    assert of("lm_head") == expected["lm_head"]
+    language = sum(flops for name, flops in modules.items() if "language_model" in name and name.endswith(".mlp"))
+    assert language == expected["ffn"]
