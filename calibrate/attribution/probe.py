@@ -196,7 +196,7 @@ def _measured(found: Attribution, parts: Parts, inputs: Mapping[str, torch.Tenso
         "words": [[word.layer, word.head, *word.tokens] for word in found.words],
         "interpolated": found.mean_grid != "equal",
         "prompt": _number(sample.prompt.encode()),
-        "image": _number(b"".join(hashlib.sha256(one.tobytes()).digest() for one in sample.pictures())),
+        "image": _image_number(sample),
     }  # type: ignore[return-value]
 
 
@@ -233,13 +233,14 @@ def _others(samples: SampleSet, attributed: int, wanted: int) -> list[Sample]:
     Raises:
         CalibrationError: there is none.
     """
-    used = {sample.images for sample in samples[:attributed]}
+    used = {_image_number(sample) for sample in samples[:attributed]}
     others: list[Sample] = []
     for sample in samples[attributed:]:
         if len(others) == wanted:
             break
-        if sample.images not in used:
-            used.add(sample.images)
+        image = _image_number(sample)
+        if image not in used:
+            used.add(image)
             others.append(sample)
     if not others:
         raise CalibrationError(
@@ -247,6 +248,10 @@ def _others(samples: SampleSet, attributed: int, wanted: int) -> list[Sample]:
             "Give more samples, or attribute fewer",
         )
     return others
+
+
+def _image_number(sample: Sample) -> int:
+    return _number(b"".join(hashlib.sha256(one.tobytes()).digest() for one in sample.pictures()))
 
 
 def _number(content: bytes) -> int:

@@ -34,9 +34,9 @@ class Response:
 
     def __init__(self, text: TextRows, token: int, sample: str = "?") -> None:
         self._text, self._token = text, token
-        self.forwards = 0
         both = torch.cat([text.uniform(True).heads, text.uniform(False).heads])
         self.intact, self.ablated = text.answer_logit(Ablation(both), token).tolist()
+        self.forwards = len(both)
         self.layers, self.heads = both.shape[1:]
         if not abs(self.intact - self.ablated) > MIN_EFFECT * text.logit_spread:
             raise ImageIndependentError(
