@@ -24,11 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from planner.document import Document
 from planner.errors import PlanMismatchError
 from planner.profile import ModelIdentity
-from planner.schedule import Schedule
+from planner.schedule import Schedule, dense
 from planner.workload import Workload
 
 if TYPE_CHECKING:
     from planner.runtime import Handle
+    from planner.spec import ModelSpec
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -205,6 +206,25 @@ class Plan(Document):
             yield handle
         finally:
             handle.detach()
+
+
+def predict(spec: ModelSpec, workload: Workload, schedule: Schedule, convention: str = "exact") -> Prediction:
+    """Dense beside planned cost of one workload."""
+    from planner.cost import cost
+
+    def figures(of: Schedule) -> Figures:
+        found = cost(spec, workload, of, convention)
+        return Figures(
+            prefill_flops=found.prefill_flops,
+            decode_flops_per_token=found.decode_flops_per_token,
+            kv_cache_bytes=found.kv_cache_bytes,
+            visual_attention_flops=found.visual_attention,
+            visual_tokens_per_layer=found.visual_tokens_per_layer,
+        )
+
+    return Prediction(
+        workload=workload, convention=convention, dense=figures(dense(spec.layers)), planned=figures(schedule)
+    )
 
 
 def load_plan(path: str | Path) -> Plan:

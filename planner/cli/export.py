@@ -1,0 +1,40 @@
+"""`plan export`: a plan from a profile under given parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("export")
+@click.argument("profile_path", metavar="PROFILE", type=click.Path(path_type=Path))
+@click.option("--policy", required=True, help="As in `plan report`, such as visipruner:filter=3,keep=20,exit=7.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random selections.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("plan.json"), show_default=True)
+def command(profile_path: Path, policy: str, seed: int, out: Path) -> None:
+    """Write a plan that applies a policy to the model of PROFILE, with its predicted cost.
+
+    Its accuracy is not measured; the plan says so. `plan calibrate` decides by measurement and writes what it measured.
+    """
+    from planner.plan import Decision, Plan, created_with, predict
+    from planner.policies import parse
+    from planner.profile import Profile
+    from planner.report.plan_view import describe
+    from planner.spec import ModelSpec
+    from planner.workload import Workload
+
+    profile = Profile.load(profile_path)
+    spec = ModelSpec.from_config(profile.model.config)
+    workload = Workload(**profile.prompt.model_dump())
+    chosen = parse(policy)
+    schedule = chosen.schedule(spec, workload, profile)
+    plan = Plan(
+        model=profile.model,
+        decision=Decision(policy=str(chosen), schedule=schedule, seed=seed),
+        prediction=(predict(spec, workload, schedule),),
+        created_with=created_with(),
+    ).sealed()
+    plan.save(out)
+    click.echo(describe(plan))
+    click.echo(f"wrote {out}", err=True)
