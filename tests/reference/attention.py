@@ -37,13 +37,15 @@ class Record:
 
     Attributes:
         inputs: ``[B, N, d]`` hidden states entering the layer.
+        present: ``[B, P]`` prompt tokens that the layer computes, where the caller filled it in.
         query, key, value: ``[B, H, N, dh]``.
         allowed: ``[B, N, N]`` the model's own mask, before any rule.
         weights: ``[B, H, N, N]`` under the rule, before any redistribution.
-        scale: scores to weights without any rule: ``softmax(score(query, key))``.
+        scores: ``[B, H, N, N]`` before any mask.
     """
 
     inputs: Tensor
+    present: Tensor = field(default=None)  # type: ignore[assignment]
     query: Tensor = field(default=None)  # type: ignore[assignment]
     key: Tensor = field(default=None)  # type: ignore[assignment]
     value: Tensor = field(default=None)  # type: ignore[assignment]

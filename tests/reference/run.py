@@ -68,12 +68,15 @@ class _Run:
         if self.schedule.entry is not None:
             # Nothing has been computed yet: all that is known of the image is what enters the first layer.
             record = self._prompt_pass()[0]
+            record.present = self.alive[0]
             self.alive[0] = survivors(self.schedule.entry, -1, self.prompt, self.alive[0], record)
         for stage in self.schedule.stages:
             last = int(stage.last)
             self.alive += [self.alive[-1]] * (last - int(stage.first))
             for select in stage.selects:
-                record = self._prompt_pass()[last if select.probe else last - 1]
+                scoring = last if select.probe else last - 1
+                record = self._prompt_pass()[scoring]
+                record.present = self.alive[scoring]
                 self.alive[last] = survivors(select, last - 1, self.prompt, self.alive[last], record)
         steps = generated.shape[1]
         logits, _ = forward(

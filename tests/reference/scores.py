@@ -85,7 +85,7 @@ def _scores(
         weights = softmax_over(record.scores, record.allowed & alive[:, None, :])[sample]
     output = torch.einsum("hk,hkd->hd", weights[:, last], value).flatten()
     images = (alive & prompt.visual)[sample].nonzero()[:, 0]
-    texts = (alive & prompt.after)[sample].nonzero()[:, 0]
+    texts = (record.present & prompt.after)[sample].nonzero()[:, 0]
     scores = []
     for token in candidates:
         match select.rank_by:
@@ -106,7 +106,7 @@ def _scores(
             case "cross_self_attention":
                 score = (weights[:, texts, token].mean(1) * weights[:, images, token].mean(1)).max()
             case "attention_received":
-                asking = alive[sample].nonzero()[:, 0].tolist()
+                asking = record.present[sample].nonzero()[:, 0].tolist()
                 seeing = [row for row in asking if row >= token and bool(record.allowed[sample, row, token])]
                 score = weights[:, seeing, token].mean(1).max()
             case "encoder_norm":
