@@ -269,7 +269,11 @@ class Handle:
 
     def _after_layer(self, index: int) -> Callable[..., Any]:
         def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            return output if self._prefill is None else self._prefill.after(index, output)
+            if self._prefill is not None:
+                return self._prefill.after(index, output)
+            if self._pruned:
+                self._pruned[index].forget()
+            return output
 
         return hook
 

@@ -83,7 +83,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def close(self) -> None:
         """The prompt is complete: from here on tokens are appended."""
         self._prefilling = False
-        self._forget()
+        self.forget()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append generated tokens; during the prefill, take the keys and values of the rows that run."""
@@ -98,11 +98,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.keys = torch.cat([self.keys, key_states], dim=-2)
         self.values = torch.cat([self.values, value_states], dim=-2)
         self._length += key_states.shape[-2]
-        held = self.keys, self.values
-        self._forget()
-        return held
+        return self.keys, self.values
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """Drop prompt rows that a sliding window has passed for every sample."""
         if self.window is None or self.record_past or self.index is None or self._length < self.window:
             return

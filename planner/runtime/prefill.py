@@ -24,7 +24,7 @@ from planner.runtime.rows import Rows, gather
 from planner.runtime.scores import Scored
 from planner.runtime.select import survivors
 from planner.runtime.stream import Loner, first, part_of_kwargs, with_first
-from planner.runtime.weights import sink_value, weighted_values
+from planner.runtime.weights import sink_value, weighted_values, working_dtype
 from planner.schedule import Redistribute, Schedule, Select, Stage, Threshold
 
 
@@ -156,7 +156,7 @@ class Prefill:
         if ranked.width == 0:
             self.kept.append(ranked)
             return hidden
-        stays = survivors(self._score(select, layer, ranked, scored), ranked, select.keep)
+        stays = survivors(self._score(select, layer, ranked, scored, hidden), ranked, select.keep)
         self.kept.append(stays)
         if select.of == "context":
             rest = self.text.mask & ~(ranked.mask & ~stays.mask)
@@ -172,16 +172,19 @@ class Prefill:
             self.visual = stays
         return self._move_main(self.text if self.alone is not None else self._both(), hidden)
 
-    def _score(self, select: Select, layer: int, ranked: Rows, scored: Scored | None) -> Tensor:
+    def _score(self, select: Select, layer: int, ranked: Rows, scored: Scored | None, hidden: Tensor) -> Tensor:
         if select.rank_by == "none":
             return torch.zeros(ranked.index.shape, device=ranked.index.device)
         if select.rank_by == "random":
-            return scores.random(self.layout, ranked, self.seed + select.seed, layer)
+            return scores.random(self.layout, ranked, self.seed + select.seed, layer - 1)
         if select.rank_by in scores.BY_ATTENTION:
             assert scored is not None
+            scored.present = self.text.mask | self.visual.mask
             found = scores.BY_ATTENTION[select.rank_by](scored, ranked)
             relative = isinstance(select.keep, Threshold) and select.keep.relative
             found = scores.relative(scored, found) if relative else found
+        elif select.rank_by == "encoder_norm":
+            found = gather(hidden, self.main.slots_of(ranked)).to(working_dtype(hidden)).norm(dim=-1)
         else:
             assert self.entry_scores is not None
             found = self.entry_scores.gather(1, ranked.index.clamp(min=0))
@@ -267,7 +270,8 @@ class Prefill:
         if key not in self._known:
             made = part(mask, self.main, keys)
             if hides:
-                made = hide(made, self.main, self.main.pick(self.layout.after), self.main.pick(self.layout.visual))
+                # Only bidirectional prompts have text before the image that could see it.
+                made = hide(made, self.main, self.main.pick(self.text.mask), self.main.pick(self.layout.visual))
             self._known[key] = (mask, self.main, keys, made)
         return self._known[key][3]  # type: ignore[no-any-return]
 

@@ -36,6 +36,7 @@ class Scored:
         hidden: ``[B, m, d]`` input of the layer, and its rows.
         hidden_rows: rows of `hidden`.
         layout: parts of the prompt.
+        present: ``[B, n]`` rows that earlier selections after the same layer have left, None for all.
     """
 
     call: Call
@@ -45,6 +46,7 @@ class Scored:
     hidden: Tensor
     hidden_rows: Rows
     layout: Layout
+    present: Tensor | None = None
     _last: Tensor | None = None
 
     def weights(self, slots: Tensor) -> Tensor:
@@ -75,6 +77,15 @@ class Scored:
 
     def _last_slot(self) -> Tensor:
         return self.queries.slots.gather(1, self.layout.last[:, None].to(self.queries.index.device))
+
+    def allows(self, rows: Rows, ranked: Rows) -> Tensor:
+        """``[B, q, r]``: which of some queries may attend to which of the ranked rows, by the layer's mask."""
+        mask = self.call.mask
+        if mask is None:
+            return causal(rows, ranked)[:, 0]
+        mask = gather(mask, self.queries.slots_of(rows), dim=2).transpose(1, 3)
+        mask = gather(mask, self.keys.slots_of(ranked)).transpose(1, 3)[:, 0]
+        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
     def mean_over(self, rows: Rows, ranked: Rows, share: Tensor | None = None) -> Tensor:
         """Mean weight that some queries give to the ranked rows, per head: ``[B, H, r]``.
@@ -154,13 +165,15 @@ def attention_received(scored: Scored, ranked: Rows) -> Tensor:
     layout = scored.layout
     asking = layout.after | layout.visual if layout.visual_after_text() else layout.after
     rows = _held(scored, asking)
-    sees = rows.index[:, :, None] >= ranked.index[:, None, :]
+    sees = (rows.index[:, :, None] >= ranked.index[:, None, :]) & scored.allows(rows, ranked)
     return scored.mean_over(rows, ranked, sees).amax(1)
 
 
 def _held(scored: Scored, flags: Tensor) -> Rows:
     """The rows among the queries that `flags` ``[B, n]`` names."""
     held = scored.queries.mask & flags
+    if scored.present is not None:
+        held = held & scored.present
     return Rows.of(held, tuple(int(count) for count in held.sum(1).tolist()))
 
 
