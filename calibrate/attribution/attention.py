@@ -7,15 +7,14 @@ import torch
 
 from calibrate.attribution.prefix import Capture, LayerCapture
 from calibrate.attribution.response import Vector
+from planner.runtime.weights import attention_weights
 
 
 def text_weights(layer: LayerCapture) -> torch.Tensor:
     """Softmax weights of the text rows over all keys, ``[H, T, n]``; one layer at a time, since they are the largest
     thing here.
     """
-    key = layer.key.repeat_interleave(layer.query.shape[0] // layer.key.shape[0], dim=0)
-    scores = (layer.query @ key.transpose(1, 2)) * layer.scaling
-    return torch.softmax(scores.masked_fill(~layer.visible, -torch.inf), dim=-1)
+    return attention_weights(layer.query[None], layer.key[None], layer.visible[None, None], layer.scaling)[0]
 
 
 def image_attention(capture: Capture) -> Vector:

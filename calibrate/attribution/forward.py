@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from calibrate.attribution.masks import Ablation
 from calibrate.attribution.mean import Grid, MeanImage
-from calibrate.attribution.parts import Parts, attention_as, working_dtype
+from calibrate.attribution.parts import Parts
 from calibrate.attribution.prefix import Capture
 from calibrate.attribution.shared import attend, share
 from planner.errors import UnsupportedModelError
+from planner.runtime.attention import Call, seam
+from planner.runtime.weights import working_dtype
 
-_NAME = "planner_attribution_replay"
 #: Elements of one key/value head's score matrix per batch: on a CPU small enough for a core's cache, where larger
 #: ones were slower.
 _CPU_SCORES = 1 << 18
@@ -51,7 +51,6 @@ class TextRows:
             share(seen, capture.visual, key, value)
             for seen, key, value in zip(capture.layers, keys, values, strict=True)
         )
-        self._index = {id(attention): layer for layer, attention in enumerate(parts.attentions)}
         rows = capture.text_rows
         elements = _CPU_SCORES if capture.embeddings.device.type == "cpu" else _ACCELERATOR_SCORES
         per_mask = parts.heads // parts.kv_heads * rows * (capture.start + rows)
@@ -126,30 +125,20 @@ class TextRows:
         one-row results are broadcast over the residual stream, where the other rows become meaningless and stay
         unread.
         """
-        layers: Any = self._parts.tower.layers
-        narrowed = [self._parts.attentions[-1].get_submodule("o_proj"), getattr(layers[-1], "mlp", None)]
+        narrowed = [self._parts.attentions[-1].get_submodule("o_proj"), self._parts.last_mlp]
         hooks = [module.register_forward_pre_hook(_last_row) for module in narrowed if module is not None]
         try:
-            with attention_as(self._parts.tower, _NAME, self._attend, _no_mask):
+            with seam(list(self._parts.attentions), self._attend):
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: None,
-        **_kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        index = self._index[id(module)]
-        layer, ablation = self._layers[index], self._ablation
-        masks, _, rows, _ = query.shape
-        dtype, work = query.dtype, working_dtype(query.dtype)
-        query, key, value = query.to(work), key.to(work), value.to(work)
+    def _attend(self, call: Call) -> tuple[torch.Tensor, None]:
+        index, layer, ablation = call.layer, self._layers[call.layer], self._ablation
+        masks, _, rows, _ = call.query.shape
+        work = working_dtype(call.query)
+        query, key, value = call.query.to(work), call.key.to(work), call.value.to(work)
         if index == 0 and masks > 2 and not ablation.partial:
             # Nothing has been ablated before layer 0, so a head there has one of two outputs, whatever the mask.
             both = torch.cat([self.uniform(True).heads, self.uniform(False).heads])
@@ -159,12 +148,8 @@ class TextRows:
             out = attend(layer, index, ablation, query[:, :, -1:], key, value).expand(-1, -1, rows, -1)
         else:
             out = attend(layer, index, ablation, query, key, value)
-        return out.transpose(1, 2).to(dtype), None
+        return out.transpose(1, 2).to(call.query.dtype), None
 
 
 def _last_row(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return (args[0][:, -1:], *args[1:])
-
-
-def _no_mask(*_args: Any, **_kwargs: Any) -> None:
-    """The replay hides keys itself, by the mask that the ordinary pass was given."""

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from calibrate.attribution.parts import Parts, attention_as, working_dtype
+from calibrate.attribution.parts import Parts
 from calibrate.attribution.rotary import same_rotation
 from planner.errors import CalibrationError, InputError, UnsupportedModelError
-
-_NAME = "planner_attribution_capture"
+from planner.runtime.attention import Call, seam
+from planner.runtime.layout import visual_rows
+from planner.runtime.weights import working_dtype
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,6 @@ class Capture:
 class _Recorder:
     """Collects one forward pass. `attend` and the hooks fill it."""
 
-    parts: Parts
     start: int
     sample: str
     before: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -99,34 +99,24 @@ class _Recorder:
 
         return hook
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        layer = next(i for i, attention in enumerate(self.parts.attentions) if attention is module)
+    def attend(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        layer, key, value = call.layer, call.key, call.value
         for oddity in ("softcap", "s_aux"):
-            if kwargs.get(oddity) is not None:
+            if call.options.get(oddity) is not None:
                 raise UnsupportedModelError(
                     f"layer {layer} attends with '{oddity}', which head attribution does not reproduce",
-                    "Leave the attribution probe out for this model.",
+                    "Leave the attribution probe out for this model",
                 )
         if not bool(torch.isfinite(key).all() & torch.isfinite(value).all()):
             raise CalibrationError(
                 f"layer {layer} has NaN or infinite keys or values on sample {self.sample}",
-                "Load the model in bfloat16 or float32, or drop the sample.",
+                "Load the model in bfloat16 or float32, or drop the sample",
             )
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        allowed = attention_mask[0, 0, :, : key.shape[2]] >= 0
+        allowed = _allowed(call.mask, key)
         if bool(allowed[: self.start, self.start :].any()):
             raise UnsupportedModelError(
                 f"in layer {layer} rows before the question see the question, so image rows change with the mask",
-                "Head attribution needs causal attention; leave the probe out for this model.",
+                "Head attribution needs causal attention; leave the probe out for this model",
             )
         before = self.before.pop(layer)
         # Projections give [1, n, K * e], norms [1, n, K, e] or already [1, K, n, e].
@@ -136,26 +126,26 @@ class _Recorder:
         cos, sin = (table[0] if table.dim() == 3 else table for table in self.rotary.pop(layer))
         if cos.dim() != 2 or not same_rotation(before, key[0], cos, sin):
             raise _no_rotary(layer)
-        work = working_dtype(key.dtype)
+        work = working_dtype(key)
         self.layers[layer] = LayerCapture(
             key_before=before.to(work),
             key=key[0].to(work),
             value=value[0].to(work),
-            query=query[0, :, self.start :].to(work),
+            query=call.query[0, :, self.start :].to(work),
             cos=cos.to(work),
             sin=sin.to(work),
             visible=allowed[self.start :],
-            scaling=scaling,
+            scaling=call.scaling,
         )
-        repeats = query.shape[1] // key.shape[1]
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query,
-            key.repeat_interleave(repeats, dim=1),
-            value.repeat_interleave(repeats, dim=1),
-            attn_mask=allowed,
-            scale=scaling,
-        )
-        return out.transpose(1, 2), None
+        return call.run()
+
+
+def _allowed(mask: torch.Tensor | None, key: torch.Tensor) -> torch.Tensor:
+    """``[n, n]``: which keys each row may attend to, from a boolean or additive mask, or None for causal."""
+    rows = key.shape[2]
+    if mask is None:
+        return torch.ones(rows, rows, dtype=torch.bool, device=key.device).tril()
+    return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] > torch.finfo(mask.dtype).min / 2
 
 
 def _no_rotary(layer: int) -> UnsupportedModelError:
@@ -180,27 +170,25 @@ def capture(model: Any, parts: Parts, inputs: Mapping[str, torch.Tensor], sample
         UnsupportedModelError: attention is not causal over the question, or positions are not rotate-half rotary.
         CalibrationError: NaN or infinite keys or values.
     """
-    from transformers.masking_utils import eager_mask
-
     input_ids = inputs.get("input_ids")
     if input_ids is None or input_ids.shape[0] != 1:
         raise InputError(
             "head attribution takes one sample at a time, given as input_ids of batch 1", "Loop over the samples."
         )
-    visual = (input_ids[0] == parts.image_token_id).nonzero().flatten()
+    visual = visual_rows(input_ids, parts.visual_ids)[0].nonzero().flatten()
     if visual.numel() == 0:
         raise InputError(f"sample {sample} has no visual token", "Give an image and a prompt with its placeholder.")
     start, rows = int(visual[-1]) + 1, input_ids.shape[1]
     if start == rows:
         raise InputError(f"sample {sample} has no text after the image", "Put the question after the image.")
 
-    recorder = _Recorder(parts, start, sample)
+    recorder = _Recorder(start, sample)
     hooks = [parts.tower.register_forward_pre_hook(recorder.tower_hook, with_kwargs=True)]
     for layer, attention in enumerate(parts.attentions):
         hooks.append(parts.key_source(layer).register_forward_hook(recorder.key_hook(layer)))
         hooks.append(attention.register_forward_pre_hook(recorder.rotary_hook(layer), with_kwargs=True))
     try:
-        with attention_as(parts.tower, _NAME, recorder.attend, eager_mask):
+        with seam(list(parts.attentions), recorder.attend):
             # `use_cache=False` also keeps a model's own cache classes out of the way.
             output = model(**{**inputs, "use_cache": False})
     finally:
