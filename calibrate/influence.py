@@ -65,8 +65,8 @@ class Influence(OnePassProbe):
         }
 
     def measure(self, capture: Capture) -> dict[str, torch.Tensor]:
-        l2, cos, norm = capture.influence
-        return {"l2": l2, "cos": cos, "norm": norm}
+        found = capture.influence
+        return {"l2": found.l2, "cos": found.cos, "norm": found.output_norm}
 
     def rows(self, layers: dict[str, Array], capture: Capture) -> list[dict[str, Array]]:
         visual = capture.visual.cpu().numpy()

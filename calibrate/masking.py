@@ -5,6 +5,7 @@ Every condition is a schedule, executed. A curve holds, for every k, how often t
 model's, and how often it starts an accepted answer where the samples have answers:
 
     alone_before    in [0, k) text does not see the image, and visual tokens see only themselves (what a plan executes)
+    self_before     in [0, k) visual tokens see only themselves, text sees them
     masked_before   in [0, k) text does not see the image, visual tokens attend as ever (S1 figure 3)
     merged_before   layer 0 merges the image into one token, [1, k) as alone (S1 3.3)
     masked_from     from layer k on text does not see the image: visual tokens are discarded (S1 figure 3, tables 8, 10)
@@ -38,6 +39,11 @@ def alone(k: int, layers: int) -> Schedule:
 def masked(k: int, layers: int) -> Schedule:
     """``[0, k)`` closed."""
     return _then(layers, Stage(first=0, last=k, text_to_visual="none", cache_visual="none"))
+
+
+def lonely(k: int, layers: int) -> Schedule:
+    """In ``[0, k)`` visual tokens see only themselves, and text sees them."""
+    return _then(layers, Stage(first=0, last=k, visual_attention="self"))
 
 
 def merged(k: int, layers: int) -> Schedule:
@@ -78,6 +84,7 @@ def _then(layers: int, *stages: Stage) -> Schedule:
 CURVES: dict[str, Callable[[int], list[Condition]]] = {
     "alone_before": lambda n: [(k, alone(k, n)) for k in range(1, n + 1)],
     "masked_before": lambda n: [(k, masked(k, n)) for k in range(1, n + 1)],
+    "self_before": lambda n: [(k, lonely(k, n)) for k in range(1, n + 1)],
     "merged_before": lambda n: [(k, merged(k, n)) for k in range(1, max(2, n // 2))],
     "masked_from": lambda n: [(k, discarded(k, n)) for k in range(n)],
     "skipped": lambda n: [(k, skipped(k, n)) for k in range(n)],

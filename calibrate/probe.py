@@ -31,7 +31,7 @@ from planner.profile import ProbeResult
 
 if TYPE_CHECKING:
     from calibrate.encode import Encoder, Inputs
-    from planner.runtime import LayerView
+    from planner.runtime import Influence, LayerView
 
 #: Name to class; modules are imported when asked for.
 REGISTRY: dict[str, str] = {
@@ -85,8 +85,8 @@ class Capture:
         return self.view.weights().squeeze(2)
 
     @cached_property
-    def influence(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``l2 [B, n]``, ``cos [B, n]`` and the norm of the last row's attention output ``[B]`` (S1 eq. 6-8)."""
+    def influence(self) -> Influence:
+        """What zeroing each token's weight does to the last row's attention output (S1 eq. 6-8)."""
         return self.view.influence()
 
     @cached_property

@@ -235,7 +235,7 @@ def _shared_pass(job: _Job, batch: Batch, probes: Mapping[str, OnePassProbe]) ->
     def look(view: Any) -> None:
         nonlocal spent
         capture = Capture(view, job.known.layers, batch.ids)
-        norms.append(capture.influence[2])
+        norms.append(capture.influence.output_norm)
         for name, probe in probes.items():
             begun = time.perf_counter()
             probe.update(capture)

@@ -86,6 +86,13 @@ class Profile(Document):
     _arrays: Arrays | None = PrivateAttr(default=None)
     _arrays_path: Path | None = PrivateAttr(default=None)
 
+    # What was read so far is no part of the document.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Profile) and self.content() == other.content()
+
+    def __hash__(self) -> int:
+        return hash(self.content()[self.DIGEST_FIELD])
+
     def with_arrays(self, arrays: Arrays) -> Profile:
         """A copy that carries per-sample tables (written beside the JSON by `save`)."""
         digest = hashlib.sha256(_pack(arrays)).hexdigest() if arrays else None
