@@ -179,7 +179,6 @@ class Prefill:
             return scores.random(self.layout, ranked, self.seed + select.seed, layer - 1)
         if select.rank_by in scores.BY_ATTENTION:
             assert scored is not None
-            scored.present = self.text.mask | self.visual.mask
             found = scores.BY_ATTENTION[select.rank_by](scored, ranked)
             relative = isinstance(select.keep, Threshold) and select.keep.relative
             found = scores.relative(scored, found) if relative else found

@@ -36,7 +36,6 @@ class Scored:
         hidden: ``[B, m, d]`` input of the layer, and its rows.
         hidden_rows: rows of `hidden`.
         layout: parts of the prompt.
-        present: ``[B, n]`` rows that earlier selections after the same layer have left, None for all.
     """
 
     call: Call
@@ -46,7 +45,6 @@ class Scored:
     hidden: Tensor
     hidden_rows: Rows
     layout: Layout
-    present: Tensor | None = None
     _last: Tensor | None = None
 
     def weights(self, slots: Tensor) -> Tensor:
@@ -172,8 +170,6 @@ def attention_received(scored: Scored, ranked: Rows) -> Tensor:
 def _held(scored: Scored, flags: Tensor) -> Rows:
     """The rows among the queries that `flags` ``[B, n]`` names."""
     held = scored.queries.mask & flags
-    if scored.present is not None:
-        held = held & scored.present
     return Rows.of(held, tuple(int(count) for count in held.sum(1).tolist()))
 
 
