@@ -18,7 +18,7 @@ import transformers
 from tests.tiny.configs import FAMILIES
 from tests.tiny.prompts import TEXT_ONLY, inputs
 
-__all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model"]
+__all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "window_of"]
 
 #: Families that take an image.
 VISION = tuple(family for family in FAMILIES if family not in TEXT_ONLY)
@@ -26,11 +26,23 @@ VISION = tuple(family for family in FAMILIES if family not in TEXT_ONLY)
 ATTENTION_GAIN = 1.6
 
 
-def config(family: str, layers: int = 4) -> Any:
-    """The family's configuration, with every default the class fills in."""
+def config(family: str, layers: int = 4, window: int | None = None) -> Any:
+    """The family's configuration, with every default the class fills in.
+
+    Args:
+        window: another sliding window, for towers that have one.
+    """
     class_name, make = FAMILIES[family]
     config_class = getattr(transformers, class_name).config_class
-    return config_class(**make(layers))
+    made = config_class(**make(layers))
+    if window is not None and window_of(made):
+        made.get_text_config().sliding_window = window
+    return made
+
+
+def window_of(made: Any) -> int | None:
+    """The sliding window of a configuration's text tower."""
+    return getattr(made.get_text_config(), "sliding_window", None)
 
 
 def model(
@@ -39,20 +51,21 @@ def model(
     attn: str = "sdpa",
     layers: int = 4,
     seed: int = 0,
+    window: int | None = None,
     fresh: bool = False,
 ) -> Any:
     """A model in evaluation mode. The same arguments give the same object again, unless `fresh`."""
-    return (_build.__wrapped__ if fresh else _build)(family, dtype, attn, layers, seed)
+    return (_build.__wrapped__ if fresh else _build)(family, dtype, attn, layers, seed, window)
 
 
 @functools.lru_cache(maxsize=64)
-def _build(family: str, dtype: torch.dtype, attn: str, layers: int, seed: int) -> Any:
+def _build(family: str, dtype: torch.dtype, attn: str, layers: int, seed: int, window: int | None) -> Any:
     class_name, _ = FAMILIES[family]
     model_class = getattr(transformers, class_name)
     # The same weights inside `float64_throughout` as outside, and whatever was drawn before.
     with torch._C.DisableTorchFunction(), torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        built = model_class._from_config(config(family, layers), attn_implementation=attn)
+        built = model_class._from_config(config(family, layers, window), attn_implementation=attn)
         _randomise(built, seed)
     if dtype == torch.float64 and hasattr(built, "set_experts_implementation"):
         built.set_experts_implementation("eager")  # the grouped kernel has no float64

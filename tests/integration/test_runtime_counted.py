@@ -1,0 +1,88 @@
+"""The cost model predicts what runs: integer equality of FLOPs and cache bytes with a plan attached.
+
+By default each family meets each static schedule once, with attention kernels and batches taking turns;
+``FULL_MATRIX=1`` runs the whole product.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from planner.cost import Cost, cost
+from planner.runtime import attach
+from planner.runtime.count import FlopCounter
+from planner.schedule import Schedule
+from planner.spec import ModelSpec
+from tests import tiny
+from tests.forced import continuation
+from tests.integration.test_cost_counted import BATCH, cache_bytes, next_token, workload_of
+from tests.integration.test_runtime_equality import FAMILIES
+from tests.reference import run
+from tests.schedules import LAYERS, SCHEDULES
+
+STATIC = [name for name, schedule in SCHEDULES.items() if schedule.static]
+IMAGES = {"one image": 1, "two images": 2}
+#: Wider than every tiny prompt. Where a window is narrower, what a pruned cache holds depends on which tokens survived.
+WIDE = 256
+
+
+def modes_of(name: str) -> list[tuple[str, int]]:
+    """(kernel, images) that a schedule is counted under."""
+    if any(select.rank_by == "attention_received" for select in SCHEDULES[name].selects):
+        # Text between images is also read by later visual rows, which a workload (one block of them) does not know.
+        return [("sdpa", 1), ("eager", 1)]
+    return list(itertools.product(("sdpa", "eager"), IMAGES.values()))
+
+
+def matrix() -> list[tuple[str, str, str, int]]:
+    """(family, schedule, kernel, images)."""
+    if os.environ.get("FULL_MATRIX"):
+        return [(f, s, *mode) for f, s in itertools.product(FAMILIES, STATIC) for mode in modes_of(s)]
+    pairs = itertools.product(enumerate(FAMILIES), enumerate(STATIC))
+    return [(family, name, *modes_of(name)[(f + s) % len(modes_of(name))]) for (f, family), (s, name) in pairs]
+
+
+def predicted(model: Any, family: str, inputs: dict[str, torch.Tensor], schedule: Schedule) -> Cost:
+    spec = ModelSpec.from_config(model.config.to_dict())
+    return cost(spec, workload_of(family, spec, inputs), schedule)
+
+
+@pytest.mark.parametrize(("family", "name", "attn", "images"), matrix())
+def test_predicted_equals_executed(family: str, name: str, attn: str, images: int) -> None:
+    model = tiny.model(family, attn=attn, layers=LAYERS, window=WIDE)
+    inputs = tiny.inputs(family, batch=BATCH, images=images)
+    expected = predicted(model, family, inputs, SCHEDULES[name])
+    with attach(model, SCHEDULES[name]), torch.no_grad():
+        with FlopCounter() as prefill:
+            output = model(**inputs, use_cache=True, logits_to_keep=1)
+        held = cache_bytes(output.past_key_values)
+        with FlopCounter() as decode:
+            model(**next_token(family, inputs, output))
+        held_after = cache_bytes(output.past_key_values)
+    assert prefill.total == expected.prefill_flops
+    assert held == expected.kv_cache_bytes
+    assert decode.total == BATCH * expected.decode_flops_per_token
+    assert held_after == expected.kv_cache_bytes_after(1)
+
+
+@pytest.mark.parametrize("name", ["dense", "fastv", "visipruner", "context-fastv", "threshold-relative"])
+@pytest.mark.parametrize("family", ["llava", "llava-mistral", "gemma3", "cohere2_vision"])
+def test_the_cache_holds_what_decoding_can_still_see(family: str, name: str) -> None:
+    """Layer by layer against the reference, sliding windows shorter than the prompt included."""
+    model = tiny.model(family, layers=LAYERS)
+    inputs = tiny.inputs(family)
+    outcome = run(model, inputs, SCHEDULES[name], continuation(1))
+    with attach(model, SCHEDULES[name]), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+    text = model.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * LAYERS
+    for layer, cached in enumerate(outcome.cached):
+        window = tiny.window_of(model.config) if kinds[layer] == "sliding_attention" else None
+        # The next token completes the window.
+        visible = cached[:, -(window - 1) :] if window else cached
+        assert cache.layers[layer].keys.shape[2] == int(visible.sum())

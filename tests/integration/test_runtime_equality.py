@@ -1,0 +1,60 @@
+"""A model with a schedule attached gives the logits of the slow reference, in the prefill and in every decode step.
+
+By default each family meets each schedule once, with the attention kernel and the kind of batch taking turns;
+``FULL_MATRIX=1`` runs the whole product.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from planner.runtime import attach
+from tests import tiny
+from tests.forced import continuation, logits
+from tests.reference import run
+from tests.schedules import LAYERS, SCHEDULES
+
+#: Families outside the runtime's contract: cross-attention, query scaling by cache position, two separate towers.
+REFUSED = ("mllama", "llama4")
+FAMILIES = [family for family in tiny.VISION if family not in REFUSED]
+BATCHES: dict[str, dict[str, Any]] = {
+    "single": {},
+    "two images": {"images": 2},
+    "left-padded": {"batch": 2, "left_pad": 3},
+    "ragged": {"batch": 2, "left_pad": 2, "ragged": True},
+}
+TOLERANCE = 1e-10
+
+
+def matrix() -> list[tuple[str, str, str, str]]:
+    """(family, schedule, kernel, batch)."""
+    if os.environ.get("FULL_MATRIX"):
+        return list(itertools.product(FAMILIES, SCHEDULES, ("sdpa", "eager"), BATCHES))
+    modes = list(itertools.product(("sdpa", "eager"), reversed(BATCHES)))
+    pairs = itertools.product(enumerate(FAMILIES), enumerate(SCHEDULES))
+    # Coprime strides, so that over families every schedule meets every mode and the other way round.
+    return [(family, name, *modes[(3 * f + s) % len(modes)]) for (f, family), (s, name) in pairs]
+
+
+def difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    assert len(found) == len(expected)
+    return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("family", "name", "attn", "batch"), matrix())
+def test_logits_equal_the_reference(family: str, name: str, attn: str, batch: str) -> None:
+    model = tiny.model(family, attn=attn, layers=LAYERS)
+    inputs = tiny.inputs(family, **BATCHES[batch])
+    generated = continuation(len(inputs["input_ids"]))
+    outcome = run(model, inputs, SCHEDULES[name], generated)
+    handle = attach(model, SCHEDULES[name])
+    try:
+        found = logits(model, inputs, generated)
+    finally:
+        handle.detach()
+    assert difference(found, [outcome.prefill, *outcome.steps]) < TOLERANCE
