@@ -80,14 +80,14 @@ def draw_window(recipe: Recipe, batch: int, layers: int, rng: np.random.Generato
     part = (case == 1) | ((case == 2) & mixed)
     depth = np.where(case == 1, recipe.shallow, rng.integers(1, recipe.shallow + 1, size=batch))
     share = np.exp(rng.uniform(math.log(recipe.keep), 0.0, size=batch))
-    keep = np.ceil(share * VISUAL_TOKENS)
-    fields = (
-        np.where(part[0], depth, 0),
-        np.where(part[1], depth, 0),
-        np.where(part[2], recipe.exit, layers),
-        np.where(part[3], keep, VISUAL_TOKENS),
+    keep = np.ceil(share * VISUAL_TOKENS).astype(np.int64)
+    return Window(
+        alone=torch.as_tensor(np.where(part[0], depth, 0)),
+        closed=torch.as_tensor(np.where(part[1], depth, 0)),
+        exit=torch.as_tensor(np.where(part[2], recipe.exit, layers)),
+        keep=torch.as_tensor(np.where(part[3], keep, VISUAL_TOKENS)),
+        filter=recipe.filter,
     )
-    return Window(*(torch.from_numpy(x.astype(np.int64)) for x in fields), filter=recipe.filter)
 
 
 def batches(sizes: dict[int, int], rng: np.random.Generator) -> list[list[int]]:

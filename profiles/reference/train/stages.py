@@ -25,7 +25,7 @@ from .decoder import PLAIN, WINDOWED, Features, train_decoder
 from .packing import Packer
 from .tower import load_pixels, patch_labels, tower_features, train_tower
 
-STEPS = {"tower": 600, "plain": 2000, "windowed": 900}
+STEPS = {"tower": 600, "plain": 2000, "windowed": 800}
 BEFORE = {"plain": "tower", "windowed": "plain"}
 COLUMNS = ("phase", "step", "loss", "accuracy", "lr", "seconds")
 
@@ -97,8 +97,8 @@ def run_stage(
     if stage == "tower":
         train_tower(model, pixels, patch_labels(pixels, split, ids), steps, curve)
     else:
-        views = [tower_features(model, view, torch.float16) for view in (pixels, pixels.flip(-1))]
-        features = Features.of(*views, ids)
+        straight = tower_features(model, pixels, torch.float16)
+        features = Features.of(straight, tower_features(model, pixels.flip(-1), torch.float16), ids)
         packer = Packer(processor.tokenizer)
         train_decoder(model, packer, features, split, PLAIN if stage == "plain" else WINDOWED, steps, seed, curve)
     folder = out / stage

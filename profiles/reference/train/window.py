@@ -50,12 +50,15 @@ class Window:
         filter: int = 3,
     ) -> Window:
         """The same window for ``batch`` images; no argument restricts nothing."""
-        values = (alone, closed, layers if exit is None else exit, 2**31 if keep is None else keep)
-        return cls(*(torch.full((batch,), value) for value in values), filter=filter)
+        end, most = layers if exit is None else exit, 2**31 if keep is None else keep
+        fields = [torch.full((batch,), value) for value in (alone, closed, end, most)]
+        return cls(fields[0], fields[1], fields[2], fields[3], filter)
 
     def to(self, device: torch.device) -> Window:
         """The same window on another device."""
-        return Window(*(x.to(device) for x in (self.alone, self.closed, self.exit, self.keep)), filter=self.filter)
+        return Window(
+            self.alone.to(device), self.closed.to(device), self.exit.to(device), self.keep.to(device), self.filter
+        )
 
     def edges(self, layer: int, visible: Tensor, visual: Tensor, rank: Tensor) -> Tensor:
         """Attention edges of one layer, ``[B, S, S]``.
@@ -82,7 +85,8 @@ def embed(model: LlavaForConditionalGeneration, pack: Pack, features: Tensor) ->
     """Input of layer 0, ``[B, S, d]``: token embeddings, with the projected ``features`` ``[B, 144, dv]`` filled in."""
     embedded = model.get_input_embeddings()(pack.input_ids)
     projected = model.model.multi_modal_projector(features.to(embedded.dtype))
-    return embedded.masked_scatter(pack.visual[..., None], projected)
+    filled: Tensor = embedded.masked_scatter(pack.visual[..., None], projected)
+    return filled
 
 
 def random_ranks(visual: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -108,7 +112,8 @@ def l2_ranker(pack: Pack) -> Ranker:
         scores = torch.einsum("bhd,bhsd->bhs", query[row, :, column], key) * attention.scaling
         weights = scores.masked_fill(~edges[row, column][:, None], -torch.inf).softmax(-1)
         influence = (weights * value.norm(dim=-1)).square().sum(1).masked_fill(~pack.visual, -1.0)
-        return influence.argsort(dim=1, descending=True).argsort(dim=1)
+        order: Tensor = influence.argsort(dim=1, descending=True).argsort(dim=1)
+        return order
 
     return rank
 
@@ -132,10 +137,12 @@ def run_decoder(
         if index == window.filter and not isinstance(rank, Tensor):
             order = rank(layer, hidden, edges, rotary)
         hidden = layer(hidden, attention_mask=edges[:, None], position_embeddings=rotary, position_ids=pack.positions)
-    return decoder.norm(hidden)
+    normed: Tensor = decoder.norm(hidden)
+    return normed
 
 
 def predict(model: LlavaForConditionalGeneration, pack: Pack, hidden: Tensor) -> Tensor:
     """Most likely next token behind each question, ``[n]``, in the pack's order of questions."""
     row, column = pack.ask.unbind(1)
-    return model.lm_head(hidden[row, column]).argmax(-1)
+    tokens: Tensor = model.lm_head(hidden[row, column]).argmax(-1)
+    return tokens
