@@ -27,7 +27,8 @@ class SharedLayer:
     """Prefix of one layer, P rows for K key/value heads, and the rules of the T text rows behind it.
 
     Attributes:
-        image, mean: keys and values ``[K, P, e]``, as they are and with the mean image in place of the visual tokens.
+        image, mean: keys, already times the scaling, and values ``[K, P, e]``: as they are, and with the mean image in
+            place of the visual tokens.
         visual: row numbers of the visual tokens.
         hidden_prefix: prefix keys that a text row may not see (padding, sliding windows), ``[T, P]``; None if it sees
             all.
@@ -52,8 +53,8 @@ def share(seen: LayerCapture, visual: torch.Tensor, mean_keys: torch.Tensor, mea
     mean_value[:, visual] = mean_values.to(value)
     hidden_prefix, hidden_text = ~seen.visible[:, :start], ~seen.visible[:, start:]
     return SharedLayer(
-        image=(key, value),
-        mean=(mean_key, mean_value),
+        image=(key * seen.scaling, value),
+        mean=(mean_key * seen.scaling, mean_value),
         visual=visual,
         scaling=seen.scaling,
         hidden_prefix=hidden_prefix if bool(hidden_prefix.any()) else None,
@@ -80,21 +81,27 @@ def attend(
     kind = kind.view(masks, kv_heads, group).transpose(0, 1).reshape(kv_heads, -1)
     counts = torch.stack([(kind == which).sum(-1) for which in (_IMAGE, _MEAN, _MIXED)], dim=-1).tolist()
     pairs = kind.argsort(dim=-1, stable=True).to(query.device)
-    grouped = query.reshape(masks, kv_heads, group, rows, size)
-    out = torch.empty(masks, kv_heads, group, rows, value.shape[-1], dtype=query.dtype, device=query.device)
+    # One copy that lets every pair be gathered as one block.
+    by_pair = query.reshape(masks, kv_heads, group, rows, size).transpose(0, 1).reshape(kv_heads, -1, rows, size)
+    key, value = key.transpose(0, 1).contiguous(), value.transpose(0, 1).contiguous()
+    out = torch.empty(kv_heads, masks * group, rows, value.shape[-1], dtype=query.dtype, device=query.device)
     for kv_head in range(kv_heads):
-        mask_of = pairs[kv_head].div(group, rounding_mode="floor")
-        head_of = pairs[kv_head] - mask_of * group
-        out[mask_of, kv_head, head_of] = _one_kv_head(
-            layer,
-            kv_head,
-            grouped[mask_of, kv_head, head_of] * layer.scaling,
-            key[mask_of, kv_head],
-            value[mask_of, kv_head],
-            [count * rows for count in counts[kv_head]],
-            _reads(layer, ablation, mask_of[len(mask_of) - counts[kv_head][_MIXED] :], rows),
+        order = pairs[kv_head]
+        mask_of = order if group == 1 else order.div(group, rounding_mode="floor")
+        out[kv_head].index_copy_(
+            0,
+            order,
+            _one_kv_head(
+                layer,
+                kv_head,
+                by_pair[kv_head].index_select(0, order),
+                key[kv_head].index_select(0, mask_of),
+                value[kv_head].index_select(0, mask_of),
+                [count * rows for count in counts[kv_head]],
+                _reads(layer, ablation, mask_of[len(mask_of) - counts[kv_head][_MIXED] :], rows),
+            ),
         )
-    return out.view(masks, heads, rows, -1)
+    return out.view(kv_heads, masks, group, rows, -1).transpose(0, 1).reshape(masks, heads, rows, -1)
 
 
 def _one_kv_head(
@@ -109,7 +116,7 @@ def _one_kv_head(
     """Output ``[pairs, Tq, e]`` of the pairs that share a key/value head, sorted by what they read.
 
     Args:
-        query: ``[pairs, Tq, e]``, scaled. key, value: ``[pairs, T, e]``.
+        query: ``[pairs, Tq, e]``. key, value: ``[pairs, T, e]``.
         counts: query rows that read the image, the mean, and some of both.
         reads: for the last of these, which prefix keys come from the image, ``[rows, P]``.
     """
@@ -128,8 +135,9 @@ def _one_kv_head(
     if layer.hidden_prefix is not None:
         by_pair[:, :, :prefix].masked_fill_(layer.hidden_prefix[-rows:], -torch.inf)
     # Batched products are slow on strided slices, so the small text block is made apart and copied in.
-    to_text = torch.bmm(query, key.transpose(1, 2)).masked_fill_(layer.hidden_text[-rows:], -torch.inf)
-    by_pair[:, :, prefix:] = to_text
+    to_text = query.new_empty(pairs, rows, key.shape[1])
+    torch.baddbmm(to_text, query, key.transpose(1, 2), beta=0, alpha=layer.scaling, out=to_text)
+    by_pair[:, :, prefix:] = to_text.masked_fill_(layer.hidden_text[-rows:], -torch.inf)
     weights = torch.softmax(scores, dim=-1)
     out = torch.bmm(weights.view(pairs, rows, -1)[:, :, prefix:].contiguous(), value)
     out_image, out_mean, out_mixed = out.view(pairs * rows, -1).split(counts)

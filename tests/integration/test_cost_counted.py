@@ -19,19 +19,20 @@ BATCH = 2
 
 
 def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -> Workload:
-    """What the tiny inputs ask, in the cost model's terms. The first of the text tokens stands before the image."""
-    ids = inputs["input_ids"]
-    visual = int((ids[0] == IMAGE).sum()) if family in tiny.VISION else 0
-    text = ids.shape[1] - visual
+    """What the tiny inputs ask, in the cost model's terms."""
+    is_image = inputs["input_ids"][0] == IMAGE
+    visual = int(is_image.sum())
+    system = int(is_image.int().argmax()) if visual else 0
+    text = len(is_image) - visual - system
     if family == "mllama":
         # Visual tokens are not in the sequence, their one placeholder is: two tiles of 16 patches and a class token.
-        visual, text = 2 * 17, ids.shape[1]
+        visual, text = 2 * 17, text + 1
     images: tuple[tuple[int, int], ...] = ()
     if "image_sizes" in inputs:
         sizes = inputs["image_sizes"][: len(inputs["image_sizes"]) // BATCH].tolist()
         images = tuple((width, height) for height, width in sizes)
     # The Qwen kind's tiny pictures are below its processors' least size: the shape follows from the number of tokens.
-    return Workload(visual_tokens=visual, text_tokens=text - 1, system_tokens=1, batch=BATCH, images=images, kv_bits=64)
+    return Workload(visual_tokens=visual, text_tokens=text, system_tokens=system, batch=BATCH, images=images, kv_bits=64)
 
 
 def next_token(family: str, inputs: dict[str, torch.Tensor], output: Any) -> dict[str, Any]:
