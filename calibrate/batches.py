@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from calibrate.encode import Encoder, to_device
+from calibrate.encode import Encoder, Inputs, to_device
 from calibrate.probe import Batch
 from calibrate.samples import SampleSet
 
@@ -35,13 +35,17 @@ class Batches:
             return self._kept[start]
         ids = tuple(range(start, min(start + self.batch_size, len(self.samples))))
         chosen = tuple(self.samples[i] for i in ids)
-        inputs = to_device(self.encoder(chosen), self.model)
+        inputs = self.place(self.encoder(chosen))
         batch = Batch(ids, chosen, inputs, self.model, self.encoder, self.samples)
         size = sum(tensor.nbytes for tensor in batch.inputs.values())
         if self._kept_bytes + size <= CACHE_LIMIT_BYTES:
             self._kept[start] = batch
             self._kept_bytes += size
         return batch
+
+    def place(self, inputs: Inputs) -> Inputs:
+        """Inputs on the model's device."""
+        return to_device(inputs, self.model)
 
     def shapes(self) -> list[tuple[int, int, int]]:
         """Tokens of each sample before the image, of the image, and after it."""

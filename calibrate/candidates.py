@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from calibrate.influence import suggest
+from calibrate.stats import Table
 from planner.policies import VisiPruner
 from planner.profile import Profile
 
@@ -55,40 +57,52 @@ def earliest(points: dict[str, Any], limit: float, layers: int) -> int:
     return found
 
 
-def exits(profile: Profile, limit: float, at_most: int = 4) -> list[int]:
+def suggested(profile: Profile, samples: int) -> list[dict[str, int]]:
+    """``{"filter", "keep", "exit"}`` as influence suggests them from the first `samples` samples, for several shares."""
+    if "influence" not in profile.probes:
+        return []
+    prefix = "influence/"
+    arrays = {name.removeprefix(prefix): array for name, array in profile.arrays.items() if name.startswith(prefix)}
+    table = Table.from_arrays(arrays)
+    # The first threshold and the absolute rule are the paper's.
+    filters = table.column("filter")[:samples, 0]
+    kept, leaves = (table.column(name)[:samples, 0, 0] for name in ("kept", "exit"))
+    return list(suggest(filters, kept, leaves, profile.model.layers).values())
+
+
+def exits(profile: Profile, proposals: list[dict[str, int]], limit: float) -> list[int]:
     """Exit layers worth trying, earliest first; the number of layers (no exit) is always last."""
     layers = profile.model.layers
-    proposed = {layers}
+    proposed = {layers, *(stage["exit"] for stage in proposals)}
     if "masking" in profile.probes:
         at = earliest(profile.probes["masking"].values["masked_from"], limit, layers)
         proposed |= {at - 1, at, at + 1}
-    proposed |= {stage["exit"] for stage in _suggested(profile)}
-    return sorted(k for k in proposed if 2 <= k <= layers)[-at_most:]
+    return sorted(k for k in proposed if 2 <= k <= layers)
 
 
-def shallows(profile: Profile, limit: float) -> list[tuple[Shallow, int]]:
-    """Shallow rules with the depth they may reach, deepest first; depth 0 of none is left out."""
+def shallows(profile: Profile, proposals: list[dict[str, int]], limit: float) -> list[tuple[Shallow, int]]:
+    """Shallow rules with the depth they may reach, deepest first; depth 0 is left out."""
     found: list[tuple[Shallow, int]] = []
     masking = profile.probes.get("masking")
     for rule in SHALLOW_RULES:
         if masking is not None and rule.curve in masking.values:
             depths = {deepest(masking.values[rule.curve], limit)}
         else:
-            depths = {stage["filter"] for stage in _suggested(profile)}
+            depths = {stage["filter"] for stage in proposals}
         found += [(rule, depth) for depth in sorted(depths, reverse=True) if depth > 0]
     return sorted(found, key=lambda pair: -pair[1])
 
 
-def filters(profile: Profile, exit_layer: int) -> list[int]:
+def filters(proposals: list[dict[str, int]], exit_layer: int) -> list[int]:
     """Filter layers worth trying without a shallow stage: the first and last, the middle, and influence's."""
-    proposed = {0, exit_layer // 2, exit_layer - 2, *(stage["filter"] for stage in _suggested(profile))}
+    proposed = {0, exit_layer // 2, exit_layer - 2, *(stage["filter"] for stage in proposals)}
     return sorted(layer for layer in proposed if 0 <= layer <= exit_layer - 2)
 
 
-def suggested_budgets(profile: Profile) -> list[float]:
-    """Influence's budgets as shares of the visual tokens."""
+def budgets(profile: Profile, proposals: list[dict[str, int]]) -> list[float]:
+    """Shares of the visual tokens worth trying: a fixed grid, and influence's budgets."""
     visual = max(profile.prompt.visual_tokens, 1)
-    return sorted({min(1.0, max(stage["keep"], 1) / visual) for stage in _suggested(profile)})
+    return sorted({*BUDGETS, *(min(1.0, max(stage["keep"], 1) / visual) for stage in proposals)})
 
 
 def policy(
@@ -103,8 +117,3 @@ def policy(
     return VisiPruner(
         filter=filter_layer, keep=budget, exit=exit_layer if exit_layer < layers else None, rank_by=rank_by, **settings
     )
-
-
-def _suggested(profile: Profile) -> list[dict[str, int]]:
-    influence = profile.probes.get("influence")
-    return list(influence.values["suggested"].values()) if influence is not None else []

@@ -112,20 +112,19 @@ class SampleSet(Sequence[Sample]):
         return all(sample.answers for sample in self.samples)
 
     def choose(self, count: int | None, seed: int = 0) -> SampleSet:
-        """`count` samples drawn by `seed`; all of them, in their order, when `count` is None or there are no more.
+        """`count` samples drawn and ordered by `seed`; all of them when `count` is None or there are no more.
 
         Raises:
             SampleError: `count` is below 1.
         """
         if count is not None and count < 1:
             raise SampleError(f"{count} samples were asked for", "Ask for at least one")
-        if count is None or count >= len(self.samples):
-            return self
+        count = min(count or len(self.samples), len(self.samples))
         chosen = random.Random(seed).sample(range(len(self.samples)), count)
         return SampleSet(tuple(self.samples[i] for i in chosen), self.source)
 
-    def split(self, first: int, seed: int = 0) -> tuple[SampleSet, SampleSet]:
-        """Two disjoint parts, `first` samples drawn by `seed` and the others, each in the set's order.
+    def split(self, first: int) -> tuple[SampleSet, SampleSet]:
+        """The first samples, and the others.
 
         Raises:
             SampleError: either part would be empty.
@@ -135,9 +134,7 @@ class SampleSet(Sequence[Sample]):
                 f"{len(self.samples)} samples cannot be split into {first} that propose and a held-back rest",
                 "Give more samples",
             )
-        drawn = set(random.Random(seed).sample(range(len(self.samples)), first))
-        parts = [[s for i, s in enumerate(self.samples) if (i in drawn) == side] for side in (True, False)]
-        return SampleSet(tuple(parts[0]), self.source), SampleSet(tuple(parts[1]), self.source)
+        return SampleSet(self.samples[:first], self.source), SampleSet(self.samples[first:], self.source)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import torch
 
 from calibrate.batches import Batches
 from calibrate.execute import divergence, first_logits, generate
-from calibrate.stats import wilson
 from planner.schedule import Schedule
 
 
@@ -21,13 +20,14 @@ class Agreement:
     kl: float = 0.0
 
     @property
+    def misses(self) -> int:
+        """Samples whose answer changed."""
+        return self.n - self.hits
+
+    @property
     def value(self) -> float:
         """Share of samples."""
         return self.hits / self.n
-
-    def at_least(self, confidence: float) -> float:
-        """The share that holds with this one-sided confidence (Wilson); 0.5 is about the share itself."""
-        return wilson(self.hits, self.n, confidence, one_sided=True)[0]
 
 
 class Bench:
@@ -38,14 +38,24 @@ class Bench:
         self._dense: list[torch.Tensor] | None = None
         self._answers: list[str] | None = None
 
-    def first_token(self, schedule: Schedule, seed: int = 0) -> Agreement:
-        """Agreement of the first answer token."""
-        hits, total = 0, 0.0
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.batches.samples)
+
+    def first_token(self, schedule: Schedule, misses: int | None = None) -> Agreement:
+        """Agreement of the first answer token.
+
+        Args:
+            misses: stop after the batch in which more samples than this have disagreed; `n` tells how far it came.
+        """
+        hits, n, total = 0, 0, 0.0
         for batch, dense in zip(self.batches, self._dense_logits(), strict=True):
-            logits = first_logits(self.batches.model, batch.inputs, schedule, seed)
+            logits = first_logits(self.batches.model, batch.inputs, schedule)
             hits += int((logits.argmax(dim=-1) == dense.argmax(dim=-1)).sum())
+            n += len(batch.ids)
             total += float(divergence(dense, logits).double().sum())
-        n = len(self.batches.samples)
+            if misses is not None and n - hits > misses:
+                break
         return Agreement(hits, n, total / n)
 
     def answers(self, max_new_tokens: int, schedule: Schedule | None = None, seed: int = 0) -> list[str]:

@@ -1,0 +1,38 @@
+"""From what calibration measured and decided to the frozen plan."""
+
+from __future__ import annotations
+
+from calibrate.pipeline import Outcome
+from calibrate.search import workload_of
+from planner.errors import CalibrationError
+from planner.plan import Decision, Evidence, Measured, Plan, created_with, predict
+from planner.spec import ModelSpec
+
+
+def freeze(outcome: Outcome, seed: int = 0) -> Plan:
+    """The plan of a finished calibration, sealed.
+
+    Raises:
+        CalibrationError: the calibration measured only a part, or was not asked to decide.
+    """
+    profile, decision, evaluation = outcome.profile, outcome.decision, outcome.evaluation
+    if profile is None or decision is None:
+        raise CalibrationError("this calibration decided on no plan", "Run it unsharded and without --profile-only")
+    spec = ModelSpec.from_config(profile.model.config)
+    evidence = Evidence(
+        profile_sha256=profile.profile_sha256,
+        calibration_digest=profile.samples.digest,
+        calibration_n=profile.samples.n,
+        agreement_limit=decision.limits.agreement,
+        held_back_agreement=None if decision.measured is None else Measured.model_validate(decision.measured),
+        evaluation_digest=None if evaluation is None else evaluation.digest,
+        rows=() if evaluation is None else evaluation.rows,
+        notes=decision.notes,
+    )
+    return Plan(
+        model=profile.model,
+        decision=Decision(policy=str(decision.policy), schedule=decision.schedule, seed=seed),
+        prediction=(predict(spec, workload_of(profile), decision.schedule),),
+        evidence=evidence,
+        created_with=created_with(),
+    ).sealed()

@@ -1,0 +1,217 @@
+"""The whole way: load, measure, decide, evaluate. What `plan calibrate` runs, as one function."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from calibrate.batches import Batches
+from calibrate.decide import Decision, decide
+from calibrate.encode import Encoder
+from calibrate.evaluate import Evaluation, evaluate
+from calibrate.identity import identify
+from calibrate.load import Loaded, load, reference_path
+from calibrate.masking import Masking
+from calibrate.probe import DEFAULT
+from calibrate.ranks import world
+from calibrate.run import calibrate
+from calibrate.samples import Columns, SampleSet, load_samples
+from calibrate.search import Limits
+from calibrate.trial import Bench
+from planner.errors import InputError
+from planner.profile import Profile
+
+#: Share of the calibration samples that propose; the others are held back to decide.
+PROPOSING_SHARE = 0.25
+#: Fewer held-back samples than this cannot show an agreement of 0.98 with any confidence.
+LEAST_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything `plan calibrate` can be told.
+
+    Attributes:
+        model: hub id or directory; None for the bundled reference model.
+        data: JSONL, image folder or `datasets` id; None for the reference model's calibration set.
+        evaluation_data: the same for the final comparison; None for the reference model's evaluation set, and without
+        it
+            for a user's model no evaluation.
+        prompt: for image folders.
+        num_samples: how many calibration samples are drawn by `seed`; None: all.
+        probes, settings: which, and their constructor arguments by name.
+        out: folder for states; nothing is written there by this function but states.
+        shard: ``(i, n)``.
+        decide: False stops after the profile.
+        timing_rounds: 0 leaves prefill times out.
+        verbose: say what is being tried.
+    """
+
+    model: str | None = None
+    data: str | None = None
+    evaluation_data: str | None = None
+    prompt: str | None = None
+    columns: Columns = field(default_factory=Columns)
+    split: str = "test"
+    num_samples: int | None = None
+    evaluation_samples: int | None = None
+    seed: int = 0
+    batch_size: int = 16
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+    device_map: str | None = None
+    probes: tuple[str, ...] = DEFAULT
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    out: Path | None = None
+    resume: bool = False
+    shard: tuple[int, int] = (0, 1)
+    limits: Limits = field(default_factory=Limits)
+    decide: bool = True
+    timing_rounds: int = 15
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out. Fields are None where a step was not asked for, or on ranks and shards that only measure."""
+
+    profile: Profile | None
+    decision: Decision | None
+    evaluation: Evaluation | None
+    seconds: dict[str, float]
+
+
+def calibrate_and_plan(options: Options, echo: Callable[[str], None] | None = None) -> Outcome:
+    """Measure a model, decide on a plan, and evaluate it.
+
+    Args:
+        echo: prints a line; default: to stderr, on the first rank.
+
+    Raises:
+        PlannerError: any refusal, with cause and remedy.
+    """
+    ranks = world()
+    say = echo if echo is not None else lambda line: print(line, file=sys.stderr)
+    say = say if ranks.first else lambda line: None
+    seconds: dict[str, float] = {}
+    samples, evaluation = _samples(options)
+    with _Clock(seconds, "load"):
+        loaded = _load(options)
+    settings = {name: dict(chosen) for name, chosen in options.settings.items()}
+    if options.decide and "masking" in options.probes:
+        # Masking curves propose: they must not see the samples that decide.
+        settings.setdefault("masking", {}).setdefault("samples", min(Masking.default_samples, _proposing(samples)))
+    with _Clock(seconds, "profile"):
+        profile = calibrate(
+            loaded.model,
+            loaded.processor,
+            samples,
+            model_id=loaded.id,
+            revision=loaded.revision,
+            probes=options.probes,
+            settings=settings,
+            batch_size=options.batch_size,
+            out=options.out,
+            resume=options.resume,
+            shard=options.shard,
+            echo=say,
+        )
+    if profile is None or not options.decide:
+        return Outcome(profile, None, None, seconds)
+    return _plan(options, loaded, profile, samples, evaluation, seconds, say)
+
+
+def _plan(
+    options: Options,
+    loaded: Loaded,
+    profile: Profile,
+    samples: SampleSet,
+    evaluation: SampleSet | None,
+    seconds: dict[str, float],
+    say: Callable[[str], None],
+) -> Outcome:
+    known = identify(loaded.model, loaded.id, loaded.revision)
+    encoder = Encoder(loaded.processor, known.visual_ids)
+
+    def bench(chosen: SampleSet) -> Bench:
+        return Bench(Batches(chosen, encoder, loaded.model, options.batch_size))
+
+    proposing, held_back = samples.split(_proposing(samples))
+    with _Clock(seconds, "decide"):
+        tell = say if options.verbose else lambda line: None
+        decision = decide(profile, known.spec, bench(proposing), bench(held_back), options.limits, tell)
+    say(f"decided: {decision.policy} ({len(decision.trials)} candidates executed, {seconds['decide']:.0f} s)")
+    for note in decision.notes:
+        say(f"note: {note}")
+    found = None
+    if evaluation is not None:
+        with _Clock(seconds, "evaluate"):
+            found = evaluate(
+                bench(evaluation),
+                known.spec,
+                (decision.policy, decision.schedule),
+                answer_tokens=options.limits.answer_tokens,
+                rounds=options.timing_rounds,
+                seed=options.seed,
+                progress=tell,
+            )
+    return Outcome(profile, decision, found, seconds)
+
+
+def _proposing(samples: SampleSet) -> int:
+    """How many samples, the first ones, propose."""
+    return round(PROPOSING_SHARE * len(samples))
+
+
+def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:
+    """Calibration samples, drawn and shuffled by the seed, and evaluation samples."""
+    bundled = reference_path("easy_vqa")
+    if options.data is None and options.model is not None:
+        raise InputError(
+            "a model of your own needs samples of your own", "Give --data: JSONL, image folder, datasets id"
+        )
+    reading = {"prompt": options.prompt, "columns": options.columns, "split": options.split}
+    data = bundled / "calibration.jsonl" if options.data is None else options.data
+    samples = load_samples(data, **reading).choose(options.num_samples, options.seed)
+    if options.decide and len(samples) < LEAST_SAMPLES:
+        raise InputError(
+            f"{len(samples)} samples are too few to decide on a plan", f"Give at least {LEAST_SAMPLES}, better 256"
+        )
+    source = options.evaluation_data
+    if source is None and options.data is None:
+        source = str(bundled / "evaluation.jsonl")
+    if source is None:
+        return samples, None
+    return samples, load_samples(source, **reading).choose(options.evaluation_samples, options.seed)
+
+
+def _load(options: Options) -> Loaded:
+    return load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        attn_implementation=options.attn_implementation,
+        device_map=options.device_map,
+    )
+
+
+class _Clock:
+    """Adds the seconds of a block to a table."""
+
+    def __init__(self, table: dict[str, float], name: str) -> None:
+        self.table, self.name = table, name
+
+    def __enter__(self) -> None:
+        self.begun = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.table[self.name] = time.perf_counter() - self.begun
