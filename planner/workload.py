@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from planner.errors import InputError
 
 Size = Annotated[int, Field(ge=1, le=1 << 20)]
 Tokens = Annotated[int, Field(ge=0, le=1 << 24)]
@@ -22,8 +24,8 @@ class Workload(BaseModel):
         batch: equal requests side by side.
         images: ``(width, height)`` in pixels, for the vision tower's cost; empty means one image of the model's own
             size.
-        image_stream_cached: a second question on the same image: what visual tokens compute apart from the text is at hand, so neither
-            the vision tower nor layers in which visual tokens see only themselves compute anything for them.
+        image_stream_cached: a second question on the same image: what visual tokens compute apart from the text is at
+            hand, so neither the vision tower nor layers in which they see only themselves compute anything for them.
         weight_bits, kv_bits: element sizes (16, 8 or 4 bits).
     """
 
@@ -47,6 +49,22 @@ class Workload(BaseModel):
         if self.prompt_tokens == 0:
             raise ValueError("an empty prompt costs nothing: give visual, text or system tokens")
         return self
+
+    @classmethod
+    def of(cls, **values: Any) -> Workload:
+        """A workload from what a user gave.
+
+        Raises:
+            InputError: a value is negative, absurd, or contradicts another; the value is named.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            given = f", got {first['input']!r}" if name else ""
+            raise InputError(f"workload: {name + ': ' if name else ''}{message}{given}", "Check the sizes") from error
 
     @property
     def prompt_tokens(self) -> int:

@@ -8,16 +8,18 @@ from planner.cost.conventions import CONVENTIONS, Convention
 from planner.cost.flops import COMPONENTS, Cost, cost
 
 if TYPE_CHECKING:
-    from planner.cost.latency import latency
-    from planner.cost.sweep import sweep
+    from planner.cost.roofline import latency
+    from planner.cost.sweeping import sweep
 
 __all__ = ["COMPONENTS", "CONVENTIONS", "Convention", "Cost", "cost", "latency", "sweep"]
 
+_LAZY = {"latency": "planner.cost.roofline", "sweep": "planner.cost.sweeping"}
+
 
 def __getattr__(name: str) -> Any:
-    # A report needs neither NumPy nor hardware tables: they load when asked for.
-    if name in ("latency", "sweep"):
-        import importlib
+    # A report needs neither NumPy nor hardware rows: they load when asked for.
+    if name not in _LAZY:
+        raise AttributeError(f"module 'planner.cost' has no attribute '{name}'")
+    import importlib
 
-        return getattr(importlib.import_module(f"planner.cost.{name}"), name)
-    raise AttributeError(f"module 'planner.cost' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)

@@ -14,13 +14,15 @@ from planner.cost.staircase import Segment, lay
 from planner.cost.vision import vision_macs
 from planner.errors import InputError, ScheduleError
 from planner.schedule import Schedule
-from planner.spec.facts import ModelSpec
+from planner.spec.facts import LayerSpec, ModelSpec
 from planner.workload import Workload
 
 Number = Any
 #: Every component of a prefill, in the order tables show them.
 COMPONENTS = ("vision", "projector", "attention_projections", "attention_scores", "ffn", "lm_head", "selector")
 Head = Literal["last", "all"]
+#: A segment, one kind of layer, and how many such layers the segment has.
+Cell = tuple[Segment, LayerSpec, Number]
 Alone = Literal["fast", "generic"]
 
 
@@ -35,7 +37,6 @@ class Cost:
             do not count decoding, so this is `exact` under every convention.
         visual_attention: FLOPs of scores and weighted sums whose key is a visual token: what pruning saves of attention. Only ratios matter.
         kv_cache_bytes: held by the cache after the prefill, whole batch.
-        latent_kv_cache_bytes: the same if latent attention's latents were cached in place of expanded keys and values.
     """
 
     convention: str
@@ -43,10 +44,10 @@ class Cost:
     decode: dict[str, Number]
     visual_attention: Number
     kv_cache_bytes: int
-    latent_kv_cache_bytes: int
     spec: ModelSpec = field(repr=False)
     workload: Workload = field(repr=False)
     segments: tuple[Segment, ...] = field(repr=False)
+    cells: tuple[Cell, ...] = field(repr=False)
     generic: bool = field(default=False, repr=False)
 
     @property
@@ -58,6 +59,11 @@ class Cost:
     def decode_flops_per_token(self) -> Number:
         """All components of a decode step of one request; a batch's step is `batch` times that."""
         return sum(self.decode.values())
+
+    @property
+    def latent_kv_cache_bytes(self) -> int:
+        """`kv_cache_bytes` if latent attention's latents were cached in place of expanded keys and values."""
+        return _cache_bytes(self.spec, self.workload, self.cells, 0, latent=True)
 
     @cached_property
     def visual_tokens_per_layer(self) -> tuple[float, ...]:
@@ -77,18 +83,27 @@ class Cost:
                 macs = formulas.layer_macs(rule, layer, segment, self.spec.decoder, self.generic)
                 total = [have + share * more for have, more in zip(total, macs[:4], strict=True)]
             if rule.real:
-                total[3] += _scorings_at(self.spec, self.segments, index)
+                total[3] += _scorings_at(self.spec, self.segments, index, self.generic)
             for name, macs in zip(table, total, strict=True):
                 table[name].append(macs * rule.flops_per_mac * batch)
         return {name: tuple(values) for name, values in table.items()}
 
     def kv_cache_bytes_after(self, tokens: int) -> int:
         """Bytes the cache holds once `tokens` generated tokens of each request are cached."""
-        return _cache_bytes(self.spec, self.workload, self.segments, tokens)
+        return _cache_bytes(self.spec, self.workload, self.cells, tokens)
 
     def decode_flops_at(self, step: int) -> Number:
         """FLOPs of decode step `step` (0 is the first) of one request."""
-        return sum(_decode(self.spec, self.segments, step).values())
+        return sum(_decode(self.spec, self.cells, step).values())
+
+    def turn_flops(self, question_tokens: int, after: int) -> Number:
+        """FLOPs of prefilling a further question of the same conversation, one request: the image stays in the cache.
+
+        Args:
+            question_tokens: text tokens of the new turn.
+            after: tokens cached since the first prompt (the answer so far, and turns in between).
+        """
+        return sum(_decode(self.spec, self.cells, after, question_tokens).values())
 
     def _shares(self, layer: int) -> list[tuple[Segment, float]]:
         """The segments that overlap a layer, and how much of it each covers."""
@@ -120,31 +135,34 @@ def cost(
     """
     rule = _check(spec, schedule, convention, head, alone)
     segments = lay(schedule, workload, rounds=rule.real)
+    cells = cells_of(spec, segments)
     generic = alone == "generic"
     if rule.mean_token:
         macs, visual_attention = _mean_token(spec, workload, segments)
     else:
-        macs, visual_attention = decoder_macs(rule, spec, segments, generic)
+        macs, visual_attention = decoder_macs(rule, spec, segments, cells, generic)
     batch, flops = workload.batch, rule.flops_per_mac
     prefill: dict[str, Number] = dict.fromkeys(COMPONENTS, 0)
     prefill |= {name: macs[name] * batch * flops for name in macs}
     if rule.real:
         prefill["vision"], prefill["projector"], scored = _vision(spec, workload, schedule)
         prefill["selector"] += scored
-        rows = 1 if head == "last" else _final_rows(spec, segments)
+        # The runtime gives dropped rows their place back, so a head on all positions runs on all of the prompt's.
+        words = workload.system_tokens + workload.text_tokens
+        rows = 1 if head == "last" else words + (0 if spec.decoder.cross else workload.visual_tokens)
         prefill["lm_head"] = flops * batch * rows * spec.decoder.head_macs
     if rule.per_layer:
         prefill = {name: value / spec.layers for name, value in prefill.items()}
     return Cost(
         convention=rule.name,
         prefill=prefill,
-        decode=_decode(spec, segments, 0),
+        decode=_decode(spec, cells, 0),
         visual_attention=visual_attention * batch * flops,
-        kv_cache_bytes=_cache_bytes(spec, workload, segments, 0),
-        latent_kv_cache_bytes=_cache_bytes(spec, workload, segments, 0, latent=True),
+        kv_cache_bytes=_cache_bytes(spec, workload, cells, 0),
         spec=spec,
         workload=workload,
         segments=segments,
+        cells=cells,
         generic=generic,
     )
 
@@ -168,20 +186,34 @@ def _check(spec: ModelSpec, schedule: Schedule, name: str, head: str, alone: str
     return rule
 
 
-def decoder_macs(
-    rule: Convention, spec: ModelSpec, segments: Sequence[Segment], generic: bool
-) -> tuple[dict[str, Number], Number]:
-    """Prefill of all decoder layers of one request, by component, and attention on visual keys. Arrays in, arrays out."""
-    totals: list[Number] = [0, 0, 0, 0, 0]
+def cells_of(spec: ModelSpec, segments: Sequence[Segment]) -> tuple[Cell, ...]:
+    """Every segment with every kind of layer it holds."""
+    cells = []
     for segment in segments:
         for layer, prefix in spec.decoder.kinds:
             layers = between(prefix, segment.first, segment.last)
-            macs = formulas.layer_macs(rule, layer, segment, spec.decoder, generic)
-            totals = [total + layers * one for total, one in zip(totals, macs, strict=True)]
-        if rule.real:
-            totals[3] = totals[3] + _scorings(spec, segment)
-    *parts, visual_attention = totals
-    return dict(zip(formulas.DECODER_COMPONENTS, parts, strict=True)), visual_attention
+            if not (isinstance(layers, int) and layers == 0):
+                cells.append((segment, layer, layers))
+    return tuple(cells)
+
+
+def decoder_macs(
+    rule: Convention, spec: ModelSpec, segments: Sequence[Segment], cells: Sequence[Cell], generic: bool
+) -> tuple[dict[str, Number], Number]:
+    """Prefill of all decoder layers of one request, by component, and attention on visual keys. Arrays in, arrays out."""
+    projections = scores = ffn = selector = visual_attention = 0
+    for segment, layer, layers in cells:
+        macs = formulas.layer_macs(rule, layer, segment, spec.decoder, generic)
+        projections += layers * macs[0]
+        scores += layers * macs[1]
+        ffn += layers * macs[2]
+        selector += layers * macs[3]
+        visual_attention += layers * macs[4]
+    if rule.real:
+        for segment in segments:
+            if segment.scorings:
+                selector += _scorings(spec, segment, generic)
+    return dict(zip(formulas.DECODER_COMPONENTS, (projections, scores, ffn, selector), strict=True)), visual_attention
 
 
 def between(prefix: Sequence[int], first: Number, last: Number) -> Number:
@@ -200,26 +232,28 @@ def _before(prefix: Sequence[int], layer: Number) -> Number:
     return np.asarray(prefix)[layer]
 
 
-def _scorings(spec: ModelSpec, segment: Segment) -> Number:
+def _scorings(spec: ModelSpec, segment: Segment, generic: bool) -> Number:
     """Selections at the end of a segment, each by the attention of its scoring layer."""
     total: Number = 0
     for scoring in segment.scorings:
         rows = segment.system + scoring.text + (0 if spec.decoder.cross else scoring.visual)
         for layer, prefix in spec.decoder.kinds:
             here = between(prefix, scoring.layer, scoring.layer + 1)
-            macs = score_macs(scoring.select, layer.attention, spec.hidden_size, rows, scoring.visual, scoring.text)
-            total = total + here * macs
+            macs = score_macs(
+                scoring.select, layer.attention, spec.hidden_size, rows, scoring.visual, scoring.text, generic
+            )
+            total += here * macs
     return total
 
 
-def _scorings_at(spec: ModelSpec, segments: Sequence[Segment], index: int) -> Number:
+def _scorings_at(spec: ModelSpec, segments: Sequence[Segment], index: int, generic: bool) -> Number:
     """Selections whose scoring layer is `index`."""
     from dataclasses import replace
 
     total: Number = 0
     for segment in segments:
         here = tuple(scoring for scoring in segment.scorings if scoring.layer == index)
-        total += _scorings(spec, replace(segment, scorings=here))
+        total += _scorings(spec, replace(segment, scorings=here), generic)
     return total
 
 
@@ -245,41 +279,33 @@ def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[in
     return vision_macs(spec, workload, score)
 
 
-def _final_rows(spec: ModelSpec, segments: Sequence[Segment]) -> Number:
-    final = segments[-1]
-    return final.rows - final.visual if spec.decoder.cross else final.rows
-
-
-def decode_step_macs(spec: ModelSpec, segments: Sequence[Segment], step: int) -> dict[str, Number]:
-    """One decode step of one request over all layers, by component. Arrays in, arrays out."""
-    totals: list[Number] = [0, 0, 0, 0]
-    for segment in segments:
-        for layer, prefix in spec.decoder.kinds:
-            layers = between(prefix, segment.first, segment.last)
-            macs = formulas.decode_macs(layer, segment, spec.decoder, step)
-            totals = [total + layers * one for total, one in zip(totals, macs, strict=True)]
-    named = dict(zip(formulas.DECODER_COMPONENTS, totals, strict=True))
+def decode_step_macs(spec: ModelSpec, cells: Sequence[Cell], step: int, rows: int = 1) -> dict[str, Number]:
+    """New rows of one request over the cache, all layers, by component; the head on the last. Arrays in, arrays out."""
+    projections = scores = ffn = selector = 0
+    for segment, layer, layers in cells:
+        macs = formulas.decode_macs(layer, segment, spec.decoder, step, rows)
+        projections += layers * macs[0]
+        scores += layers * macs[1]
+        ffn += layers * macs[2]
+        selector += layers * macs[3]
+    named = dict(zip(formulas.DECODER_COMPONENTS, (projections, scores, ffn, selector), strict=True))
     return {**named, "lm_head": spec.decoder.head_macs}
 
 
-def _decode(spec: ModelSpec, segments: Sequence[Segment], step: int) -> dict[str, Number]:
-    macs = decode_step_macs(spec, segments, step)
+def _decode(spec: ModelSpec, cells: Sequence[Cell], step: int, rows: int = 1) -> dict[str, Number]:
+    macs = decode_step_macs(spec, cells, step, rows)
     exact = CONVENTIONS["exact"].flops_per_mac
     return {name: exact * macs.get(name, 0) for name in COMPONENTS}
 
 
-def cache_elements(spec: ModelSpec, segments: Sequence[Segment], tokens: int, latent: bool = False) -> Number:
+def cache_elements(spec: ModelSpec, cells: Sequence[Cell], tokens: int, latent: bool = False) -> Number:
     """Elements cached for one request after `tokens` generated ones. Arrays in, arrays out."""
     elements: Number = 0
-    for segment in segments:
-        for layer, prefix in spec.decoder.kinds:
-            layers = between(prefix, segment.first, segment.last)
-            elements = elements + layers * formulas.cached_elements(layer, segment, spec.decoder, tokens, latent)
+    for segment, layer, layers in cells:
+        elements += layers * formulas.cached_elements(layer, segment, spec.decoder, tokens, latent)
     return elements
 
 
-def _cache_bytes(
-    spec: ModelSpec, workload: Workload, segments: Sequence[Segment], tokens: int, latent: bool = False
-) -> int:
-    bits = cache_elements(spec, segments, tokens, latent) * workload.batch * workload.kv_bits
+def _cache_bytes(spec: ModelSpec, workload: Workload, cells: Sequence[Cell], tokens: int, latent: bool = False) -> int:
+    bits = cache_elements(spec, cells, tokens, latent) * workload.batch * workload.kv_bits
     return bits // 8 + (bits % 8 > 0) if isinstance(bits, int) else round(bits / 8)

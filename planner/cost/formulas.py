@@ -122,33 +122,48 @@ def _paper_macs(convention: Convention, segment: Segment, decoder: Decoder) -> t
     )
 
 
-def decode_macs(layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: Number = 0) -> tuple[Number, ...]:
-    """One decode step of one request in one layer: projections, scores, feed-forward, selector.
+def decode_macs(
+    layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0, rows: int = 1
+) -> tuple[Number, ...]:
+    """New rows over the cache in one layer of one request: projections, scores, feed-forward, selector.
 
     Args:
-        ahead: tokens generated and cached before this one.
+        ahead: tokens cached after the prompt before these.
+        rows: one in a decode step; the length of a further question in a later turn.
     """
     attention, ffn = layer.attention, layer.ffn
     if attention.kind == "linear":
-        return attention.projection_macs, attention.state_macs, ffn.macs, 0
+        return rows * attention.projection_macs, rows * attention.state_macs, rows * ffn.macs, 0
     if attention.kind == "cross":
-        some = 1 * (segment.visual > 0)
-        asked = attention.query_macs + attention.output_macs
-        return some * asked, segment.cached_visual * attention.pair_macs, some * ffn.macs, 0
-    keys = cached_tokens(attention, segment, decoder, ahead) + 1
-    edited = redistribute_macs(attention, 1, keys) if segment.redistributes else 0
-    return attention.projection_macs, keys * attention.pair_macs, ffn.macs, edited
+        asking = rows * (segment.visual > 0)
+        projected = asking * (attention.query_macs + attention.output_macs)
+        return projected, rows * segment.cached_visual * attention.pair_macs, asking * ffn.macs, 0
+    keys = cached_tokens(attention, segment, decoder, ahead) + rows
+    edited = redistribute_macs(attention, rows, keys) if segment.redistributes else 0
+    return rows * attention.projection_macs, rows * keys * attention.pair_macs, rows * ffn.macs, edited
 
 
-def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahead: Number = 0) -> Number:
-    """Tokens a layer's cache holds of one request. A windowed layer holds one fewer than its window: the next token completes it."""
+def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahead: int = 0) -> Number:
+    """Tokens a layer's cache holds of one request.
+
+    A windowed layer holds the last ``window - 1`` positions of the whole prompt: the next token completes the window. Of
+    pruned tokens, which stay anywhere in their part of the prompt, the share that their part has inside is expected there.
+    """
     visual = 0 if decoder.cross else segment.cached_visual
-    tokens = segment.system + segment.text + visual + ahead
-    return least(tokens, attention.window - 1) if attention.window else tokens
+    if not attention.window:
+        return segment.system + segment.text + visual + ahead
+    reach = attention.window - 1 - ahead
+    total: Number = min(ahead, attention.window - 1)
+    parts = ((segment.text, segment.prompt_text), (visual, segment.prompt_visual), (segment.system, segment.system))
+    for held, positions in parts:
+        inside = min(max(reach, 0), positions)
+        total = total + (held if inside == positions else held * inside // positions)
+        reach -= positions
+    return total
 
 
 def cached_elements(
-    layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: Number = 0, latent: bool = False
+    layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0, latent: bool = False
 ) -> Number:
     """Elements a layer's cache holds of one request.
 

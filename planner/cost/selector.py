@@ -19,9 +19,11 @@ gathering) is not counted, as in every count here.
 
 Several query rows of one score are all computed, also those that a later mean leaves out (raters depend on the sample, shapes must not).
 
-Queries and keys are those the layer has just computed. A `probe` runs before the layer and computes them itself: keys of all n rows, the query of
-the last row, and for an influence score the values of all n rows; `influence_cos`, and any `relative` threshold, also needs the last row's
-attention output, one weighted sum of n values (H dv n). The layer then runs unchanged on the survivors.
+Queries and keys are those the layer has just computed. A `probe` runs before the layer and computes them itself: keys of
+all n rows, the query of the last row, and for an influence score the values of all n rows. Where projections cannot be told
+apart (the `generic` form), all three of all n rows and of the last row. `influence_cos` also needs the last row's attention
+output, and so does a `relative` threshold: one weighted sum of n values (H dv n) each. The layer then runs unchanged on the
+survivors.
 
 A `relative` threshold without a probe reads the attention output that the layer has computed anyway.
 
@@ -40,7 +42,9 @@ from planner.spec.facts import Attention, Tower
 Number = Any
 
 
-def score_macs(select: Select, attention: Attention, hidden: int, rows: Number, visual: Number, text: Number) -> Number:
+def score_macs(
+    select: Select, attention: Attention, hidden: int, rows: Number, visual: Number, text: Number, generic: bool = False
+) -> Number:
     """Multiply-adds of one selection in one request.
 
     Args:
@@ -50,6 +54,7 @@ def score_macs(select: Select, attention: Attention, hidden: int, rows: Number, 
         rows: present in the scoring layer, n.
         visual: visual ones among them, v.
         text: text rows after the image among them, t.
+        generic: a probe cannot leave projections out.
     """
     rank_by = select.rank_by
     query_row = attention.heads * attention.head_dim * rows
@@ -64,14 +69,18 @@ def score_macs(select: Select, attention: Attention, hidden: int, rows: Number, 
     macs = query_row
     if rank_by == "influence_cos":
         macs = macs + attention.heads * attention.value_dim * visual
-    if select.probe:
-        macs = macs + attention.query_macs + attention.key_macs * rows
-        relative = isinstance(select.keep, Threshold) and select.keep.relative
-        if rank_by in ("influence_l2", "influence_cos"):
-            macs = macs + attention.value_macs * rows
-        if rank_by == "influence_cos" or relative:
-            macs = macs + attention.heads * attention.value_dim * rows
-    return macs
+    return macs + _probe_macs(select, attention, rows, generic) if select.probe else macs
+
+
+def _probe_macs(select: Select, attention: Attention, rows: Number, generic: bool) -> Number:
+    needs_values = select.rank_by in ("influence_l2", "influence_cos")
+    if generic or not attention.separable:
+        macs = (attention.query_macs + attention.key_macs + attention.value_macs) * (rows + 1)
+    else:
+        macs = attention.query_macs + (attention.key_macs + needs_values * attention.value_macs) * rows
+    relative = isinstance(select.keep, Threshold) and select.keep.relative
+    outputs = (select.rank_by == "influence_cos") + relative
+    return macs + outputs * attention.heads * attention.value_dim * rows
 
 
 def encoder_score_macs(select: Select, tower: Tower, tokens: int) -> int:

@@ -32,6 +32,7 @@ class Segment:
     Attributes:
         system, text, visual: rows present: before the image, after it, and visual.
         cached_visual: visual tokens the cache holds for decoding.
+        prompt_text, prompt_visual: such tokens in the prompt before anything was dropped.
         alone: visual rows see only themselves and run apart from the text.
         merge: the text's attention to the image falls on one visual token.
         reads: text after the image attends to visual tokens (other than through `merge`).
@@ -46,6 +47,8 @@ class Segment:
     text: Number
     visual: Number
     cached_visual: Number
+    prompt_text: int
+    prompt_visual: int
     alone: bool = False
     merge: bool = False
     reads: bool = True
@@ -97,6 +100,8 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
                 text=text,
                 visual=visual,
                 cached_visual=cached,
+                prompt_text=workload.text_tokens,
+                prompt_visual=workload.visual_tokens,
                 alone=alone,
                 merge=merge,
                 reads=stage.text_to_visual == "full",

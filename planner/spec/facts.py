@@ -117,11 +117,11 @@ class Decoder:
     def head_macs(self) -> int:
         return self.hidden_size * self.vocab_size
 
-    @property
+    @cached_property
     def modelled(self) -> bool:
         return any(layer.attention.kind == "linear" for layer in self.layers)
 
-    @property
+    @cached_property
     def cross(self) -> bool:
         """True when the image is read by cross-attention and visual tokens are not in the sequence."""
         return any(layer.attention.kind == "cross" for layer in self.layers)

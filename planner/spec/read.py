@@ -53,7 +53,7 @@ def shipped() -> tuple[str, ...]:
 
 
 def shipped_model(name: str) -> dict[str, Any]:
-    """A shipped model's file: ``name``, ``source``, ``config``, and the ``workload`` its published figures refer to.
+    """A shipped model's file: ``name``, ``source``, ``config``, and the ``visual_tokens`` of an ordinary picture.
 
     Raises:
         InputError: there is no such model.

@@ -1,0 +1,99 @@
+"""`plan ls`: what is shipped and what is known."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command("ls")
+@click.argument("what", type=click.Choice(["models", "families", "policies", "hardware", "conventions", "probes"]))
+@click.option("--format", "fmt", type=click.Choice(["table", "md", "json"]), default="table", show_default=True)
+def command(what: str, fmt: str) -> None:
+    """List shipped models, known families, policies, hardware rows, FLOP conventions or calibration probes."""
+    rows = {
+        "models": _models,
+        "families": _families,
+        "policies": _policies,
+        "hardware": _hardware,
+        "conventions": _conventions,
+        "probes": _probes,
+    }[what]()
+    if fmt == "json":
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from tabulate import tabulate
+
+    style = {"table": "simple", "md": "github"}[fmt]
+    click.echo(tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True))
+
+
+def _models() -> list[dict[str, str]]:
+    from planner.spec import ModelSpec, shipped, shipped_model
+
+    found = []
+    for name in shipped():
+        entry, spec = shipped_model(name), ModelSpec.from_config(name)
+        found.append(
+            {
+                "model": name,
+                "family": spec.family,
+                "layers": str(spec.layers),
+                "hidden size": str(spec.hidden_size),
+                "visual tokens": str(entry["visual_tokens"]),
+                "source": entry["source"],
+            }
+        )
+    return found
+
+
+def _families() -> list[dict[str, str]]:
+    from planner.spec.config import families
+
+    kinds = {"vlm": "vision-language model", "decoder": "text decoder", "tower": "vision tower"}
+    return [{"model type": name, "kind": kind} for role, kind in kinds.items() for name in families(role)]
+
+
+def _policies() -> list[dict[str, str]]:
+    from planner.policies import names
+    from planner.policies.base import REGISTRY
+
+    return [
+        {"policy": name, "keys": ", ".join(REGISTRY[name].model_fields), "what it does": REGISTRY[name].summary}
+        for name in names()
+    ]
+
+
+def _hardware() -> list[dict[str, str]]:
+    from planner.cost.hardware import shipped_row, shipped_rows
+
+    found = []
+    for name in shipped_rows():
+        row = shipped_row(name)
+        found.append(
+            {
+                "hardware": name,
+                "device": row.name,
+                "dense TFLOP/s": f"{row.peak_tflops:g} {row.dtype}",
+                "GB/s": f"{row.bandwidth_gbs:g}",
+                "GB": f"{row.memory_gb:g}",
+                "source": row.source,
+            }
+        )
+    return found
+
+
+def _conventions() -> list[dict[str, str]]:
+    from planner.cost import CONVENTIONS
+
+    return [
+        {"convention": rule.name, "formula": rule.formula, "leaves out": rule.omits, "source": rule.source}
+        for rule in CONVENTIONS.values()
+    ]
+
+
+def _probes() -> list[dict[str, str]]:
+    from calibrate.probes import summaries
+
+    return [{"probe": name, "what it measures": summary} for name, summary in summaries().items()]

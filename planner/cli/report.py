@@ -1,0 +1,137 @@
+"""`plan report`: what policies cost, from a model's configuration alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+FORMATS = ("table", "md", "csv", "json", "html")
+
+
+class _Size(click.ParamType):
+    """WIDTHxHEIGHT in pixels."""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        width, _, height = str(value).lower().partition("x")
+        try:
+            return int(width), int(height)
+        except ValueError:
+            self.fail(f"'{value}' is not a size like 640x480", param, ctx)
+
+
+@click.command("report")
+@click.argument("targets", metavar="TARGET...", nargs=-1)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME[:key=value,...]",
+    help="A row of the table; repeatable, + composes.",
+)
+@click.option(
+    "--convention", default="exact", show_default=True, help="exact, causal, pdrop, fastv, sparsevlm or mean-token."
+)
+@click.option("--visual-tokens", type=int, help="Visual tokens of all images.")
+@click.option("--image", "images", type=_Size(), multiple=True, help="Image size in pixels instead; repeatable.")
+@click.option("--text-tokens", type=int, help="Text after the image.")
+@click.option("--system-tokens", type=int, help="Text before the image.")
+@click.option("--context-tokens", type=int, help="How many of the text tokens are prunable context.")
+@click.option("--output-tokens", type=int, help="Length of the answer.")
+@click.option("--batch", type=int, help="Equal requests side by side.")
+@click.option("--weight-bits", type=int, help="Bits of a weight: 16, 8 or 4.")
+@click.option("--kv-bits", type=int, help="Bits of a cached key or value.")
+@click.option("--image-stream-cached", is_flag=True, help="A second question on an image whose stream is cached.")
+@click.option(
+    "--head",
+    type=click.Choice(["last", "all"]),
+    default="last",
+    show_default=True,
+    help="Positions the language-model head runs on.",
+)
+@click.option(
+    "--alone",
+    type=click.Choice(["fast", "generic"]),
+    default="fast",
+    show_default=True,
+    help="How visual tokens that see only themselves run.",
+)
+@click.option(
+    "--hardware", "device", help="Add roofline estimates for a shipped row (plan ls hardware) or a JSON file."
+)
+@click.option(
+    "--sweep", "swept", metavar="NAME:key=a..b,...", help="CSV of every combination of a policy's parameters."
+)
+@click.option("--published", is_flag=True, help="Published figures beside ours, as Markdown; needs no TARGET.")
+@click.option("--format", "fmt", type=click.Choice(FORMATS), default="table", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
+def command(
+    targets: tuple[str, ...],
+    policies: tuple[str, ...],
+    convention: str,
+    images: tuple[tuple[int, int], ...],
+    device: str | None,
+    swept: str | None,
+    published: bool,
+    head: Any,
+    alone: Any,
+    fmt: str,
+    output: Path | None,
+    **sizes: Any,
+) -> None:
+    """Cost tables of TARGET: a shipped model (plan ls models), a config.json, a model directory, a profile or a plan.
+
+    The first row is always the dense model.
+    """
+    if published:
+        from planner.report.published import markdown
+
+        _write(markdown(), output)
+        return
+    if not targets:
+        raise click.UsageError("Give a TARGET, such as llava-1.5-7b (plan ls models), or --published.")
+    from planner.policies import parse
+    from planner.report.costs import render, report
+    from planner.report.targets import read_target, workload_of
+
+    given = {name: value for name, value in sizes.items() if value is not None and value is not False}
+    parsed = [(text, parse(text)) for text in policies]
+    row = _hardware(device)
+    reports, sheets = [], []
+    for text in targets:
+        target = read_target(text)
+        workload = workload_of(target, images, given)
+        if swept is not None:
+            from planner.report.sweeps import sweep_csv
+
+            sheets.append(sweep_csv(target, workload, swept, convention, row))
+            continue
+        chosen = [(name, policy.schedule(target.spec, workload, target.profile)) for name, policy in parsed]
+        reports.append(report(target, workload, [*target.plans, *chosen], convention, row, head, alone))
+    _write("\n".join(sheets) if swept is not None else render(reports, fmt), output)
+
+
+def _hardware(device: str | None) -> Any:
+    if device is None:
+        return None
+    from planner.cost.hardware import hardware
+
+    row = hardware(device)
+    for doubt in row.doubts:
+        click.echo(f"Warning: {doubt}", err=True)
+    return row
+
+
+def _write(text: str, output: Path | None) -> None:
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    from planner.document import write_atomic
+
+    write_atomic(output, text)
+    click.echo(f"Wrote {output}", err=True)

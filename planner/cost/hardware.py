@@ -1,0 +1,125 @@
+"""Hardware rows: dense peaks, bandwidth and memory, each with its source, and how much of them is reached.
+
+Two traps of published tables: peaks with structured sparsity (twice the dense one), and gigabytes of 1024^3. Here peaks are dense, and a
+gigabyte is 1e9 bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from planner.errors import InputError
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class Efficiency(BaseModel):
+    """Share of a peak that is reached; `plan bench` fits them to a device.
+
+    Attributes:
+        matmul: of the FLOP peak, by projections and feed-forward (one large matrix product reaches 75 to 85 %).
+        attention: of the FLOP peak, by attention kernels.
+        memory: of the bandwidth.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    matmul: Share = 0.75
+    attention: Share = 0.5
+    memory: Share = 0.8
+
+
+class Hardware(BaseModel):
+    """One device.
+
+    Attributes:
+        name: as tables show it.
+        peak_tflops: dense peak in `dtype`, 1e12 FLOPs a second, a multiply-add counted as two.
+        bandwidth_gbs: memory bandwidth, 1e9 bytes a second.
+        memory_gb: memory, 1e9 bytes.
+        dtype: of the peak.
+        source: where the numbers are from.
+        efficiency: what is reached of them.
+        overhead_us: time per decoder layer that neither FLOPs nor bytes explain (kernel launches); fitted, 0 by default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str
+    peak_tflops: Annotated[float, Field(gt=0, lt=1e6)]
+    bandwidth_gbs: Annotated[float, Field(gt=0, lt=1e6)]
+    memory_gb: Annotated[float, Field(gt=0, lt=1e6)]
+    dtype: str = "bfloat16"
+    source: str
+    efficiency: Efficiency = Efficiency()
+    overhead_us: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What looks wrong about the row: a peak far above the dense one known for a device of that name."""
+        found = []
+        for known in map(shipped_row, shipped_rows()):
+            if _same(known.name, self.name) and self.peak_tflops > 1.5 * known.peak_tflops:
+                found.append(
+                    f"{self.name}: {self.peak_tflops:g} TFLOP/s is {self.peak_tflops / known.peak_tflops:.1f} times the dense "
+                    f"peak of {known.name} ({known.peak_tflops:g}); it looks like a peak with sparsity"
+                )
+        return tuple(found[:1])
+
+
+def _same(one: str, other: str) -> bool:
+    one, other = (name.lower().replace("-", "").replace(" ", "").replace("_", "") for name in (one, other))
+    return one in other or other in one
+
+
+def hardware(name: str | os.PathLike[str]) -> Hardware:
+    """A shipped row by name, or a user's own JSON file.
+
+    Raises:
+        InputError: no such row or file, or a field is missing or absurd.
+    """
+    text = os.fspath(name)
+    if text in shipped_rows():
+        return shipped_row(text)
+    path = Path(text)
+    if not path.is_file():
+        from difflib import get_close_matches
+
+        near = get_close_matches(text, shipped_rows(), n=1)
+        hint = f"Did you mean '{near[0]}'? " if near else ""
+        raise InputError(f"there is no hardware row or file '{text}'", f"{hint}Shipped: {', '.join(shipped_rows())}")
+    try:
+        values = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}", "See `plan ls hardware` for what a row holds") from error
+    return _row(values, str(path))
+
+
+def _row(values: Any, where: str) -> Hardware:
+    try:
+        return Hardware.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the row"
+        raise InputError(f"{where}: {field}: {first['msg']}", "A row is like those of `plan ls hardware`") from error
+
+
+@functools.lru_cache(maxsize=1)
+def shipped_rows() -> tuple[str, ...]:
+    """Names of the shipped rows."""
+    folder = resources.files("planner.profiles") / "hardware"
+    return tuple(sorted(entry.name[: -len(".json")] for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+@functools.lru_cache(maxsize=None)
+def shipped_row(name: str) -> Hardware:
+    """One of `shipped_rows`."""
+    text = (resources.files("planner.profiles") / "hardware" / f"{name}.json").read_text()
+    return _row(json.loads(text), name)

@@ -1,0 +1,231 @@
+"""Cost tables: a model, a workload, policies in rows. The JSON form is a contract; the others show the same figures."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from planner.cost import COMPONENTS, CONVENTIONS, Cost, cost
+from planner.cost.flops import Alone, Head
+from planner.report.targets import Target
+from planner.schedule import Schedule, dense
+from planner.workload import Workload
+
+WORKLOAD_FIELDS = ("visual_tokens", "text_tokens", "system_tokens", "output_tokens", "batch")
+
+
+def report(
+    target: Target,
+    workload: Workload,
+    policies: Sequence[tuple[str, Schedule]],
+    convention: str = "exact",
+    hardware: Any = None,
+    head: Head = "last",
+    alone: Alone = "fast",
+) -> dict[str, Any]:
+    """Figures of a dense model and of policies beside it.
+
+    Args:
+        policies: spelling and schedule of each row after the first.
+        convention: how FLOPs are counted.
+        hardware: a `planner.cost.hardware.Hardware` adds roofline estimates, or None.
+        head, alone: as in `cost`.
+
+    Returns:
+        ``model``, ``convention``, ``workload`` and ``rows``; the first row is dense. Ratios are to it, 0 to 1.
+    """
+    spec = target.spec
+
+    def priced(schedule: Schedule, name: str = convention) -> Cost:
+        return cost(spec, workload, schedule, name, head, alone)
+
+    schedules = [("dense", dense(spec.layers)), *((name, s) for name, s in policies if name != "dense")]
+    costs = [(name, schedule, priced(schedule)) for name, schedule in schedules]
+    whole = costs[0][2]
+    rows = []
+    for name, schedule, found in costs:
+        row: dict[str, Any] = {
+            "policy": name,
+            "prefill_flops": found.prefill_flops,
+            "prefill_ratio": _ratio(found.prefill_flops, whole.prefill_flops),
+            "prefill_by_component": found.prefill,
+            "visual_attention_ratio": _ratio(found.visual_attention, whole.visual_attention),
+            "decode_flops_per_token": found.decode_flops_per_token,
+            "kv_cache_bytes": found.kv_cache_bytes,
+            "kv_cache_ratio": _ratio(found.kv_cache_bytes, whole.kv_cache_bytes),
+            "visual_tokens_per_layer": list(found.visual_tokens_per_layer),
+        }
+        if hardware is not None:
+            row["latency_estimate"] = _estimate(priced(schedule, "causal"), hardware)
+        rows.append(row)
+    return {
+        "model": target.name,
+        "convention": convention,
+        "workload": {name: getattr(workload, name) for name in WORKLOAD_FIELDS},
+        "rows": rows,
+    }
+
+
+def _ratio(value: float, whole: float) -> float:
+    return value / whole if whole else 1.0
+
+
+def _estimate(found: Cost, hardware: Any) -> dict[str, Any]:
+    """Roofline figures, from what a causal kernel executes."""
+    from planner.cost import latency
+
+    time = latency(found, hardware)
+    return {
+        "hardware": time.hardware,
+        "time_to_first_token_ms": time.prefill_ms,
+        "per_token_ms": time.decode_ms,
+        "total_ms": time.total_ms,
+        "prefill_bound": time.prefill_bound,
+        "decode_bound": time.decode_bound,
+        "memory_bytes": time.memory_bytes,
+        "fits": time.fits,
+    }
+
+
+# -- renderers --------------------------------------------------------------------------------------------------------
+
+
+def render(reports: Sequence[dict[str, Any]], fmt: str) -> str:
+    """Reports as ``table``, ``md``, ``csv``, ``json`` or ``html``; JSON of one report is that report, of several a list."""
+    if fmt == "json":
+        return json.dumps(reports[0] if len(reports) == 1 else list(reports), indent=2) + "\n"
+    if fmt == "csv":
+        return _csv(reports)
+    if fmt == "html":
+        return _html(reports)
+    return "\n\n".join(_text(found, fmt) for found in reports) + "\n"
+
+
+def _title(found: dict[str, Any]) -> str:
+    load, rule = found["workload"], CONVENTIONS[found["convention"]]
+    return (
+        f"{found['model']}: {load['system_tokens']} + {load['visual_tokens']} visual + {load['text_tokens']} text tokens, "
+        f"batch {load['batch']}. Convention {rule.name}: {rule.formula}."
+    )
+
+
+def _columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    per_layer = CONVENTIONS[found["convention"]].per_layer
+    headers = [
+        "policy",
+        "prefill FLOPs a layer" if per_layer else "prefill FLOPs",
+        "of dense",
+        "visual attention",
+        "decode FLOPs/token",
+        "KV bytes",
+        "KV of dense",
+        "visual tokens",
+    ]
+    cells = [
+        [
+            row["policy"],
+            _figure(row["prefill_flops"]),
+            f"{row['prefill_ratio']:.3f}",
+            f"{row['visual_attention_ratio']:.4f}",
+            _figure(row["decode_flops_per_token"]),
+            f"{row['kv_cache_bytes']:,}",
+            f"{row['kv_cache_ratio']:.3f}",
+            staircase(row["visual_tokens_per_layer"]),
+        ]
+        for row in found["rows"]
+    ]
+    if "latency_estimate" in found["rows"][0]:
+        headers += ["first token ms (est.)", "ms/token (est.)", "bound by"]
+        for row, cell in zip(found["rows"], cells, strict=True):
+            time = row["latency_estimate"]
+            bounds = f"{time['prefill_bound']}, {time['decode_bound']}"
+            cell += [f"{time['time_to_first_token_ms']:.2f}", f"{time['per_token_ms']:.2f}", bounds]
+    return headers, cells
+
+
+def _components(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    used = [name for name in COMPONENTS if any(row["prefill_by_component"][name] for row in found["rows"])]
+    cells = [[row["policy"], *(_figure(row["prefill_by_component"][name]) for name in used)] for row in found["rows"]]
+    return ["prefill by component", *(name.replace("_", " ") for name in used)], cells
+
+
+def staircase(per_layer: Sequence[float]) -> str:
+    """Visual tokens per layer as runs: ``8x576 1x576 23x10`` becomes ``9x576 23x10``."""
+    runs: list[list[float]] = []
+    for count in per_layer:
+        if runs and runs[-1][1] == count:
+            runs[-1][0] += 1
+        else:
+            runs.append([1, count])
+    shown = [f"{layers:g}x{count:.4g}" if count % 1 else f"{layers:g}x{count:.0f}" for layers, count in runs]
+    return " ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-3:]])
+
+
+def _figure(flops: float) -> str:
+    """Four significant digits with a unit, for readers; machines take JSON or CSV."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if flops >= size:
+            return f"{flops / size:.4g} {unit}"
+    return f"{flops:,.0f}"
+
+
+def _text(found: dict[str, Any], fmt: str) -> str:
+    from tabulate import tabulate
+
+    style = {"table": "simple", "md": "github"}[fmt]
+    parts = [_title(found)]
+    for headers, cells in (_columns(found), _components(found)):
+        align = ["left", *["right"] * (len(headers) - 1)]
+        parts.append(tabulate(cells, headers, tablefmt=style, disable_numparse=True, colalign=align))
+    if "latency_estimate" in found["rows"][0]:
+        parts.append(
+            f"Times are roofline estimates for {found['rows'][0]['latency_estimate']['hardware']}, not measurements."
+        )
+    return "\n\n".join(parts)
+
+
+def _csv(reports: Sequence[dict[str, Any]]) -> str:
+    flat = []
+    for found in reports:
+        for row in found["rows"]:
+            line: dict[str, Any] = {"model": found["model"], "convention": found["convention"], **found["workload"]}
+            line |= {name: value for name, value in row.items() if not isinstance(value, (dict, list))}
+            line |= {f"prefill_{name}_flops": row["prefill_by_component"][name] for name in COMPONENTS}
+            line["visual_tokens_per_layer"] = " ".join(f"{count:g}" for count in row["visual_tokens_per_layer"])
+            line |= {f"estimated_{name}": value for name, value in row.get("latency_estimate", {}).items()}
+            flat.append(line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;margin:1em 0}th,td{padding:.3em .8em;border-bottom:1px solid #ddd;text-align:right}"
+    "th:first-child,td:first-child{text-align:left}p{color:#555}"
+)
+
+
+def _html(reports: Sequence[dict[str, Any]]) -> str:
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Cost of token policies</title><style>{_STYLE}</style>"
+    ]
+    for found in reports:
+        parts.append(f"<h1>{html.escape(found['model'])}</h1><p>{html.escape(_title(found))}</p>")
+        for headers, cells in (_columns(found), _components(found)):
+            parts.append(
+                f"<table><thead>{_tr(headers, 'th')}</thead><tbody>{''.join(_tr(c, 'td') for c in cells)}</tbody></table>"
+            )
+    if any("latency_estimate" in found["rows"][0] for found in reports):
+        parts.append("<p>Times are roofline estimates, not measurements.</p>")
+    return "\n".join(parts) + "\n"
+
+
+def _tr(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
