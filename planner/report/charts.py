@@ -50,6 +50,25 @@ def accuracy_against_cost(rows: Sequence[Row]) -> str:
     return _svg(figure)
 
 
+def trials_against_cost(trials: Sequence[tuple[float, float]], chosen: tuple[float, float] | None, limit: float) -> str:
+    """Every candidate that was executed: agreement over the share of dense decoder FLOPs, and the limit it had to hold.
+
+    Args:
+        trials: (share of dense decoder FLOPs, agreement) per candidate.
+        chosen: the plan's.
+        limit: least agreement.
+    """
+    figure, axes = _figure()
+    axes.scatter(*zip(*trials, strict=True), s=14, color=OTHER, label="candidate")
+    if chosen is not None:
+        axes.scatter(*chosen, s=60, color=PLAN, label="plan", zorder=3)
+    axes.axhline(limit, color=MARK, linestyle=":", linewidth=1.2)
+    axes.annotate("limit", (0, limit), xytext=(2, -11), textcoords="offset points", fontsize=8.5, color=MARK)
+    axes.set(xlabel="decoder FLOPs, share of dense", ylabel="agreement with dense", xlim=(0, 1.05))
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return _svg(figure)
+
+
 def per_layer(
     series: Mapping[str, Sequence[float]],
     ylabel: str,

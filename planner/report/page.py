@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Protocol
 
-from planner.plan import Plan
+from planner.plan import Evidence, Plan
 from planner.profile import Profile
 from planner.report import charts
 from planner.report.plan_view import EVIDENCE_HEADERS, STAGE_HEADERS, evidence_rows, provenance, share, stage_rows
 
 
-def page(plan: Plan, profile: Profile | None = None) -> str:
-    """The report as HTML text; with the profile, its per-layer pictures too."""
+class Trial(Protocol):
+    """A candidate that was executed on the way to the plan (`calibrate.search.Trial`)."""
+
+    policy: str
+    decoder_flops: float
+    proposing: Any
+
+
+def page(plan: Plan, profile: Profile | None = None, trials: Sequence[Trial] = ()) -> str:
+    """The report as HTML text; with the profile its per-layer pictures, with the trials what was tried."""
     from jinja2 import Environment
 
     evidence = plan.evidence
@@ -26,7 +35,7 @@ def page(plan: Plan, profile: Profile | None = None) -> str:
         notes=evidence.notes if evidence else (),
         stage_headers=STAGE_HEADERS,
         stages=stage_rows(plan.decision.schedule),
-        charts=_charts(plan, profile),
+        charts=_charts(plan, profile, trials),
     )
 
 
@@ -49,14 +58,24 @@ def _tiles(plan: Plan) -> list[tuple[str, str]]:
     return tiles
 
 
-def _charts(plan: Plan, profile: Profile | None) -> list[tuple[str, str]]:
+def _charts(plan: Plan, profile: Profile | None, trials: Sequence[Trial]) -> list[tuple[str, str]]:
     found: list[tuple[str, str | None]] = [("Visual tokens per decoder layer", charts.staircase(plan))]
     if plan.evidence and plan.evidence.rows:
         title = "Accuracy against cost on samples the decision never saw, with 95 % intervals"
         found.append((title, charts.accuracy_against_cost(plan.evidence.rows)))
+    if trials and plan.evidence:
+        found.append(("Candidates executed on the proposing samples", _trials_chart(plan, plan.evidence, trials)))
     if profile is not None:
         found.extend(_profile_charts(plan, profile))
     return [(title, svg) for title, svg in found if svg is not None]
+
+
+def _trials_chart(plan: Plan, evidence: Evidence, trials: Sequence[Trial]) -> str:
+    dense = evidence.rows[0].decoder_flops if evidence.rows else max(trial.decoder_flops for trial in trials)
+    points = {trial.policy: (trial.decoder_flops / dense, trial.proposing.value) for trial in trials}
+    return charts.trials_against_cost(
+        list(points.values()), points.get(plan.decision.policy), evidence.agreement_limit
+    )
 
 
 def _profile_charts(plan: Plan, profile: Profile) -> list[tuple[str, str | None]]:

@@ -1,0 +1,124 @@
+"""`plan calibrate`: profile a model on samples, decide on a plan, measure what it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.cli.options import LOADING, loading
+
+if TYPE_CHECKING:
+    from calibrate.pipeline import Options, Outcome
+    from planner.plan import Plan
+
+
+def _shard(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
+    index, slash, count = value.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise click.BadParameter("give it as i/n, such as 0/4")
+    return int(index), int(count)
+
+
+@click.command("calibrate")
+@click.argument("model", required=False)
+@click.option("--data", help="Calibration samples: JSONL, an image folder, or a datasets id.")
+@click.option("--eval-data", help="Samples for the final comparison, never used to decide.")
+@click.option("--prompt", help="The question for every image of a folder.")
+@click.option("--image-column", default="image", show_default=True, help="Columns of a datasets id.")
+@click.option("--prompt-column", default="prompt", show_default=True)
+@click.option("--answer-column", default="answer", show_default=True)
+@click.option("--split", default="test", show_default=True, help="Split of a datasets id.")
+@click.option("--num-samples", type=click.IntRange(1), help="Draw this many calibration samples. [default: all]")
+@click.option("--eval-samples", type=click.IntRange(1), help="Draw this many evaluation samples. [default: all]")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--probes", help="Comma-separated; `plan ls probes` names them.")
+@click.option("--agreement", type=float, default=0.98, show_default=True, help="Share of dense answers to keep.")
+@click.option("--confidence", type=float, default=0.8, show_default=True, help="One-sided, with which it must hold.")
+@click.option("--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer compared.")
+@click.option("--profile-only", is_flag=True, help="Stop after the profile: no plan.")
+@click.option("--resume", is_flag=True, help="Take over what an interrupted run left in --out.")
+@click.option("--shard", default="0/1", show_default=True, callback=_shard, help="Measure part i/n only.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("calibration"), show_default=True)
+@click.option("--format", "fmt", type=click.Choice(["table", "md", "json"]), default="table", show_default=True)
+@click.option("-v", "--verbose", is_flag=True, help="Tell each candidate as it is tried.")
+@loading
+def command(
+    model: str | None,
+    data: str | None,
+    eval_data: str | None,
+    image_column: str,
+    prompt_column: str,
+    answer_column: str,
+    eval_samples: int | None,
+    probes: str | None,
+    agreement: float,
+    confidence: float,
+    answer_tokens: int,
+    profile_only: bool,
+    fmt: str,
+    **rest: Any,
+) -> None:
+    """Profile MODEL, decide on a plan, and measure it beside dense, FastV and random pruning at equal FLOPs.
+
+    MODEL is a hub id or a directory; without one, the bundled reference model and its samples. Writes profile.json,
+    plan.json and report.html into --out, and prints the comparison.
+    """
+    from calibrate.pipeline import Options, calibrate_and_plan
+    from calibrate.probe import DEFAULT
+    from calibrate.samples import Columns
+    from calibrate.search import Limits
+
+    options = Options(
+        model=model,
+        data=data,
+        evaluation_data=eval_data,
+        columns=Columns(image_column, prompt_column, answer_column),
+        evaluation_samples=eval_samples,
+        probes=tuple(probes.split(",")) if probes else DEFAULT,
+        limits=Limits(agreement=agreement, confidence=confidence, answer_tokens=answer_tokens),
+        decide=not profile_only,
+        **{name: rest[name] for name in (*LOADING, *_SAME)},
+    )
+    _writable(options.out)
+    outcome = calibrate_and_plan(options, lambda line: click.echo(line, err=True))
+    if outcome.profile is not None:
+        _write(options, outcome, fmt)
+    elif options.shard[1] > 1:
+        click.echo(f"wrote this shard's state into {options.out}; unite all of them with `plan merge`", err=True)
+
+
+#: Options that `Options` calls by the same name.
+_SAME = ("prompt", "split", "num_samples", "batch_size", "seed", "resume", "shard", "out", "verbose")
+
+
+def _writable(out: Path | None) -> None:
+    """Refuse a folder that cannot be written before minutes are spent."""
+    from planner.document import write_atomic
+
+    if out is not None:
+        write_atomic(out / ".writable", "")
+        (out / ".writable").unlink()
+
+
+def _write(options: Options, outcome: Outcome, fmt: str) -> None:
+    from calibrate.freeze import freeze
+    from planner.document import canonical, write_atomic
+    from planner.report.page import page
+    from planner.report.plan_view import describe
+
+    profile, out = outcome.profile, options.out
+    if profile is None or out is None:
+        return
+    profile.save(out / "profile.json")
+    written = ["profile.json"]
+    if outcome.decision is not None:
+        plan: Plan = freeze(outcome, options.seed)
+        plan.save(out / "plan.json")
+        write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials))
+        written += ["plan.json", "report.html"]
+        click.echo(canonical(plan.content()) if fmt == "json" else describe(plan, fmt), nl=fmt != "json")
+    took = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())
+    click.echo(f"wrote {', '.join(written)} into {out} ({took})", err=True)
