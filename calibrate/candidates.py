@@ -58,7 +58,7 @@ def earliest(points: dict[str, Any], limit: float, layers: int) -> int:
 
 
 def suggested(profile: Profile, samples: int) -> list[dict[str, int]]:
-    """``{"filter", "keep", "exit"}`` as influence suggests them from the first `samples` samples, for several shares."""
+    """``{"filter", "keep", "exit"}`` as influence suggests them from the first `samples` samples, several times."""
     if "influence" not in profile.probes:
         return []
     prefix = "influence/"

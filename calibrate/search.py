@@ -75,7 +75,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate: its rule before the filter, filter layer, budget (an index into `Search.budgets`), exit and score."""
+    """A candidate: rule before the filter, filter layer, budget (an index into `Search.budgets`), exit and score."""
 
     rule: Shallow
     filter: int

@@ -35,6 +35,16 @@ def default_tau(hidden_size: int) -> float:
     return min(TAU, TAU_CEILING_SHARE * math.sqrt(hidden_size))
 
 
+def hot_tokens(hidden: torch.Tensor, tau: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens of ``[B, n, d]`` with a dimension of at least tau times their RMS, and that magnitude: both ``[B, n]``."""
+    width = hidden.shape[-1]
+    precise = torch.promote_types(hidden.dtype, torch.float32)
+    square = torch.linalg.vector_norm(hidden, dim=-1, dtype=precise).square() / width
+    limit = (default_tau(width) if tau is None else tau) * (square + EPS).sqrt()
+    peak = torch.maximum(hidden.amax(dim=-1), -hidden.amin(dim=-1))
+    return peak >= limit, limit
+
+
 class Sinks(OnePassProbe):
     """Sink dimensions, tokens and heads.
 
@@ -97,13 +107,9 @@ class Sinks(OnePassProbe):
         self, capture: Capture, hidden: Any, weights: Any, visual: Any, first: Any
     ) -> tuple[torch.Tensor, ...]:
         """Layer, sample, kind, hottest dimensions (-1: below tau) and head weights of each hot token, on the CPU."""
-        width = hidden.shape[-1]
-        tau = default_tau(width) if self.tau is None else self.tau
-        square = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).square() / width
-        limit = tau * (square + EPS).sqrt()
-        peak = torch.maximum(hidden.amax(dim=-1), -hidden.amin(dim=-1)).float()
-        sample, token = ((peak >= limit) & capture.valid).nonzero(as_tuple=True)
-        top = hidden[sample, token].float().abs().topk(min(_TOP, width))
+        hot, limit = hot_tokens(hidden, self.tau)
+        sample, token = (hot & capture.valid).nonzero(as_tuple=True)
+        top = hidden[sample, token].float().abs().topk(min(_TOP, hidden.shape[-1]))
         dims = torch.where(top.values >= limit[sample, token, None], top.indices, -1).sort(dim=-1).values
         kind = torch.where(token == first[sample], 0, torch.where(visual[sample, token], 2, 1))
         layer = torch.full_like(sample, capture.layer)

@@ -144,7 +144,8 @@ def wilson(hits: int, n: int, confidence: float = 0.95, one_sided: bool = False)
     share, z2n = hits / n, z * z / n
     centre = (share + z2n / 2) / (1 + z2n)
     half = z / (1 + z2n) * float(np.sqrt(share * (1 - share) / n + z2n / (4 * n)))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Exact at the ends, where rounding would leave a trace.
+    return 0.0 if hits == 0 else centre - half, 1.0 if hits == n else centre + half
 
 
 def proportion(hits: int, n: int, confidence: float = 0.95) -> dict[str, float | int]:
