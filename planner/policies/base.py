@@ -64,7 +64,7 @@ class Policy(BaseModel):
         shown = []
         for key, field in type(self).model_fields.items():
             value = getattr(self, key)
-            if value != field.default:
+            if key in self.model_fields_set or value != field.default:
                 text = "/".join(_spell(item) for item in value) if isinstance(value, tuple) else _spell(value)
                 shown.append(f"{key}={text}")
         return f"{self.name}:{','.join(shown)}" if shown else self.name
