@@ -44,6 +44,7 @@ REGISTRY: dict[str, str] = {
     "flip": "calibrate.flip:Flip",
     "sink_masking": "calibrate.sink_masking:SinkMasking",
     "attribution": "calibrate.attribution.probe:AttributionProbe",
+    "context": "calibrate.context:ContextProbe",
 }
 #: Part of every run: costs are computed for the lengths it finds.
 ALWAYS = "prompt"
