@@ -25,7 +25,8 @@ def staircase(plan: Plan) -> str | None:
         heights = [plan.prediction[0].planned.visual_tokens_per_layer[i] for i in alone]
         axes.bar(alone, heights, color="#56B4E9", width=0.92, hatch="//", edgecolor="white", label="planned, alone")
     axes.set(xlabel="decoder layer", ylabel="visual tokens", xticks=list(layers)[:: max(1, len(layers) // 16)])
-    axes.legend(frameon=False, fontsize=9)
+    # Above the picture: bars fill it.
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
     return _svg(figure)
 
 
