@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import click
@@ -94,6 +95,11 @@ def _conventions() -> list[dict[str, str]]:
 
 
 def _probes() -> list[dict[str, str]]:
-    from calibrate.probes import summaries
+    from calibrate.probe import ALWAYS, DEFAULT, REGISTRY
 
-    return [{"probe": name, "what it measures": summary} for name, summary in summaries().items()]
+    found = []
+    for name, place in REGISTRY.items():
+        module = importlib.import_module(place.partition(":")[0])
+        when = "always" if name == ALWAYS else "by default" if name in DEFAULT else "on request"
+        found.append({"probe": name, "runs": when, "what it measures": (module.__doc__ or "").strip().split("\n\n")[0]})
+    return found

@@ -10,14 +10,14 @@ import click
 FORMATS = ("table", "md", "csv", "json", "html")
 
 
-class _Size(click.ParamType):
+class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
     """WIDTHxHEIGHT in pixels."""
 
     name = "WxH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
-            return value
+            return value[0], value[1]
         width, _, height = str(value).lower().partition("x")
         try:
             return int(width), int(height)

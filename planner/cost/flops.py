@@ -74,7 +74,10 @@ class Cost:
 
     @cached_property
     def per_layer(self) -> dict[str, tuple[Number, ...]]:
-        """Decoder components of the prefill layer by layer, whole batch; each sums to its component of a summed convention."""
+        """Decoder components of the prefill layer by layer, whole batch.
+
+        Under a convention that sums over layers each sums to its component, but for a selection before the decoder.
+        """
         rule, batch = CONVENTIONS[self.convention], self.workload.batch
         table: dict[str, list[Number]] = {name: [] for name in formulas.DECODER_COMPONENTS}
         for index, layer in enumerate(self.spec.decoder.layers):
@@ -229,7 +232,8 @@ def _before(prefix: Sequence[int], layer: Number) -> Number:
         return prefix[whole] + (layer - whole) * (prefix[min(whole + 1, len(prefix) - 1)] - prefix[whole])
     import numpy as np
 
-    return np.asarray(prefix)[layer]
+    # Arrays of Python's own integers, for counts beyond 64 bits, stay such arrays.
+    return np.asarray(prefix, dtype=layer.dtype)[layer.astype(np.int64)]
 
 
 def _scorings(spec: ModelSpec, segment: Segment, generic: bool) -> Number:

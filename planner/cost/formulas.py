@@ -56,8 +56,8 @@ def layer_macs(
         per_row, own_pairs = attention.projection_macs, alone
     read = words * visual if segment.merge or segment.reads else 0 * visual
     if convention.pairs == "causal":
-        text_pairs, own_pairs = _causal(words, attention), 0 * alone
-        read = segment.text * visual if segment.merge or segment.reads else 0 * visual
+        text_pairs, own_pairs = _causal(attention, 0, words), 0 * alone
+        read = _text_to_visual(attention, segment) if segment.merge or segment.reads else 0 * visual
     else:
         text_pairs = words * words
     visual_pairs = read + own_pairs
@@ -76,23 +76,38 @@ def _pairs(
     """Query-key pairs of ordinary attention, and those whose key is visual."""
     if convention.pairs == "rectangular":
         return rows * rows, rows * visual
-    pairs = _causal(rows, attention)
-    visual_pairs = visual * (visual + 1) // 2
+    system, seen = segment.system, segment.system + visual
+    pairs = _causal(attention, 0, rows)
     if segment.reads:
-        return pairs, visual_pairs + segment.text * visual
-    return pairs - segment.text * visual, visual_pairs
+        return pairs, _causal(attention, system, rows) - _causal(attention, seen, rows)
+    return pairs - _text_to_visual(attention, segment), _causal(attention, system, seen)
 
 
-def _causal(rows: Number, attention: Attention) -> Number:
-    """Pairs a causal mask allows among `rows` rows; a window counts in rows present, a chunk from the first row."""
-    if not attention.window:
+def _text_to_visual(attention: Attention, segment: Segment) -> Number:
+    """Causal pairs of a text row after the image and a visual key."""
+    system, rows = segment.system, segment.rows
+    seen = system + segment.visual
+    apart = _causal(attention, seen, rows) + _causal(attention, system, seen)
+    return _causal(attention, system, rows) - apart
+
+
+def _causal(attention: Attention, first: Number, last: Number) -> Number:
+    """Pairs that a causal mask allows among rows ``[first, last)``; windows and chunks count in rows present."""
+    rows, window = last - first, attention.window
+    if not window:
         return rows * (rows + 1) // 2
-    window = attention.window
     if attention.kind == "chunked":
-        rest = rows % window
-        return rows // window * (window * (window + 1) // 2) + rest * (rest + 1) // 2
-    inside = least(rows, window)
-    return inside * (inside + 1) // 2 + (rows - inside) * window
+        # All pairs up to the last row, without those up to the first and those that cross it inside its chunk.
+        inside = first % window
+        crossing = inside * least(window - inside, rows)
+        return _chunks(last, window) - _chunks(first, window) - crossing
+    near = least(rows, window)
+    return near * (near + 1) // 2 + (rows - near) * window
+
+
+def _chunks(rows: Number, window: int) -> Number:
+    rest = rows % window
+    return rows // window * (window * (window + 1) // 2) + rest * (rest + 1) // 2
 
 
 def _cross_macs(attention: Attention, ffn_macs: int, segment: Segment) -> tuple[Number, ...]:

@@ -86,12 +86,8 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
                 prunable = max(left_text - select.protect, 0)
                 left_text = left_text - prunable + survivors(select.keep, prunable, rounds)
         merge = stage.text_to_visual == "merge"
-        if stage.cache_visual == "none":
-            cached = 0
-        elif stage.cache_visual == "kept":
-            cached = min(1, visual) if merge else left_visual
-        else:
-            cached = visual
+        kept_ones = min(1, visual) if merge else left_visual
+        cached = {"none": 0, "kept": kept_ones, "all": visual}[stage.cache_visual]
         segments.append(
             Segment(
                 first=_whole(stage.first),

@@ -187,7 +187,7 @@ def _segment(workload: Workload, first: Any, last: Any, visual: Any, **rule: Any
 
 def _fastv(rank_by: RankBy) -> Layout:
     def lay(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: Any) -> tuple[Segment, ...]:
-        k, ratio = _layers("k", given["k"], 1, spec.layers - 1), given["ratio"]
+        k, ratio = _layers("k", given["k"], 1, spec.layers - 1, kind), given["ratio"]
         _inside("ratio", ratio, 0, 1)
         visual = workload.visual_tokens
         share = np.round(1 - ratio.astype(float), 12)
@@ -203,13 +203,15 @@ def _fastv(rank_by: RankBy) -> Layout:
 
 
 def _prellm(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: Any) -> tuple[Segment, ...]:
-    return (_segment(workload, 0, np.full(len(given["keep"]), spec.layers), _budget(given["keep"], workload, kind)),)
+    return (
+        _segment(workload, 0, np.full(len(given["keep"]), spec.layers, kind), _budget(given["keep"], workload, kind)),
+    )
 
 
 def _visipruner(probe: bool) -> Layout:
     def lay(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: Any) -> tuple[Segment, ...]:
-        first = _layers("filter", given["filter"], 1 if probe else 0, spec.layers - 1)
-        last = _layers("exit", given["exit"], 1, spec.layers)
+        first = _layers("filter", given["filter"], 1 if probe else 0, spec.layers - 1, kind)
+        last = _layers("exit", given["exit"], 1, spec.layers, kind)
         middle = first if probe else first + 1
         wrong = (last <= middle) & (last < spec.layers)
         if wrong.any():
@@ -260,12 +262,12 @@ def _budget(keep: Array, workload: Workload, kind: Any) -> Array:
     return np.minimum(counts, visual).astype(kind)
 
 
-def _layers(name: str, values: Array, least: int, most: int) -> Array:
+def _layers(name: str, values: Array, least: int, most: int, kind: Any) -> Array:
     _inside(name, values, least, most)
     whole = values.astype(np.int64)
     if (whole != values).any():
         raise InputError(f"{name} must be whole layers", "Round it")
-    return whole
+    return whole.astype(kind)
 
 
 def _inside(name: str, values: Array, least: float, most: float) -> None:

@@ -54,11 +54,11 @@ def overlay(below: Schedule, above: Schedule) -> Schedule:
             "two policies select before the language model", "Combine at most one of 'prellm' and 'random:k=0'"
         )
     bounds = sorted({stage.last for schedule in (below, above) for stage in schedule.stages})
-    stages, first = [], 0.0 * 0
+    stages, first = [], 0.0
     for last in bounds:
-        one, other = below.stage_of(first), above.stage_of(first)
-        stages.append(_both(one, other, int(first) if float(first).is_integer() else first, last))
-        first = last
+        one, other = (next(s for s in schedule.stages if s.first <= first < s.last) for schedule in (below, above))
+        stages.append(_both(one, other, int(first) if first.is_integer() else first, last))
+        first = float(last)
     return Schedule(entry=below.entry or above.entry, stages=tuple(stages))
 
 

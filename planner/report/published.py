@@ -113,7 +113,7 @@ def _needed(figure: dict[str, Any]) -> str:
     low, high = float(vary["low"]), float(vary["high"])
 
     def gap(x: float) -> float:
-        return (_value(figure, figure["convention"], x) or 0.0) - figure["printed"]
+        return (_value(figure, figure["convention"], x) or 0.0) - float(figure["printed"])
 
     rising = gap(high) > gap(low)
     if gap(low) * gap(high) > 0:
