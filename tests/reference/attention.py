@@ -21,12 +21,14 @@ class LayerRule:
 
     Attributes:
         edges: ``[B, N, N]`` True where a query row (first) may see a key (second), if the model itself allows it.
-        replaced_value: ``[B, N, N]`` per query row and key, the token whose value is read instead; -1: the key's own.
+        merge_token, merge_rows: per sample the visual token whose value stands for every visual token's (None: there is
+            none), and the ``[B, N]`` query rows for which it does.
         redistribute, redistribute_rows: the weight edit and the ``[B, N]`` query rows it touches.
     """
 
     edges: Tensor
-    replaced_value: Tensor | None = None
+    merge_token: list[int | None] | None = None
+    merge_rows: Tensor | None = None
     redistribute: Redistribute | None = None
     redistribute_rows: Tensor | None = None
 
@@ -85,8 +87,8 @@ def forward(
         if rule.redistribute is not None:
             weights = redistributed(weights, record.inputs, visual, rule)
         output = torch.einsum("bhqk,bhkd->bhqd", weights, record.value)
-        if rule.replaced_value is not None:
-            output = _with_replaced_values(weights, record.value, rule.replaced_value)
+        if rule.merge_token is not None and rule.merge_rows is not None:
+            output = _merged(weights, record.value, output, rule.merge_token, rule.merge_rows, visual)
         return output.transpose(1, 2).contiguous(), None
 
     def remember(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,14 +109,17 @@ def softmax_over(scores: Tensor, allowed: Tensor) -> Tensor:
     return torch.where(allowed.any(-1)[:, None, :, None], torch.softmax(shown, dim=-1), 0.0).nan_to_num(0.0)
 
 
-def _with_replaced_values(weights: Tensor, value: Tensor, replaced: Tensor) -> Tensor:
-    """Attention output one query row at a time, each key's value exchanged as that row is told."""
-    output = torch.zeros(*weights.shape[:3], value.shape[-1], dtype=value.dtype)
-    own = torch.arange(value.shape[2])
-    for sample in range(weights.shape[0]):
-        for row in range(weights.shape[2]):
-            source = torch.where(replaced[sample, row] >= 0, replaced[sample, row], own)
-            output[sample, :, row] = torch.einsum("hk,hkd->hd", weights[sample, :, row], value[sample][:, source])
+def _merged(
+    weights: Tensor, value: Tensor, output: Tensor, token: list[int | None], rows: Tensor, visual: Tensor
+) -> Tensor:
+    """The output where some rows read one visual token's value in place of every visual token's own."""
+    output = output.clone()
+    for sample, only in enumerate(token):
+        if only is not None:
+            exchanged = value[sample].clone()
+            exchanged[:, visual[sample]] = value[sample, :, only : only + 1]
+            merged = torch.einsum("hqk,hkd->hqd", weights[sample], exchanged)
+            output[sample][:, rows[sample]] = merged[:, rows[sample]]
     return output
 
 

@@ -79,9 +79,8 @@ class _Run:
                 record.present = self.alive[scoring]
                 self.alive[last] = survivors(select, last - 1, self.prompt, self.alive[last], record)
         steps = generated.shape[1]
-        logits, _ = forward(
-            self.model, self._extended(generated), lambda n: self._rule(n, steps), self._wide_visual(steps)
-        )
+        visual = _widened(self.prompt.visual, steps, False)
+        logits, _ = forward(self.model, self._extended(generated), lambda n: self._rule(n, steps), visual)
         cached = [(self.alive[n] & ~self.prompt.visual) | self._cached_visual(n) for n in range(self.schedule.layers)]
         return Outcome(logits, self.prompt.valid.shape[1], self.alive, cached)
 
@@ -101,9 +100,6 @@ class _Run:
                     [extended[name], torch.full_like(generated, kind).to(extended[name].dtype)], 1
                 )
         return extended
-
-    def _wide_visual(self, steps: int) -> Tensor:
-        return torch.nn.functional.pad(self.prompt.visual, (0, steps))
 
     def _stage(self, layer: int) -> Stage:
         return next(stage for stage in self.schedule.stages if stage.first <= layer < stage.last)
@@ -132,30 +128,29 @@ class _Run:
         return alive & self.prompt.visual
 
     def _rule(self, layer: int, steps: int) -> LayerRule:
-        stage, alive = self._stage(layer), self._alive(layer)
-        batch, prompt = alive.shape
-        total = prompt + steps
-        edges = torch.zeros(batch, total, total, dtype=torch.bool)
-        replaced = torch.full((batch, total, total), -1)
-        cached = self._cached_visual(layer)
-        for sample in range(batch):
-            visual = self.prompt.visual[sample]
-            merge_token = self._merge_token(layer, sample)
-            for row in range(total):
-                sees = torch.nn.functional.pad(alive[sample], (0, steps), value=True)
-                if row >= prompt:
-                    sees[:prompt] &= ~visual | cached[sample]
-                elif visual[row] and stage.visual_attention == "self":
-                    sees[:] = False
-                    sees[row] = True
-                elif not visual[row] and stage.text_to_visual == "none":
-                    sees[:prompt] &= ~visual
-                elif not visual[row] and stage.text_to_visual == "merge" and merge_token is not None:
-                    replaced[sample, row, :prompt][visual] = merge_token
-                sees[row] = True
-                edges[sample, row] = sees
-        merged = stage.text_to_visual == "merge"
-        edited = torch.nn.functional.pad(self.prompt.after, (0, steps), value=True)
-        return LayerRule(
-            edges, replaced if merged else None, stage.redistribute, edited if stage.redistribute else None
-        )
+        stage, prompt = self._stage(layer), self.prompt.valid.shape[1]
+        alive, visual = _widened(self._alive(layer), steps, True), _widened(self.prompt.visual, steps, False)
+        cached_visual = _widened(self._cached_visual(layer), steps, False)
+        text = ~visual
+        text[:, prompt:] = False
+        edges = []
+        for sample in range(len(alive)):
+            # Rows ask, columns are asked. What is dropped is seen by nobody.
+            sees = alive[sample].repeat(prompt + steps, 1)
+            sees[prompt:] &= ~visual[sample] | cached_visual[sample]
+            if stage.visual_attention == "self":
+                sees[visual[sample]] = False
+            if stage.text_to_visual == "none":
+                sees[text[sample]] &= ~visual[sample]
+            edges.append(sees | torch.eye(prompt + steps, dtype=torch.bool))
+        rule = LayerRule(torch.stack(edges))
+        if stage.text_to_visual == "merge":
+            rule.merge_token, rule.merge_rows = [self._merge_token(layer, b) for b in range(len(alive))], text
+        if stage.redistribute is not None:
+            rule.redistribute, rule.redistribute_rows = stage.redistribute, _widened(self.prompt.after, steps, True)
+        return rule
+
+
+def _widened(flags: Tensor, steps: int, value: bool) -> Tensor:
+    """Flags of the prompt's tokens and, all alike, of the generated ones."""
+    return torch.nn.functional.pad(flags, (0, steps), value=value)
