@@ -25,7 +25,9 @@ from planner.errors import RuntimeStateError
 from planner.runtime import guard
 from planner.runtime.adapters import Parts, find_parts
 from planner.runtime.attention import Call, Handler, seam
-from planner.runtime.cache import Lease, PrunedLayer, install
+from planner.runtime.cache import Lease, PrunedLayer, install, past_length
+from planner.runtime.continuation import continued, joined, split
+from planner.runtime.encoder import EncoderScores
 from planner.runtime.layout import Layout, read, visual_rows
 from planner.runtime.masks import columns
 from planner.runtime.prefill import Prefill
@@ -80,6 +82,7 @@ class Handle:
         self.schedule, self.seed, self.image_cache = schedule, seed, image_cache
         self._lease = Lease()
         self._layout: Layout | None = None
+        self._prompt_logits: Tensor | None = None
         self._prefill: Prefill | None = None
         self._last: Prefill | None = None
         self._pruned: list[PrunedLayer] = []
@@ -94,6 +97,10 @@ class Handle:
                 for layer, attention in zip(self.parts.layers, self.parts.attentions, strict=True)
             )
             self._check_fast_form()
+            self._encoder: EncoderScores | None = None
+            if schedule.entry is not None and schedule.entry.rank_by == "encoder_attention":
+                self._encoder = EncoderScores(self.parts.model)
+                stack.enter_context(self._encoder.watching())
             self._hook(stack)
             self._stack = stack.pop_all()
 
@@ -144,6 +151,7 @@ class Handle:
             stack.callback(hook.remove)
 
         undo(self.parts.model.register_forward_pre_hook(self._before_model, with_kwargs=True))
+        undo(self.parts.model.register_forward_hook(self._after_model))
         undo(self.parts.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
         undo(self.parts.tower.register_forward_hook(self._after_tower, with_kwargs=True))
         for index, layer in enumerate(self.parts.layers):
@@ -189,27 +197,31 @@ class Handle:
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
-    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_model(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard.check_mode(model)
-        self._layout = self._prefill = None
-        ids = args[0] if args else kwargs.get("input_ids")
-        past = _past_length(kwargs.get("past_key_values"))
-        guard.check_prompt(ids, kwargs, past)
-        if self.schedule.empty or ids is None:
-            return
-        if past:
-            if (
-                kwargs.get("pixel_values") is None
-                and ids.shape[1] > 1
-                and bool(visual_rows(ids, self.parts.visual_ids).any())
-            ):
-                guard.check_prompt(ids, {"pixel_values": ids}, past)
-            return
-        layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
-        if not any(layout.visual_counts):
-            return
+        self._layout = self._prefill = self._prompt_logits = None
+        if self._encoder is not None:
+            self._encoder.forget()
+        if args:
+            kwargs = {**kwargs, "input_ids": args[0]}
+        ids = kwargs.get("input_ids")
+        past = past_length(kwargs.get("past_key_values"))
+        guard.check_prompt(kwargs, past)
+        if self.schedule.empty or past or not bool(visual_rows(ids, self.parts.visual_ids).any()):
+            return None
         guard.check_pixels(kwargs)
-        self._layout = layout
+        after = continued(kwargs)
+        if after:
+            prompt, kwargs = split(kwargs, after, self.parts.tower.config)
+            output = model(*args[1:], **prompt)
+            self._prompt_logits = output[0] if isinstance(output, tuple) else output.logits
+            return args[1:], kwargs
+        self._layout = read(kwargs["input_ids"], self.parts.visual_ids, kwargs.get("attention_mask"))
+        return None
+
+    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        first, self._prompt_logits = self._prompt_logits, None
+        return output if first is None else joined(first, output)
 
     def _before_tower(
         self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -228,7 +240,8 @@ class Handle:
         caches: list[PrunedLayer] = []
         if cache is not None:
             caches = install(cache, len(self.parts.layers), self._lease, layout.length, list(self.parts.windows))
-        prefill = Prefill(self.schedule, layout, self._loners, caches, self.seed)
+        ranked = None if self._encoder is None else self._encoder.take(layout)
+        prefill = Prefill(self.schedule, layout, self._loners, caches, self.seed, ranked)
         features = kwargs.pop("deepstack_visual_embeds", None)
         prefill.deepstack = list(features) if features is not None else []
         self._prefill = prefill
@@ -317,8 +330,3 @@ class Handle:
         )
         weights = attention_weights(call.query, call.key, call.mask, call.scaling, call.softcap)
         return weighted_values(redistribute(weights, sinks, visual, rule), call.value).to(output.dtype)
-
-
-def _past_length(cache: Any) -> int:
-    """Logical length of a cache, 0 for none."""
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0

@@ -112,6 +112,8 @@ def seam(attentions: list[nn.Module], handler: Handler) -> Iterator[None]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
+        if id(module) not in layers:  # another tower with the same config
+            return _kernel(base, module)(module, query, key, value, attention_mask, **options)
         index, kernel = layers[id(module)]
         return handler(Call(index, module, query, key, value, attention_mask, options, kernel))
 

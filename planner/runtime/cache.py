@@ -164,6 +164,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         raise RuntimeStateError("a cache filled under a plan cannot be reset and used again", "Make a new cache")
 
 
+def past_length(cache: Any) -> int:
+    """Logical length of a cache, 0 for none."""
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+
+
 def install(
     cache: DynamicCache, layers: int, lease: Lease, length: int, windows: list[int | None]
 ) -> list[PrunedLayer]:

@@ -11,6 +11,10 @@ from planner.runtime.adapters import Parts
 from planner.schedule import Schedule
 
 
+#: Arguments that bring images.
+_IMAGES = ("pixel_values", "pixel_values_videos")
+
+
 def check_schedule(schedule: Schedule, parts: Parts) -> None:
     """Refuse a schedule that does not fit the model.
 
@@ -29,27 +33,26 @@ def check_schedule(schedule: Schedule, parts: Parts) -> None:
         )
 
 
-def check_prompt(ids: Tensor | None, kwargs: dict[str, Any], past: int) -> None:
+def check_prompt(kwargs: dict[str, Any], past: int) -> None:
     """Refuse a forward that would silently run without the plan.
 
     Args:
-        ids: token ids of the forward, if given.
-        kwargs: the model's other arguments.
+        kwargs: the model's arguments.
         past: logical length of the cache.
 
     Raises:
         RuntimeStateError: visual tokens cannot be found, or arrive in a later turn or a later chunk.
     """
-    images = any(kwargs.get(name) is not None for name in ("pixel_values", "pixel_values_videos", "mm_encoder_outputs"))
+    ids = kwargs.get("input_ids")
     if ids is None and past == 0:
         raise RuntimeStateError(
             "with a plan attached, a prompt needs input_ids: visual tokens cannot be told from embeddings",
             "Pass input_ids, or detach the plan",
         )
-    if images and past:
+    if past and any(kwargs.get(name) is not None for name in _IMAGES):
         raise RuntimeStateError(
             "an image arrived in a later turn, with a KV cache that already holds a prompt",
-            "Start the conversation again with all images in the first prompt, or detach the plan",
+            "Start again with all images in the first prompt, leave pixel values out of later turns, or detach the plan",
         )
     mask = kwargs.get("attention_mask")
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
@@ -70,7 +73,7 @@ def check_pixels(kwargs: dict[str, Any]) -> None:
     Raises:
         InputError: NaN or infinite pixels.
     """
-    for name in ("pixel_values", "pixel_values_videos"):
+    for name in _IMAGES:
         pixels = kwargs.get(name)
         if isinstance(pixels, Tensor) and not bool(pixels.isfinite().all()):
             raise InputError(f"{name} holds NaN or infinite numbers", "Check the image and its preprocessing")

@@ -22,6 +22,7 @@ from planner.errors import RuntimeStateError
 from planner.runtime.adapters import find_parts
 from planner.runtime.attach import _attached
 from planner.runtime.attention import Call, seam
+from planner.runtime.cache import past_length
 from planner.runtime.layout import Layout, read
 from planner.runtime.masks import causal
 from planner.runtime.rows import Rows, gather
@@ -121,9 +122,7 @@ def observe(model: Any, callback: Callable[[LayerView], None], layers: Collectio
 
     def before_model(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = args[0] if args else kwargs.get("input_ids")
-        cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-        if past == 0:
+        if past_length(kwargs.get("past_key_values")) == 0:
             if ids is None:
                 raise RuntimeStateError("visual tokens cannot be found without input_ids", "Pass input_ids")
             layout[:] = [read(ids, parts.visual_ids, kwargs.get("attention_mask"))]
