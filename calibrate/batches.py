@@ -27,10 +27,10 @@ class Batches:
         return -(-len(self.samples) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self.samples), self.batch_size):
-            yield self._batch(start)
+        return (self[index] for index in range(len(self)))
 
-    def _batch(self, start: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch:
+        start = index * self.batch_size
         if start in self._kept:
             return self._kept[start]
         ids = tuple(range(start, min(start + self.batch_size, len(self.samples))))

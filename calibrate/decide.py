@@ -67,7 +67,7 @@ def decide(
         )
     search = Search(profile, spec, proposing, wanted, progress)
     notes = _notes(profile, wanted)
-    found = _first_that_holds(search, held_back)
+    found = _cheapest_that_holds(search, held_back)
     if found is not None:
         point, answers = found
         return Decision(
@@ -81,29 +81,57 @@ def decide(
     return Decision(dense, dense.schedule(spec), None, wanted, tuple(search.trials.values()), tuple(notes))
 
 
-def _first_that_holds(search: Search, held_back: Bench) -> tuple[Point, Agreement] | None:
-    """Best first: the cheapest candidate; where it fails, its next dearer neighbours join the queue."""
-    limits, allowed = search.limits, search.limits.misses(len(held_back))
-    queue = search.finalists()
-    queued = set(queue)
-    for _ in range(limits.held_back_trials):
-        if not queue:
+class _HeldBack:
+    """The held-back samples: whole answers of candidates, each executed once, at most so many candidates."""
+
+    def __init__(self, search: Search, bench: Bench) -> None:
+        self.search, self.bench, self.limits = search, bench, search.limits
+        self.allowed = self.limits.misses(len(bench))
+        self.seen: dict[str, Agreement] = {}
+
+    def holds(self, point: Point) -> bool:
+        """Whether the candidate's answers stay the dense model's often enough; False once the trials are used up."""
+        trial = self.search.run(point)
+        if trial.policy not in self.seen:
+            if len(self.seen) >= self.limits.held_back_trials:
+                return False
+            schedule = self.search.schedule(point)
+            found = self.bench.whole_answer(schedule, self.limits.answer_tokens, self.allowed)
+            self.seen[trial.policy] = found
+            self.search.record(replace(trial, held_back=found))
+            self.search.progress(f"held back: {trial.policy}: {found.hits} of {found.n} answers kept")
+        return self.seen[trial.policy].misses <= self.allowed
+
+    def smallest_budget(self, start: Point, best: Point | None) -> Point | None:
+        """The smallest budget from `start`'s on that holds, by bisection, among those that cost less than `best`."""
+        search = self.search
+        options = [replace(start, budget=budget) for budget in range(start.budget, len(search.budgets))]
+        if best is not None:
+            options = [point for point in options if search.flops(point) < search.flops(best)]
+        if not options or not self.holds(options[-1]):
             return None
-        queue.sort(key=search.order)
-        point = queue.pop(0)
-        trial = search.run(point)
-        agreement = held_back.first_token(search.schedule(point), allowed)
-        answers = None
-        if agreement.misses <= allowed:
-            answers = held_back.whole_answer(search.schedule(point), limits.answer_tokens)
-        search.record(replace(trial, held_back=agreement, answers=answers))
-        search.progress(f"held back: {trial.policy}: {agreement.hits} of {agreement.n} first answer tokens kept")
-        if answers is not None and answers.misses <= allowed:
-            return point, answers
-        fresh = [other for other in search.dearer(point) if other not in queued and search.good(other)]
-        queue += fresh
-        queued.update(fresh)
-    return None
+        low, high = -1, len(options) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.holds(options[middle]):
+                high = middle
+            else:
+                low = middle
+        return options[high]
+
+
+def _cheapest_that_holds(search: Search, held_back: Bench) -> tuple[Point, Agreement] | None:
+    """Branch and bound over finalists in order of cost; one that fails retreats to later exits, shallower filters."""
+    trials, best = _HeldBack(search, held_back), None
+    for finalist in sorted(search.finalists(), key=search.order):
+        for start in search.retreats(finalist):
+            if best is not None and search.flops(start) >= search.flops(best):
+                continue
+            found = trials.smallest_budget(start, best)
+            if found is not None:
+                best = found
+                break
+    return None if best is None else (best, trials.seen[str(search.policy(best))])
 
 
 def _notes(profile: Profile, limits: Limits) -> list[str]:

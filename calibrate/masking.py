@@ -181,21 +181,25 @@ def _share(hits: Array) -> list[dict[str, Any]]:
     return [proportion(int(np.nansum(column)), int((~np.isnan(column)).sum())) for column in hits.T]
 
 
+#: Curve, what influence suggests that it speaks about, and how that reads.
+_CHECKS = (("alone_before", "filter", "hiding the image before"), ("masked_from", "exit", "dropping it from"))
+
+
 def contradictions(masking: ProbeResult, influence: ProbeResult, limit: float) -> list[str]:
-    """What the curves say against the filter and exit layers that influence suggests, one sentence each."""
+    """What the curves say against the filter and exit layers that influence suggests, one sentence each.
+
+    A layer is contradicted when even the upper end of the curve's interval there lies below the limit.
+    """
     found = []
     for level, stage in influence.values.get("suggested", {}).items():
-        for curve, key, what in (
-            ("alone_before", "filter", "hiding the image before"),
-            ("masked_from", "exit", "dropping it from"),
-        ):
+        for curve, key, what in _CHECKS:
             points = masking.values.get(curve)
             if points is None or stage[key] not in points["k"]:
                 continue
-            kept = points["agreement"][points["k"].index(stage[key])]["value"]
-            if kept < limit:
+            agreement = points["agreement"][points["k"].index(stage[key])]
+            if agreement["high"] < limit:
                 found.append(
-                    f"influence suggests {key} layer {stage[key]} for a share {level} of the samples, "
-                    f"but {what} layer {stage[key]} keeps only {kept:.3f} of the dense model's answers"
+                    f"influence suggests {key} layer {stage[key]} for a share {level} of the samples, but {what} "
+                    f"layer {stage[key]} keeps only {agreement['value']:.3f} of the dense model's answers"
                 )
-    return list(dict.fromkeys(found))
+    return found

@@ -215,17 +215,26 @@ def _unit(job: _Job, unit: range) -> bool:
     executed = {n: p for n, p in job.probes.items() if isinstance(p, ExecutedProbe) and waiting(p)}
     if not shared and not executed:
         return False
-    samples = tuple(job.samples[i] for i in unit)
-    inputs = to_device(job.encoder(samples), job.model)
-    batch = Batch(tuple(unit), samples, inputs, job.model, job.encoder, job.samples)
+    batches: dict[tuple[int, ...], Batch] = {}
     with torch.inference_mode():
         if shared:
-            _shared_pass(job, batch, shared)
+            _shared_pass(job, _batch(job, tuple(unit), batches), shared)
         for name, probe in executed.items():
+            # Exactly the samples the probe wants: others may be held back from it.
+            batch = _batch(job, tuple(i for i in unit if probe.wants(i)), batches)
             begun = time.perf_counter()
             probe.run(batch)
             job.timing.add(name, time.perf_counter() - begun)
     return True
+
+
+def _batch(job: _Job, ids: tuple[int, ...], made: dict[tuple[int, ...], Batch]) -> Batch:
+    """The encoded batch of some samples, made once."""
+    if ids not in made:
+        samples = tuple(job.samples[i] for i in ids)
+        inputs = to_device(job.encoder(samples), job.model)
+        made[ids] = Batch(ids, samples, inputs, job.model, job.encoder, job.samples)
+    return made[ids]
 
 
 def _shared_pass(job: _Job, batch: Batch, probes: Mapping[str, OnePassProbe]) -> None:

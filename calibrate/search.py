@@ -62,15 +62,14 @@ class Trial:
 
     Attributes:
         decoder_flops: of one prefill at the calibration prompts' mean lengths.
-        proposing, held_back: agreement of the first answer token on either part.
-        answers: agreement of the whole answer on the held-back part.
+        proposing: agreement of the first answer token on the proposing part.
+        held_back: agreement of the whole answer on the held-back part.
     """
 
     policy: str
     decoder_flops: float
     proposing: Agreement
     held_back: Agreement | None = None
-    answers: Agreement | None = None
 
 
 @dataclass(frozen=True)
@@ -152,16 +151,18 @@ class Search:
         trial = self.run(point)
         return round(trial.decoder_flops / self._dense_flops / TIE), trial.proposing.kl
 
-    def dearer(self, point: Point) -> list[Point]:
-        """Neighbours that prune a little less: the next budget, a later exit, a shallower filter."""
-        found = []
-        if point.budget + 1 < len(self.budgets):
-            found.append(replace(point, budget=point.budget + 1))
-        if point.exit < self.spec.layers:
-            found.append(replace(point, exit=point.exit + 1))
-        if point.rule != UNTOUCHED and point.filter > 1:
-            found.append(replace(point, filter=point.filter - 1))
-        return found
+    def flops(self, point: Point) -> float:
+        """Decoder FLOPs of a candidate, which is not executed for it."""
+        return decoder_flops(self.spec, self._workload, self.schedule(point))
+
+    def retreats(self, point: Point) -> list[Point]:
+        """The candidate itself, and where to go if no budget holds there: later exits, shallower filters."""
+        layers = self.spec.layers
+        later = sorted({point.exit + 1, point.exit + 2, (point.exit + layers + 1) // 2, layers})
+        found = [point, *(replace(point, exit=at) for at in later if point.exit < at <= layers)]
+        if point.rule != UNTOUCHED:
+            found += [replace(point, filter=k) for k in (point.filter - 1, point.filter - 2) if k > 0]
+        return sorted(found, key=self.flops)
 
     def finalists(self) -> list[Point]:
         """For each rule and filter the smallest budgets that hold, with the earliest exit that holds."""

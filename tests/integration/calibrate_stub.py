@@ -1,0 +1,70 @@
+"""A processor and samples for a tiny LLaVA, so that whole calibrations run without any file from a hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from calibrate.samples import SampleSet, load_samples
+from tests import tiny
+from tests.tiny.configs import FIRST_TEXT, IMAGE, LAST_TEXT, PAD, SIDE
+
+LAYERS, VISUAL = 4, 16
+
+
+class Tokenizer:
+    """One token per character."""
+
+    bos_token = None
+    pad_token_id = PAD
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [FIRST_TEXT + ord(c) % (LAST_TEXT - FIRST_TEXT) for c in text]}
+
+    def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool = True) -> list[str]:
+        return [" ".join(str(token) for token in row.tolist() if token != PAD) for row in ids]
+
+
+class Processor:
+    """As a LlavaProcessor: one placeholder becomes 16 visual tokens, batches are padded on the left."""
+
+    chat_template = None
+    image_token = "<image>"
+    image_processor = None
+
+    def __init__(self) -> None:
+        self.tokenizer = Tokenizer()
+
+    def __call__(self, images, text, padding, padding_side, return_tensors):
+        assert padding and padding_side == "left" and return_tensors == "pt"
+        rows = []
+        for one in text:
+            before, after = one.split(self.image_token)
+            ids = [self.tokenizer(part)["input_ids"] for part in (f"ab{before}", after)]
+            rows.append([*ids[0], *[IMAGE] * VISUAL, *ids[1]])
+        width = max(map(len, rows))
+        ids = torch.tensor([[PAD] * (width - len(row)) + row for row in rows])
+        pixels = [torch.tensor(list(image.resize((SIDE, SIDE)).tobytes())) for group in images for image in group]
+        values = torch.stack(pixels).view(-1, SIDE, SIDE, 3).permute(0, 3, 1, 2) / 64 - 2
+        return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "pixel_values": values}
+
+
+def model(dtype: torch.dtype = torch.float32, fresh: bool = False):
+    """The tiny LLaVA with its own head, in float32."""
+    return tiny.model("llava", dtype=dtype, layers=LAYERS, fresh=fresh)
+
+
+def samples(folder: Path, count: int = 12, answer: str | None = "x") -> SampleSet:
+    """Noise images and questions of different lengths."""
+    lines = []
+    for i in range(count):
+        generator = torch.Generator().manual_seed(i)
+        noise = torch.randint(0, 255, (SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(noise.numpy()).save(folder / f"{i}.png")
+        entry = {"image": f"{i}.png", "prompt": "what" + "?" * (i % 4)}
+        lines.append(json.dumps(entry | ({"answer": answer} if answer else {})))
+    (folder / "samples.jsonl").write_text("\n".join(lines))
+    return load_samples(folder / "samples.jsonl")

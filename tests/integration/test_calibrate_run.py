@@ -1,0 +1,266 @@
+"""One profile, however the work is split, killed or resumed; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibrate.ranks import Ranks
+from calibrate.run import calibrate, merge_states
+from calibrate.state import SUFFIX
+from planner.errors import CalibrationError, InputError
+from planner.profile import Profile
+from tests.integration import calibrate_stub as stub
+
+PROBES = ("influence", "sinks", "sparsity", "value_norms", "masking", "flip")
+SETTINGS = {
+    "masking": {"samples": 5, "curves": ("masked_from", "uncached"), "answer_tokens": 2},
+    "flip": {"samples": 4},
+}
+BATCH = 2
+ROOT = Path(__file__).parents[2]
+
+
+def run(chosen, built=None, lines=None, **options):
+    echo = (lines if lines is not None else []).append
+    options = {"probes": PROBES, "settings": SETTINGS, "batch_size": BATCH, "echo": echo, **options}
+    return calibrate(built or stub.model(), stub.Processor(), chosen, **options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("samples")
+
+
+@pytest.fixture(scope="module")
+def chosen(folder):
+    return stub.samples(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(chosen):
+    return run(chosen)
+
+
+def saved(profile, folder):
+    profile.save(folder / "profile.json")
+    return (folder / "profile.json").read_bytes() + (folder / "profile.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(whole, tmp_path_factory):
+    return saved(whole, tmp_path_factory.mktemp("whole"))
+
+
+def test_profile_is_complete_and_survives_storage(whole, tmp_path, chosen):
+    saved(whole, tmp_path)
+    back = Profile.load(tmp_path / "profile.json")
+    assert back == whole
+    assert {name: result.n for name, result in back.probes.items()} == {
+        "prompt": 12, "influence": 12, "sinks": 12, "sparsity": 12, "value_norms": 12, "masking": 5, "flip": 4,
+    }  # fmt: skip
+    assert back.samples.digest == chosen.digest and back.samples.source == "samples.jsonl"
+    assert back.prompt.visual_tokens == 16 and back.prompt.system_tokens == 2
+    assert back.arrays["influence/kept.data"].shape == (12 * 4, 5)
+    assert back.environment["dtype"] == "float32" and back.model.layers == stub.LAYERS
+
+
+def test_cost_is_shown_before_and_time_after(chosen):
+    lines = []
+    run(chosen, lines=lines, probes=("influence", "masking"))
+    assert "prompt, influence: one forward pass over 12 samples together" in lines
+    # Dense and 4 discards; dense, everywhere, and up to and from each of 3 quarters.
+    assert "masking: 13 forward passes over 5 samples" in lines
+    assert any(line.startswith("masking: ") and line.endswith(" s") for line in lines[2:])
+
+
+def test_shards_in_any_order_give_the_profile_of_one_process(chosen, expected, tmp_path):
+    for index in range(3):
+        assert run(chosen, out=tmp_path, shard=(index, 3)) is None
+    paths = sorted(tmp_path.glob(f"*{SUFFIX}"))
+    assert len(paths) == 3
+    for order in (paths, paths[::-1]):
+        assert saved(merge_states(order), tmp_path / "merged") == expected
+    with pytest.raises(CalibrationError, match="lacks 4 of its samples"):
+        merge_states(paths[:2])
+
+
+def test_resume_runs_no_finished_sample_again(chosen, expected, tmp_path):
+    run(chosen, out=tmp_path, shard=(0, 2))
+    built, forwards = stub.model(fresh=True), []
+    built.register_forward_pre_hook(lambda m, a, k: forwards.append(len(k["input_ids"])), with_kwargs=True)
+    assert saved(run(chosen, built, out=tmp_path, resume=True), tmp_path / "profile") == expected
+    # Shard 0 had batches 0, 2 and 4. Batch 1 (samples 2, 3): shared, 5 masked prefills, 8 answers of 2 tokens, 2 for flip.
+    # Batches 3 and 5 are shared only.
+    assert len(forwards) == (1 + 5 + 8 * 2 + 2) + 2
+    forwards.clear()
+    assert saved(run(chosen, built, out=tmp_path, resume=True), tmp_path / "profile") == expected
+    assert forwards == []
+
+
+LAUNCH = """
+import sys, time, torch
+from pathlib import Path
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+import calibrate.run
+from calibrate.samples import load_samples
+from tests.integration import calibrate_stub as stub
+from tests.integration.test_calibrate_run import run
+calibrate.run.STATE_INTERVAL_S = 0.0
+unit = calibrate.run._unit
+def slow(*args):
+    time.sleep(float(sys.argv[4]))
+    return unit(*args)
+calibrate.run._unit = slow
+profile = run(load_samples(sys.argv[2]), out=Path(sys.argv[3]))
+if profile is not None:
+    profile.save(Path(sys.argv[3]) / "profile.json")
+"""
+
+
+def environment(**extra):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **extra}
+
+
+def launch(folder, out, pause=0.0, **extra):
+    command = [sys.executable, "-c", LAUNCH, str(ROOT), str(folder / "samples.jsonl"), str(out), str(pause)]
+    return subprocess.Popen(command, env=environment(**extra), stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_in_the_middle_and_resumed_gives_the_identical_profile(chosen, folder, expected, tmp_path):
+    process = launch(folder, tmp_path, pause=0.5)
+    state = tmp_path / f"0-of-1{SUFFIX}"
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "profile.json").exists()
+    lines = []
+    assert saved(run(chosen, lines=lines, out=tmp_path, resume=True), tmp_path / "resumed") == expected
+    assert lines[0].startswith("resumed: prompt ")
+    done = int(lines[0].split("prompt ")[1].split()[0])
+    assert 0 < done < len(chosen)
+
+
+def test_two_gloo_processes_give_the_profile_of_one(folder, expected, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [launch(folder, tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    for process in ranks:
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors
+    found = (tmp_path / "profile.json").read_bytes() + (tmp_path / "profile.safetensors").read_bytes()
+    assert found == expected
+    assert len(list(tmp_path.glob(f"*{SUFFIX}"))) == 2
+
+
+def test_ranks_that_disagree_on_the_samples_are_refused(folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    stub.samples(other, count=10)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        launch(where, tmp_path, RANK=str(r), LOCAL_RANK=str(r), **shared) for r, where in enumerate((folder, other))
+    ]
+    for process in ranks:
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode != 0 and "ranks disagree on the samples" in errors
+
+
+def test_a_damaged_state_is_refused_and_kept(chosen, tmp_path):
+    run(chosen, out=tmp_path, probes=("influence",))
+    path = tmp_path / f"0-of-1{SUFFIX}"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    for damaged in (bytes(content), bytes(content[:100]), b"", bytes(content) + b"x"):
+        path.write_bytes(damaged)
+        with pytest.raises(CalibrationError, match="0-of-1"):
+            run(chosen, out=tmp_path, resume=True, probes=("influence",))
+        assert path.read_bytes() == damaged
+
+
+def test_a_state_of_another_run_is_refused(chosen, tmp_path):
+    run(chosen, out=tmp_path, probes=("influence",))
+    with pytest.raises(CalibrationError, match=r"another run: .*settings"):
+        run(chosen, out=tmp_path, resume=True, probes=("influence",), settings={"influence": {"exit_cos": 0.9}})
+    with pytest.raises(CalibrationError, match="another run: samples"):
+        run(chosen.choose(5), out=tmp_path, resume=True, probes=("influence",))
+
+
+def test_nan_activations_name_layer_and_sample(chosen):
+    built = stub.model(fresh=True)
+
+    def spoil(module, args, kwargs):
+        hidden = (args[0] if args else kwargs["hidden_states"]).clone()
+        if len(seen) == 1:  # the second batch, its second sample
+            hidden[1, 7] = float("nan")
+        return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+    seen = []
+    built.get_decoder().layers[2].register_forward_pre_hook(spoil, with_kwargs=True)
+    built.get_decoder().layers[3].register_forward_hook(lambda *a: seen.append(1))
+    with pytest.raises(CalibrationError, match=r"layer 2 .*samples\.jsonl:4") as caught:
+        run(chosen, built, probes=("influence", "sinks"))
+    assert "bfloat16" in caught.value.remedy
+
+
+def test_a_bfloat16_model_is_measured_in_float32(chosen):
+    built = stub.model(torch.bfloat16)
+    found = run(chosen, built, probes=("influence", "sinks", "sparsity", "value_norms"))
+    assert found.environment["dtype"] == "bfloat16"
+    assert found.arrays["influence/output_norm.data"].dtype == "float32"
+    whole = run(chosen, probes=("influence",))
+    low = found.probes["influence"].values["min_cos"]["value"]
+    assert low == pytest.approx(whole.probes["influence"].values["min_cos"]["value"], abs=0.1)
+
+
+def test_refusals(chosen, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="shard 3/3"):
+        run(chosen, out=tmp_path, shard=(3, 3))
+    with pytest.raises(InputError, match="needs a folder"):
+        run(chosen, shard=(0, 2))
+    with pytest.raises(InputError, match="batch of 0"):
+        run(chosen, batch_size=0)
+    with pytest.raises(InputError, match="no probe 'influense'") as caught:
+        run(chosen, probes=("influense",))
+    assert "influence" in caught.value.remedy
+    with pytest.raises(InputError, match="no such setting"):
+        run(chosen, settings={"influence": {"nonsense": 1}})
+    with pytest.raises(InputError, match="no shards"):
+        merge_states([])
+    built = stub.model(fresh=True)
+    built.hf_device_map = {"": 0}
+    monkeypatch.setattr("calibrate.run.world", lambda: Ranks(0, 2))
+    with pytest.raises(InputError, match="device_map"):
+        run(chosen, built)
+
+
+def test_samples_without_answers_measure_agreement_only(tmp_path):
+    found = run(stub.samples(tmp_path, 4, answer=None), probes=("masking",))
+    values = found.probes["masking"].values
+    assert values["masked_from"]["agreement"][0]["n"] == 4
+    assert values["masked_from"]["first_token_accuracy"][0]["n"] == 0
+
+
+def test_the_profile_is_strict_json(whole, tmp_path):
+    saved(whole, tmp_path)
+    json.loads(
+        (tmp_path / "profile.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in the profile")
+    )
