@@ -114,7 +114,7 @@ def attribute(
     choice = int(seen.logits.argmax())
     token = choice if answer_token is None else answer_token
     if not 0 <= token < seen.logits.numel():
-        raise InputError(f"token {token} is outside the vocabulary of {seen.logits.numel()}", "Check the tokenizer.")
+        raise InputError(f"token {token} is outside the vocabulary of {seen.logits.numel()}", "Check the tokenizer")
     rows = TextRows(parts, seen, mean, image_grids(model, inputs, seen.visual.numel()), batch_size)
     rows.check(token)
     respond = Response(rows, token, sample)

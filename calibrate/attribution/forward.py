@@ -105,7 +105,7 @@ class TextRows:
         if not abs(expected - got) <= slack:
             raise UnsupportedModelError(
                 f"replaying the text rows gives the answer the logit {got:.6g}, the model itself {expected:.6g}",
-                "The model scales, caps or adds something that head attribution does not know; leave the probe out.",
+                "The model scales, caps or adds something that head attribution does not know; leave the probe out",
             )
 
     @property

@@ -33,7 +33,7 @@ def head_words(parts: Parts, capture: Capture, heads: list[tuple[int, int]], wor
     """
     norm = getattr(parts.tower, "norm", None)
     if norm is None:
-        raise UnsupportedModelError("the logit lens needs the text decoder's final norm, .norm", "Ask for no lens.")
+        raise UnsupportedModelError("the logit lens needs the text decoder's final norm, .norm", "Ask for no lens")
     return tuple(
         HeadWords(
             layer, head, tuple(parts.head(norm(_written(parts, capture, layer, head))).topk(words).indices.tolist())

@@ -53,7 +53,7 @@ def random_masks(count: int, size: int, ablated: float, seed: int) -> torch.Tens
     zeros = round(ablated * size)
     if not 0 < zeros < size:
         raise InputError(
-            f"ablating {ablated:g} of {size} entries leaves no choice", "Use a share between 0 and 1; S4 uses 0.75."
+            f"ablating {ablated:g} of {size} entries leaves no choice", "Use a share between 0 and 1; S4 uses 0.75"
         )
     drawn = np.random.default_rng(seed).permuted(np.tile(np.arange(size), (count, 1)), axis=1)
     return torch.from_numpy(drawn >= zeros)

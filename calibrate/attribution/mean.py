@@ -66,7 +66,7 @@ class MeanImage:
             if 1 in (grid[0], self.grid[0]):
                 raise InputError(
                     f"an image of {grid[0]}x{grid[1]} tokens cannot take a mean image of {self.grid[0]}x{self.grid[1]}",
-                    "Let the processor resize all images alike.",
+                    "Let the processor resize all images alike",
                 )
         how = (
             "equal"
@@ -120,7 +120,7 @@ def mean_image(model: Any, samples: Iterable[Mapping[str, torch.Tensor]], parts:
                 sums[layer] += total
         images += len(grids)
     if grid is None:
-        raise CalibrationError("the mean image needs at least one sample, and got none", "Raise --num-samples.")
+        raise CalibrationError("the mean image needs at least one sample, and got none", "Raise --num-samples")
     dtype = seen.layers[0].key.dtype
     return MeanImage(
         keys=tuple((total / images).to(dtype) for total in keys),

@@ -151,7 +151,7 @@ def _allowed(mask: torch.Tensor | None, key: torch.Tensor) -> torch.Tensor:
 def _no_rotary(layer: int) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"layer {layer} has no rotary embedding of the rotate-half form, so mean keys cannot be turned to positions",
-        "Leave the attribution probe out for this model, or update transformers.",
+        "Leave the attribution probe out for this model, or update transformers",
     )
 
 
@@ -173,14 +173,14 @@ def capture(model: Any, parts: Parts, inputs: Mapping[str, torch.Tensor], sample
     input_ids = inputs.get("input_ids")
     if input_ids is None or input_ids.shape[0] != 1:
         raise InputError(
-            "head attribution takes one sample at a time, given as input_ids of batch 1", "Loop over the samples."
+            "head attribution takes one sample at a time, given as input_ids of batch 1", "Loop over the samples"
         )
     visual = visual_rows(input_ids, parts.visual_ids)[0].nonzero().flatten()
     if visual.numel() == 0:
-        raise InputError(f"sample {sample} has no visual token", "Give an image and a prompt with its placeholder.")
+        raise InputError(f"sample {sample} has no visual token", "Give an image and a prompt with its placeholder")
     start, rows = int(visual[-1]) + 1, input_ids.shape[1]
     if start == rows:
-        raise InputError(f"sample {sample} has no text after the image", "Put the question after the image.")
+        raise InputError(f"sample {sample} has no text after the image", "Put the question after the image")
 
     recorder = _Recorder(start, sample)
     hooks = [parts.tower.register_forward_pre_hook(recorder.tower_hook, with_kwargs=True)]

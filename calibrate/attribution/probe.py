@@ -32,8 +32,8 @@ class AttributionProbe(ExecutedProbe):
     """Which heads carry the image into the answer's first token (S4).
 
     Like S4, only samples that the model answers correctly are attributed (any answer counts where none is given);
-    wrong answers, and answers that hardly depend on the image, are counted. The mean image comes from samples that
-    are not attributed.
+    wrong answers, and answers that the image does not raise over the mean image, are counted. The mean image comes
+    from samples that are not attributed.
 
     Args:
         samples: how many of the first samples to attribute.

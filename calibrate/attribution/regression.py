@@ -53,7 +53,7 @@ def fit(masks: np.ndarray, logits: Vector) -> Fit:
     if (~held_out).sum() < masks.shape[1]:
         raise InputError(
             f"{len(masks)} masks are too few to weigh {masks.shape[1]} entries",
-            f"Use at least {minimum(masks.shape[1])} masks.",
+            f"Use at least {minimum(masks.shape[1])} masks",
         )
     model = ElasticNet(alpha=ALPHA, l1_ratio=L1_RATIO, max_iter=MAX_ITER)
     with warnings.catch_warnings():

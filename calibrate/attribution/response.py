@@ -18,7 +18,7 @@ MIN_EFFECT = 0.05
 
 
 class ImageIndependentError(CalibrationError):
-    """The answer's logit hardly changes when no head reads the image: there is nothing to attribute."""
+    """The image does not raise the answer's logit over what the mean image gives: there is nothing to attribute."""
 
 
 class Response:
@@ -29,7 +29,7 @@ class Response:
         forwards: ablations run so far.
 
     Raises:
-        ImageIndependentError: the two are so close that there is nothing to attribute.
+        ImageIndependentError: the image does not raise the logit, so there is nothing to attribute.
     """
 
     def __init__(self, text: TextRows, token: int, sample: str = "?") -> None:
@@ -38,11 +38,11 @@ class Response:
         self.intact, self.ablated = text.answer_logit(Ablation(both), token).tolist()
         self.forwards = len(both)
         self.layers, self.heads = both.shape[1:]
-        if not abs(self.intact - self.ablated) > MIN_EFFECT * text.logit_spread:
+        if not self.intact - self.ablated > MIN_EFFECT * text.logit_spread:
             raise ImageIndependentError(
-                f"the answer of sample {sample} does not depend on its image (logit {self.intact:.6g} with it, "
+                f"the answer of sample {sample} does not rest on its image (logit {self.intact:.6g} with it, "
                 f"{self.ablated:.6g} with the mean image)",
-                "Leave the sample out.",
+                "Leave the sample out",
             )
 
     def __call__(self, heads: Any, rows: torch.Tensor | None = None, image: torch.Tensor | None = None) -> Vector:

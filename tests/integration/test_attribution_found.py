@@ -11,6 +11,7 @@ from PIL import Image
 
 from calibrate.attribution import attribute, mean_image
 from calibrate.attribution.attention import image_attention, text_weights, weighted_token_attention
+from calibrate.attribution.forward import TextRows
 from calibrate.attribution.lens import _written
 from calibrate.attribution.parts import find_parts
 from calibrate.attribution.prefix import capture
@@ -38,11 +39,16 @@ def only(*copying):
     return model
 
 
-def find(model, **settings):
+def find(model, raised=False, **settings):
+    """Attribution of the model's own first choice, or of the token that the image raises most."""
     inputs = tiny.inputs("llava")
     settings = {"masks": 400, "image_masks": 200, "early_stop": False, **settings}
     with float64_throughout():
-        return attribute(model, inputs, None, mean_image(model, OTHERS), **settings)
+        mean, parts = mean_image(model, OTHERS), find_parts(model)
+        rows = TextRows(parts, capture(model, parts, inputs), mean, (mean.grid,))
+        effect = rows.logits(rows.uniform(True)) - rows.logits(rows.uniform(False))
+        token = int(effect.argmax()) if raised else None
+        return attribute(model, inputs, token, mean, **settings)
 
 
 class TestPlantedHead:
@@ -93,7 +99,7 @@ class TestPlantedHead:
 def test_heads_that_relay_make_early_text_rows_receive():
     # Layer 1 writes the image into every row and layer 3 carries it on, so blocking other rows than the last matters
     # too.
-    found = find(only(*((layer, head) for layer in (1, 3) for head in range(HEADS))), image_masks=0)
+    found = find(only(*((layer, head) for layer in (1, 3) for head in range(HEADS))), raised=True, image_masks=0)
     assert np.abs(found.text.effects[:-1]).max() > 1e-3
     assert np.abs(found.coefficients[[0, 2]]).max() < 0.1 * np.abs(found.coefficients).max()
     assert found.image is None
@@ -158,7 +164,7 @@ def test_the_heads_writings_add_up_to_the_attention_output():
 
 
 def test_an_answer_that_ignores_the_image_is_refused():
-    with pytest.raises(ImageIndependentError, match="sample deaf does not depend on its image"):
+    with pytest.raises(ImageIndependentError, match="sample deaf does not rest on its image"):
         find(only(), sample="deaf")
 
 
