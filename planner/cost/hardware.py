@@ -64,19 +64,21 @@ class Hardware(BaseModel):
     @property
     def doubts(self) -> tuple[str, ...]:
         """What looks wrong about the row: a peak far above the dense one known for a device of that name."""
-        found = []
-        for known in map(shipped_row, shipped_rows()):
-            if _same(known.name, self.name) and self.peak_tflops > 1.5 * known.peak_tflops:
-                found.append(
-                    f"{self.name}: {self.peak_tflops:g} TFLOP/s is {self.peak_tflops / known.peak_tflops:.1f} times the dense "
-                    f"peak of {known.name} ({known.peak_tflops:g}); it looks like a peak with sparsity"
-                )
-        return tuple(found[:1])
+        known = max(map(shipped_row, shipped_rows()), key=lambda row: _likeness(row.name, self.name))
+        times = self.peak_tflops / known.peak_tflops
+        if not _likeness(known.name, self.name) or times < 1.5:
+            return ()
+        return (
+            f"{self.name}: {self.peak_tflops:g} TFLOP/s is {times:.1f} times the dense peak of {known.name} "
+            f"({known.peak_tflops:g}); it looks like a peak with sparsity",
+        )
 
 
-def _same(one: str, other: str) -> bool:
-    one, other = (name.lower().replace("-", "").replace(" ", "").replace("_", "") for name in (one, other))
-    return one in other or other in one
+def _likeness(known: str, name: str) -> int:
+    """Words two device names share; none unless they share the model number, as in H100 or 4090."""
+    words, others = (set(text.lower().replace("-", " ").replace("_", " ").split()) for text in (known, name))
+    shared = words & others
+    return len(shared) if any(any(letter.isdigit() for letter in word) for word in shared) else 0
 
 
 def hardware(name: str | os.PathLike[str]) -> Hardware:

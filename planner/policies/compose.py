@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import ValidationError
+
 from planner.errors import InputError
 from planner.policies.base import Policy
 from planner.schedule import Schedule, Stage
@@ -68,6 +70,14 @@ def _both(one: Stage, other: Stage, first: float, last: float) -> Stage:
             f"two policies redistribute attention in layers [{first}, {last})", "Combine one 'var' with the others"
         )
     reads = _stricter(_READS, one.text_to_visual, other.text_to_visual)
+    try:
+        return _strictest(one, other, first, last, reads)
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"the policies do not go together: {message}", "Change one policy's layers") from error
+
+
+def _strictest(one: Stage, other: Stage, first: float, last: float, reads: str) -> Stage:
     return Stage(
         first=first,
         last=last,

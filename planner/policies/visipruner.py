@@ -71,6 +71,8 @@ class VisiPruner(Policy):
             raise ValueError("a random choice has no score to compare with a threshold")
         if self.merge_first and (self.visual_attention, self.text_to_visual) != ("self", "none"):
             raise ValueError("merge_first changes layer 0 of visual_attention=self,text_to_visual=none")
+        if self.text_to_visual == "merge" and self.visual_attention != "self":
+            raise ValueError("text_to_visual=merge needs visual_attention=self")
         if self.probe and self.filter == 0:
             raise ValueError("probe needs a layer before the filtering layer: filter must be at least 1")
         return self

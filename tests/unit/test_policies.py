@@ -1,0 +1,248 @@
+"""Policies as schedules: the staircase each makes, its spelling, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.errors import InputError
+from planner.policies import Composition, Policy, VisiPruner, names, overlay, parse
+from planner.policies.base import REGISTRY
+from planner.schedule import Count, Fraction, Schedule, Select, Stage, Threshold
+from planner.spec import ModelSpec
+from planner.workload import Workload
+
+SPEC = ModelSpec.from_config("llava-1.5-7b")
+WORKLOAD = Workload(visual_tokens=576)
+NOTHING = Select(rank_by="none", keep=Count(count=0))
+
+
+def made(text: str) -> Schedule:
+    return parse(text).schedule(SPEC, WORKLOAD)
+
+
+def test_names() -> None:
+    assert names() == (
+        "context", "dense", "fastv", "fitprune", "prellm", "pyramiddrop", "random", "sparsevlm", "var", "visipruner",
+    )  # fmt: skip
+    assert all(REGISTRY[name].summary for name in names())
+
+
+def test_dense_changes_nothing() -> None:
+    assert made("dense").empty
+
+
+def test_fastv() -> None:
+    select = Select(rank_by="last_attention", keep=Fraction(fraction=0.25))
+    assert made("fastv:k=3,ratio=0.75") == Schedule(
+        stages=(Stage(first=0, last=3, selects=(select,)), Stage(first=3, last=32))
+    )
+
+
+def test_random_is_fastv_s_shape_and_seeded() -> None:
+    select = Select(rank_by="random", keep=Fraction(fraction=0.1), seed=4)
+    assert made("random:k=2,ratio=0.9,seed=4").stages[0].selects == (select,)
+    assert made("random:k=0,ratio=0.9,seed=4") == Schedule(entry=select, stages=(Stage(first=0, last=32),))
+
+
+def test_pyramiddrop_scales_with_depth() -> None:
+    assert [stage.last for stage in made("pyramiddrop").stages] == [8, 16, 24, 32]
+    qwen = ModelSpec.from_config("qwen2-vl-7b")
+    assert [stage.last for stage in parse("pyramiddrop").schedule(qwen).stages] == [7, 14, 21, 28]
+
+
+def test_sparsevlm_budgets() -> None:
+    found = made("sparsevlm:layers=2/6/15,keep=66/30/17")
+    assert [select.keep for select in found.selects] == [Count(count=n) for n in (66, 30, 17)]
+    assert {select.rank_by for select in found.selects} == {"text_raters"}
+    assert [stage.last for stage in found.stages] == [2, 6, 15, 32]
+
+
+def test_fitprune_meets_its_budget() -> None:
+    """FLOPs of visual tokens by the paper's formula, from the counts themselves."""
+    d, m = SPEC.hidden_size, SPEC.decoder.intermediate_size
+
+    def flops(n: float) -> float:
+        return 4 * n * d * d + 2 * n * n * d + 3 * n * d * m
+
+    for reduction in (0.3, 0.6, 0.9):
+        found = made(f"fitprune:reduction={reduction}")
+        present = [576.0]
+        for layer in range(31):
+            stage = found.stage_of(layer)
+            last = stage.last == layer + 1
+            present.append(float(stage.selects[0].keep.count) if last and stage.selects else present[-1])  # type: ignore[union-attr]
+        saved = 1 - sum(map(flops, present)) / (32 * flops(576))
+        assert saved == pytest.approx(reduction, abs=0.01)
+
+
+def test_fitprune_takes_counts() -> None:
+    counts = "/".join(str(max(300 - 20 * layer, 0)) for layer in range(31))
+    found = made(f"fitprune:counts={counts}")
+    assert found.stages[0].selects[0] == Select(rank_by="cross_self_attention", keep=Count(count=300))
+    assert found.selects[-1] == NOTHING
+
+
+def test_prellm() -> None:
+    assert made("prellm:keep=0.5").entry == Select(rank_by="encoder_attention", keep=Fraction(fraction=0.5))
+    assert made("prellm:keep=64,rank_by=norm").entry == Select(rank_by="encoder_norm", keep=Count(count=64))
+
+
+def test_visipruner_stages() -> None:
+    shallow = Stage(first=0, last=8, visual_attention="self", text_to_visual="none", cache_visual="none")
+    select = Select(rank_by="influence_l2", keep=Count(count=10))
+    assert made("visipruner:filter=8,keep=10,exit=24").stages == (
+        shallow,
+        Stage(first=8, last=9, cache_visual="kept", selects=(select,)),
+        Stage(first=9, last=24, selects=(NOTHING,)),
+        Stage(first=24, last=32),
+    )
+
+
+def test_visipruner_at_its_ends() -> None:
+    assert [stage.last for stage in made("visipruner:filter=0,keep=3,exit=9").stages] == [1, 9, 32]
+    for open_end in ("visipruner:filter=5,keep=3", "visipruner:filter=5,keep=3,exit=32"):
+        assert [stage.last for stage in made(open_end).stages] == [5, 6, 32]
+        assert not made(open_end).stages[-1].selects
+    assert [stage.last for stage in made("visipruner:filter=31,keep=3").stages] == [31, 32]
+
+
+def test_visipruner_options() -> None:
+    merged = made("visipruner:filter=8,keep=10,merge_first=true").stages
+    assert (merged[0].last, merged[0].text_to_visual, merged[1].text_to_visual) == (1, "merge", "none")
+    probed = made("visipruner:filter=8,keep=10,exit=24,probe=true").stages
+    assert [stage.last for stage in probed] == [8, 24, 32]
+    assert probed[0].selects[0].probe
+    adaptive = made("visipruner:filter=8,threshold=0.2,at_most=64,expected=10.3,relative=true").stages[1].selects[0]
+    assert adaptive.keep == Threshold(threshold=0.2, relative=True, at_most=64, expected=10.3)
+    assert made("visipruner:filter=8,rank_by=attention").stages[1].selects[0].rank_by == "last_attention"
+    assert made("visipruner:filter=8,text_to_visual=full").stages[0].cache_visual == "all"
+    assert made("visipruner:filter=8,keep=0.1").stages[1].selects[0].keep == Fraction(fraction=0.1)
+
+
+def test_visipruner_of_a_paper_has_no_dense_filtering_layer() -> None:
+    found = made("visipruner:filter=14.94,keep=10.3,exit=23.9")
+    assert [stage.last for stage in found.stages] == [14.94, 23.9, 32]
+    assert not found.executable
+
+
+def test_context_prunes_its_rate_in_all() -> None:
+    found = parse("context:layers=10,rate=0.3").schedule(
+        SPEC, Workload(visual_tokens=576, text_tokens=500, context_tokens=400)
+    )
+    share = 1.0
+    for select in found.selects:
+        assert select.of == "context" and select.protect == 100
+        assert isinstance(select.keep, Fraction)
+        share *= select.keep.fraction
+    assert share == pytest.approx(0.7)
+
+
+def test_var_edits_and_saves_nothing() -> None:
+    found = made("var:dims=1415/2533,rho=0.5")
+    assert [stage.redistribute is not None for stage in found.stages] == [False, True, False]
+    edit = found.stages[1].redistribute
+    assert edit is not None and edit.sink_dims == (1415, 2533) and edit.rho == 0.5
+    assert not found.selects
+
+
+def test_composition() -> None:
+    policy = parse("prellm:keep=0.5+visipruner:filter=3,keep=20,exit=7")
+    assert isinstance(policy, Composition)
+    found = policy.schedule(SPEC, WORKLOAD)
+    alone = made("visipruner:filter=3,keep=20,exit=7")
+    assert found.entry is not None and found.stages == alone.stages
+
+
+def test_overlay_cuts_at_both_bounds_and_keeps_the_stricter_rule() -> None:
+    found = made("visipruner:filter=8,keep=10,exit=24+var:dims=3")
+    assert [stage.last for stage in found.stages] == [2, 8, 9, 24, 31, 32]
+    assert [stage.redistribute is not None for stage in found.stages] == [False, False, True, True, True, False]
+    assert found.stages[1].visual_attention == "self"
+    both = overlay(made("fastv:k=3,ratio=0.5"), made("context:layers=3,rate=0.3"))
+    assert [select.of for select in both.stages[2].selects] == ["visual", "context"]
+
+
+SPELLED = (
+    "dense",
+    "fastv:k=3,ratio=0.75",
+    "random:k=0,ratio=0.9,seed=2",
+    "pyramiddrop:layers=8/16/24,keep=0.5",
+    "sparsevlm:layers=2/6/15,keep=66/30/17",
+    "prellm:keep=0.5,rank_by=norm",
+    "visipruner:filter=3,keep=20,exit=7,merge_first=true,probe=true",
+    "context:layers=10,rate=0.3",
+    "var:dims=1415/2533",
+    "prellm:keep=0.5+visipruner:filter=3,keep=20,exit=7",
+)
+
+
+@pytest.mark.parametrize("text", SPELLED)
+def test_spelling_round_trips(text: str) -> None:
+    assert str(parse(text)) == text
+    assert parse(str(parse(text))) == parse(text)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    filter_layer=st.integers(1, 28), keep=st.integers(1, 600), later=st.integers(2, 40), probe=st.booleans(),
+    merge=st.booleans(),
+)  # fmt: skip
+def test_visipruner_always_tiles_the_model(filter_layer: int, keep: int, later: int, probe: bool, merge: bool) -> None:
+    policy = VisiPruner(filter=filter_layer, keep=keep, exit=filter_layer + later, probe=probe, merge_first=merge)
+    found = policy.schedule(SPEC)
+    assert found.layers == 32 and found.executable and found.static
+    assert parse(str(policy)).schedule(SPEC) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fastvv", "no policy 'fastvv'. Did you mean 'fastv'"),
+        ("fastv:kk=3", "no key 'kk'. Did you mean 'k'"),
+        ("fastv:k=3,k=4", "'k' is given twice"),
+        ("fastv:k", "'k' is not key=value"),
+        ("fastv:k=x", "k: .*given 'x'"),
+        ("fastv:ratio=1.5", "ratio: "),
+        ("fastv:k=-1", "k: "),
+        ("fastv:k=0", "no attention to rank by"),
+        ("fastv:k=32", "k=32 is outside the model's layers 0 to 31"),
+        ("pyramiddrop:layers=8/4", "must increase"),
+        ("pyramiddrop:layers=0/4", "before layer 0"),
+        ("sparsevlm:layers=2/6,keep=3", "2 layers need as many budgets"),
+        ("fitprune:counts=5/4", "2 counts do not fit a model of 32 layers"),
+        ("fitprune:reduction=1", "reduction: "),
+        ("prellm:keep=0", "keep: "),
+        ("prellm:keep=0.5+random:k=0", "two policies select before"),
+        ("visipruner:keep=3", "filter: Field required"),
+        ("visipruner:filter=32", "filter=32 is outside"),
+        ("visipruner:filter=8,exit=9", "leaves no layer to the kept tokens"),
+        ("visipruner:filter=0,probe=true", "probe needs a layer before"),
+        ("visipruner:filter=4,threshold=0.2", "threshold and at_most go together"),
+        ("visipruner:filter=4,relative=true", "belong to a threshold"),
+        ("visipruner:filter=4,merge_first=true,visual_attention=full", "merge_first changes layer 0"),
+        ("visipruner:filter=4,visual_attention=full,text_to_visual=merge", "merge needs visual_attention=self"),
+        ("visipruner:filter=8+fastv:k=4", "do not go together: .* hide the image"),
+        ("context:layers=40", "outside"),
+        ("var", "dims: Field required"),
+        ("var:dims=5000", "dims=5000 is outside"),
+        ("var:dims=3+var:dims=4", "two policies redistribute"),
+        ("", "no policy ''"),
+    ],
+)  # fmt: skip
+def test_refusals(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        made(text)
+
+
+def test_fitprune_needs_a_workload() -> None:
+    with pytest.raises(InputError, match="how many visual tokens"):
+        parse("fitprune").schedule(SPEC)
+
+
+def test_policies_are_frozen() -> None:
+    policy = parse("fastv:k=3")
+    assert isinstance(policy, Policy)
+    with pytest.raises(ValueError, match="frozen"):
+        policy.k = 4  # type: ignore[attr-defined]

@@ -1,0 +1,242 @@
+"""`plan report` and `plan ls`: the JSON contract, the other formats, targets, and refusals."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from planner.cli.ls import command as ls
+from planner.cli.report import command as report
+from planner.cost import COMPONENTS
+from planner.errors import PlannerError
+from planner.report.costs import staircase
+from planner.report.published import comparisons, markdown
+from planner.report.sweeps import parse_sweep
+
+ROW_KEYS = {
+    "policy", "prefill_flops", "prefill_ratio", "prefill_by_component", "visual_attention_ratio",
+    "decode_flops_per_token", "kv_cache_bytes", "kv_cache_ratio", "visual_tokens_per_layer",
+}  # fmt: skip
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(report, arguments, catch_exceptions=True)
+
+
+def as_json(*arguments: str) -> Any:
+    result = run(*arguments, "--format", "json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refused(*arguments: str) -> str:
+    result = run(*arguments)
+    assert isinstance(result.exception, PlannerError), result.output
+    return str(result.exception)
+
+
+def test_json_contract() -> None:
+    found = as_json(
+        "llava-1.5-7b", "--policy", "fastv:k=3,ratio=0.75", "--policy", "visipruner:filter=8,keep=10,exit=24",
+        "--visual-tokens", "576", "--text-tokens", "64", "--system-tokens", "10",
+    )  # fmt: skip
+    assert set(found) == {"model", "convention", "workload", "rows"}
+    assert found["model"] == "llava-1.5-7b" and found["convention"] == "exact"
+    assert found["workload"] == {
+        "visual_tokens": 576, "text_tokens": 64, "system_tokens": 10, "output_tokens": 64, "batch": 1,
+    }  # fmt: skip
+    assert [row["policy"] for row in found["rows"]] == [
+        "dense", "fastv:k=3,ratio=0.75", "visipruner:filter=8,keep=10,exit=24",
+    ]  # fmt: skip
+    for row in found["rows"]:
+        assert set(row) == ROW_KEYS
+        assert set(row["prefill_by_component"]) == set(COMPONENTS)
+        assert sum(row["prefill_by_component"].values()) == row["prefill_flops"]
+        assert len(row["visual_tokens_per_layer"]) == 32
+        assert isinstance(row["kv_cache_bytes"], int)
+    whole, fastv, _ = found["rows"]
+    assert whole["prefill_flops"] == 9_046_658_744_320
+    assert whole["prefill_ratio"] == whole["visual_attention_ratio"] == whole["kv_cache_ratio"] == 1
+    assert fastv["visual_attention_ratio"] == pytest.approx(1 - 0.830, abs=5e-4)
+    assert fastv["visual_tokens_per_layer"] == [576] * 3 + [144] * 29
+
+
+def test_conventions_of_papers() -> None:
+    found = as_json(
+        "llava-1.5-7b", "--convention", "pdrop", "--policy", "pyramiddrop:layers=8/16/24,keep=0.5",
+        "--policy", "visipruner:filter=14.94,keep=10.3,exit=23.9",
+    )["rows"]  # fmt: skip
+    assert found[0]["prefill_flops"] == pytest.approx(3.817e12, rel=1e-3)
+    assert found[1]["prefill_flops"] == pytest.approx(1.777e12, rel=1e-3)
+    assert found[2]["prefill_ratio"] == pytest.approx(1 - 0.539, abs=5e-4)
+
+
+def test_image_sizes_decide_the_tokens() -> None:
+    found = as_json("qwen2-vl-7b", "--image", "640x480", "--image", "640x480")
+    assert found["workload"]["visual_tokens"] == 2 * 391
+
+
+def test_several_targets_are_a_list() -> None:
+    assert [found["model"] for found in as_json("llava-1.5-7b", "qwen2-vl-7b")] == ["llava-1.5-7b", "qwen2-vl-7b"]
+
+
+def test_a_config_file_and_a_folder(tmp_path: Path) -> None:
+    from planner.spec import shipped_model
+
+    (tmp_path / "config.json").write_text(json.dumps(shipped_model("llava-1.5-7b")["config"]))
+    for target in (str(tmp_path), str(tmp_path / "config.json")):
+        found = as_json(target)
+        assert found["workload"]["visual_tokens"] == 576
+        assert found["rows"][0]["prefill_flops"] == 9_046_658_744_320
+
+
+def test_a_plan_brings_its_own_row(tmp_path: Path) -> None:
+    from planner.plan import Decision, Plan
+    from planner.policies import parse
+    from planner.profile import ModelIdentity
+    from planner.spec import ModelSpec, shipped_model
+
+    spec = ModelSpec.from_config("llava-1.5-7b")
+    identity = ModelIdentity(
+        id="llava-hf/llava-1.5-7b-hf", family=spec.family, config=shipped_model("llava-1.5-7b")["config"],
+        config_digest=spec.digest, layers=spec.layers, hidden_size=spec.hidden_size,
+        image_token_id=spec.image_token_id,
+    )  # fmt: skip
+    policy = "visipruner:filter=8,keep=10,exit=24"
+    path = tmp_path / "plan.json"
+    Plan(model=identity, decision=Decision(policy=policy, schedule=parse(policy).schedule(spec))).sealed().save(path)
+    rows = as_json(str(path), "--visual-tokens", "576")["rows"]
+    assert [row["policy"] for row in rows] == ["dense", policy]
+    assert rows[1] == as_json("llava-1.5-7b", "--policy", policy)["rows"][1]
+
+
+def test_csv_holds_the_same_figures() -> None:
+    result = run("llava-1.5-7b", "--policy", "fastv:k=2,ratio=0.5", "--format", "csv")
+    lines = list(csv.DictReader(io.StringIO(result.stdout)))
+    rows = as_json("llava-1.5-7b", "--policy", "fastv:k=2,ratio=0.5")["rows"]
+    for line, row in zip(lines, rows, strict=True):
+        assert line["policy"] == row["policy"]
+        assert int(line["prefill_flops"]) == row["prefill_flops"]
+        assert int(line["prefill_ffn_flops"]) == row["prefill_by_component"]["ffn"]
+        assert [float(n) for n in line["visual_tokens_per_layer"].split()] == row["visual_tokens_per_layer"]
+
+
+@pytest.mark.parametrize("fmt", ["table", "md", "html"])
+def test_formats_for_readers(fmt: str) -> None:
+    result = run("llava-1.5-7b", "--policy", "visipruner:filter=8,keep=10,exit=24", "--hardware", "l4", "--format", fmt)
+    assert result.exit_code == 0
+    for text in (
+        "9.047 T",
+        "9x576 15x10 8x0",
+        "340,787,200",
+        "estimates",
+        "NVIDIA L4" if fmt != "html" else "roofline",
+    ):
+        assert text in result.stdout
+
+
+def test_hardware_adds_estimates() -> None:
+    row = as_json("llava-1.5-7b", "--hardware", "h100-sxm")["rows"][0]
+    assert row["latency_estimate"]["hardware"] == "NVIDIA H100 SXM"
+    assert row["latency_estimate"]["decode_bound"] == "memory"
+
+
+def test_a_sparse_peak_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "row.json"
+    path.write_text(
+        json.dumps({"name": "NVIDIA L4", "peak_tflops": 242, "bandwidth_gbs": 300, "memory_gb": 24, "source": "sheet"})
+    )
+    result = run("llava-1.5-7b", "--hardware", str(path))
+    assert result.exit_code == 0
+    assert "looks like a peak with sparsity" in result.stderr
+
+
+def test_sweep_is_csv(tmp_path: Path) -> None:
+    target = tmp_path / "sweep.csv"
+    result = run("llava-1.5-7b", "--sweep", "visipruner:filter=2..4,keep=5/10,exit=20..30..5", "-o", str(target))
+    assert result.exit_code == 0
+    lines = list(csv.DictReader(io.StringIO(target.read_text())))
+    assert len(lines) == 3 * 2 * 3
+    line = next(li for li in lines if (li["filter"], li["keep"], li["exit"]) == ("3", "10", "25"))
+    row = as_json("llava-1.5-7b", "--policy", "visipruner:filter=3,keep=10,exit=25")["rows"][1]
+    assert int(line["prefill_flops"]) == row["prefill_flops"]
+    assert float(line["visual_attention_ratio"]) == pytest.approx(row["visual_attention_ratio"])
+
+
+def test_sweep_spelling() -> None:
+    assert parse_sweep("fastv:k=2..4,ratio=0.1..0.3..0.1") == ("fastv", {"k": [2, 3, 4], "ratio": [0.1, 0.2, 0.3]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("llava-1.5-7",), "Did you mean 'llava-1.5-7b'"),
+        (("llava-1.5-7b", "--policy", "fastvv"), "Did you mean 'fastv'"),
+        (("llava-1.5-7b", "--policy", "fastv:q=1"), "has no key 'q'"),
+        (("llava-1.5-7b", "--convention", "exat"), "Did you mean 'exact'"),
+        (("llava-1.5-7b", "--visual-tokens", "-5"), "visual_tokens"),
+        (("llava-1.5-7b", "--batch", "0"), "batch"),
+        (("llava-1.5-7b", "--text-tokens", "99999999999"), "text_tokens"),
+        (("llava-1.5-7b", "--context-tokens", "500"), "cannot exceed text_tokens"),
+        (("llava-1.5-7b", "--image", "0x480"), "makes no sense"),
+        (("llava-1.5-7b", "--hardware", "h101"), "no hardware row"),
+        (("llava-1.5-7b", "--sweep", "fastv:k=5..2,ratio=0.5"), "not a rising range"),
+        (("llava-1.5-7b", "--sweep", "fastv:k=a,ratio=0.5"), "not a number or a range"),
+        (("llava-1.5-7b", "--sweep", "fastv:k=1..31,ratio=0..1..0.000001"), "combinations"),
+        (("llava-1.5-7b", "--policy", "visipruner:filter=3.5,keep=3"), "cannot be executed"),
+    ],
+)  # fmt: skip
+def test_refusals(arguments: tuple[str, ...], says: str) -> None:
+    assert says in refused(*arguments)
+
+
+def test_no_target_is_wrong_usage() -> None:
+    assert run().exit_code == 2
+    assert run("llava-1.5-7b", "--image", "640").exit_code == 2
+
+
+def test_staircase() -> None:
+    assert staircase([576] * 3 + [144] * 29) == "3x576 29x144"
+    assert staircase([5.5, 5.5]) == "2x5.5"
+
+
+@pytest.mark.parametrize("what", ["models", "families", "policies", "hardware", "conventions"])
+def test_ls(what: str) -> None:
+    result = CliRunner().invoke(ls, [what, "--format", "json"])
+    assert result.exit_code == 0
+    assert len(json.loads(result.stdout)) >= 5
+
+
+def test_published_figures_are_current() -> None:
+    """`plan report --published -o reports/published.md` was run after the last change of the model."""
+    committed = Path(__file__).parents[2] / "reports" / "published.md"
+    assert committed.read_text() == markdown()
+
+
+def test_published_verdicts() -> None:
+    found = {(c.source, c.what): c for c in comparisons()}
+    assert found["S1, table 5", "LLaVA-1.5-7B, VisiPruner"].verdict == "yes"
+    assert found["S1, table 6", "FastV, K=3, R=75 %"].verdict == "yes"
+    assert found["FastV, table 1", "LLaVA-1.5-13B, K=2, R=75 %"].verdict == "yes"
+    assert found["FastV, table 1", "LLaVA-1.5-7B, K=0, R=90 %"].verdict == "no"
+    assert found["S1, table 6", "VisiPruner"].verdict == "no"
+    assert all(c.needed or c.note for c in found.values() if c.verdict == "no")
+
+
+def test_a_report_imports_no_torch_and_no_numpy() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from planner.cli.report import command;"
+        "result = CliRunner().invoke(command, ['llava-1.5-7b', '--policy', 'fastv:k=2,ratio=0.5']);"
+        "assert result.exit_code == 0, result.output;"
+        "print([name for name in ('torch', 'transformers', 'numpy', 'jinja2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
