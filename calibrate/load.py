@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.utils import logging
 
 from calibrate.plain_processor import PlainProcessor
+from calibrate.ranks import local_rank
 from planner.errors import InputError, UnsupportedModelError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -68,7 +74,8 @@ def load(
         settings["attn_implementation"] = attn_implementation
     if device_map is not None:
         settings["device_map"] = device_map
-    model = _attempt(source, AutoModelForImageTextToText.from_pretrained, **settings)
+    with _quiet_unless_terminal():
+        model = _attempt(source, AutoModelForImageTextToText.from_pretrained, **settings)
     if device_map is None:
         model = model.to(where)
     local = Path(source).is_dir()
@@ -79,7 +86,8 @@ def load(
 def _device(name: str) -> torch.device:
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        # One accelerator per process of a launch.
+        return torch.device("cpu") if accelerator is None else torch.device(accelerator.type, local_rank())
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -87,6 +95,19 @@ def _device(name: str) -> torch.device:
         cause = f"device {name!r} cannot be used ({_first_line(error)})"
         raise InputError(cause, "Use --device auto or cpu") from error
     return device
+
+
+@contextmanager
+def _quiet_unless_terminal() -> Iterator[None]:
+    """No progress bars of transformers where nobody watches them."""
+    silenced = not sys.stderr.isatty() and logging.is_progress_bar_enabled()
+    if silenced:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if silenced:
+            logging.enable_progress_bar()
 
 
 def _check_vision_language(source: str, config: Any) -> None:
@@ -133,7 +154,7 @@ def _refusal(source: str, error: BaseException) -> InputError:
     names = {type(link).__name__ for link in _chain(error)}
     if Path(source).exists():
         remedy = "Check that the directory is a complete save_pretrained model with its processor"
-    elif names & {"OfflineModeIsEnabled"}:
+    elif HF_HUB_OFFLINE or names & {"OfflineModeIsEnabled"}:
         remedy = "The hub is switched off (HF_HUB_OFFLINE): unset it, or give a local directory"
     elif names & {"GatedRepoError"}:
         remedy = "Ask for access on the model's page and log in with `hf auth login`"

@@ -17,7 +17,7 @@ from calibrate.identity import identify
 from calibrate.load import Loaded, load, reference_path
 from calibrate.masking import Masking
 from calibrate.probe import DEFAULT
-from calibrate.ranks import world
+from calibrate.ranks import Ranks, leave, world
 from calibrate.run import calibrate
 from calibrate.samples import Columns, SampleSet, load_samples
 from calibrate.search import Limits
@@ -98,6 +98,13 @@ def calibrate_and_plan(options: Options, echo: Callable[[str], None] | None = No
         PlannerError: any refusal, with cause and remedy.
     """
     ranks = world()
+    try:
+        return _calibrate_and_plan(options, ranks, echo)
+    finally:
+        leave()
+
+
+def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], None] | None) -> Outcome:
     say = echo if echo is not None else lambda line: print(line, file=sys.stderr)
     say = say if ranks.first else lambda line: None
     seconds: dict[str, float] = {}

@@ -46,9 +46,9 @@ class PlainProcessor:
         """Model inputs for a batch; `images` holds a list per text."""
         flat = [image for group in images for image in group]
         pixels = self.image_processor(images=flat, return_tensors="pt")
-        counts = iter(self._visual_tokens(pixels, len(flat)))
-        expanded = [self._expand(one, counts) for one in text]
-        tokens = self.tokenizer(expanded, return_tensors="pt", **settings)
+        counts = self._visual_tokens(pixels, len(flat))
+        expanded = self._expand(text, counts)
+        tokens = self.tokenizer(expanded, **settings)
         inputs = {**pixels, **tokens}
         if "image_grid_thw" in inputs:  # these models build their positions from the kind of each token
             inputs["mm_token_type_ids"] = (tokens["input_ids"] == self._image_token_id).long()
@@ -66,9 +66,14 @@ class PlainProcessor:
             )
         return [int(count) * self._sequence_length for count in tiles]
 
-    def _expand(self, text: str, counts: Any) -> str:
-        parts = text.split(self.image_token)
-        try:
-            return parts[0] + "".join(self.image_token * next(counts) + part for part in parts[1:])
-        except StopIteration:
-            raise InputError("a prompt has more image placeholders than images", "Check the prompt's text") from None
+    def _expand(self, text: Sequence[str], counts: list[int]) -> list[str]:
+        """Each placeholder repeated as often as its image has visual tokens."""
+        placeholders = sum(one.count(self.image_token) for one in text)
+        if placeholders != len(counts):
+            raise InputError(
+                f"the prompts have {placeholders} image placeholders for {len(counts)} images",
+                "Check the prompts' text",
+            )
+        remaining = iter(counts)
+        split = [one.split(self.image_token) for one in text]
+        return [parts[0] + "".join(self.image_token * next(remaining) + part for part in parts[1:]) for parts in split]

@@ -55,21 +55,26 @@ def local_rank() -> int:
 
 def world() -> Ranks:
     """The processes of this launch; a process group is made if the launcher's environment asks for one."""
+    global _made
     if not dist.is_available():
         return Ranks()
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return Ranks()
         dist.init_process_group("gloo")
+        _made = True
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
 def leave() -> None:
-    """Close the process group that `world` made."""
-    if dist.is_available() and dist.is_initialized():
+    """Close the process group that `world` made; one that the caller made stays."""
+    global _made
+    if _made:
         dist.destroy_process_group()
+        _made = False
 
 
+_made = False
 _gloo: Any = None
 
 

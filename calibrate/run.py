@@ -2,13 +2,14 @@
 
 The unit of work is a batch of `batch_size` consecutive samples of the whole set, whoever measures it: shards and ranks
 take turns over batches, so every sample is computed in the same company and gives the same numbers, however the work
-is split, interrupted or resumed. Memory is the model, one batch, one layer's attention rows, and the probes' rows
-(stated beforehand after the first batch); nothing of order n^2 is kept.
+is split, interrupted or resumed. Memory is the model, one batch, one layer's attention rows, and the probes' rows: a
+few kilobytes a sample, nothing of order n^2. Rows and the peak are stated at the end.
 """
 
 from __future__ import annotations
 
 import platform
+import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,8 @@ def calibrate(
         say(f"{name}: {seconds:.1f} s")
     if timing.forward_s:
         say(f"shared forward passes: {timing.forward_s:.1f} s")
-    say(f"rows: {sum(probe.table.nbytes for probe in chosen.values()) / 2**20:.1f} MiB")
+    rows = sum(probe.table.nbytes for probe in chosen.values())
+    say(f"memory: {rows / 2**20:.1f} MiB of rows, {_peak_bytes(model) / 2**20:.0f} MiB at the peak")
     for gathered in ranks.gather({name: probe.table for name, probe in chosen.items()})[1:]:
         absorb(chosen, gathered)
     if not ranks.first or shard[1] > 1:
@@ -267,6 +269,14 @@ def _check_finite(norms: torch.Tensor, batch: Batch) -> None:
             f"activations are not finite in layer {layer} for the sample {batch.samples[sample].where}",
             "Use --dtype bfloat16 or float32, or remove the sample",
         )
+
+
+def _peak_bytes(model: Any) -> int:
+    """Most memory held so far: of the accelerator that runs the model, else of the process."""
+    if model.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(model.device))
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
 
 
 def _profile(header: Mapping[str, Any], probes: Mapping[str, Probe]) -> Profile:

@@ -99,8 +99,8 @@ def test_resume_runs_no_finished_sample_again(chosen, expected, tmp_path):
     built, forwards = stub.model(fresh=True), []
     built.register_forward_pre_hook(lambda m, a, k: forwards.append(len(k["input_ids"])), with_kwargs=True)
     assert saved(run(chosen, built, out=tmp_path, resume=True), tmp_path / "profile") == expected
-    # Shard 0 had batches 0, 2 and 4. Batch 1 (samples 2, 3): shared, 5 masked prefills, 8 answers of 2 tokens, 2 for flip.
-    # Batches 3 and 5 are shared only.
+    # Shard 0 had batches 0, 2 and 4. Batch 1 (samples 2 and 3): the shared pass, 5 prefills and 8 answers of 2 tokens
+    # for masking, 2 for flip. Batches 3 and 5: the shared pass only.
     assert len(forwards) == (1 + 5 + 8 * 2 + 2) + 2
     forwards.clear()
     assert saved(run(chosen, built, out=tmp_path, resume=True), tmp_path / "profile") == expected

@@ -1,0 +1,163 @@
+"""Models and processors: what is loaded, how samples become inputs, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from calibrate import load as loading
+from calibrate.encode import Encoder, to_device
+from calibrate.identity import identify
+from calibrate.load import load, reference_path
+from calibrate.plain_processor import PlainProcessor
+from calibrate.samples import Sample, load_samples
+from planner.errors import InputError, SampleError, UnsupportedModelError
+
+PLAIN = reference_path("plain")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return load(str(PLAIN))
+
+
+@pytest.fixture(scope="module")
+def some():
+    return load_samples(reference_path("easy_vqa") / "calibration.jsonl").choose(6)
+
+
+@pytest.fixture(scope="module")
+def encoder(plain):
+    return Encoder(plain.processor, identify(plain.model, plain.id).visual_ids)
+
+
+def test_half_precision_weights_run_in_float32_on_a_cpu(plain):
+    assert plain.model.dtype == torch.float32 and not plain.model.training and plain.id == "plain"
+    assert load(str(PLAIN), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_identity_names_the_model_and_no_path_of_this_machine(plain):
+    known = identify(plain.model, plain.id)
+    assert (known.layers, known.identity.hidden_size, known.visual_ids) == (10, 128, (3,))
+    assert str(PLAIN) not in json.dumps(known.identity.config)
+    again = identify(load(str(PLAIN), dtype="bfloat16").model, "other")
+    assert again.identity.config_digest == known.identity.config_digest
+
+
+def test_prompts_follow_the_chat_template_and_are_padded_on_the_left(encoder, some):
+    assert encoder.prompt(some[0]) == f"USER: <image>\n{some[0].prompt} ASSISTANT:"
+    inputs = encoder(some)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    assert (ids == 3).sum(dim=1).tolist() == [144] * 6
+    assert (mask[:, -1] == 1).all() and (mask.diff(dim=1) >= 0).all() and mask.sum() < mask.numel()
+    for sample, row, valid in zip(some, ids, mask.bool(), strict=True):
+        assert torch.equal(row[valid], encoder([sample])["input_ids"][0])
+    assert encoder.settings()["image_processor"]["crop_size"] == {"height": 60, "width": 60}
+
+
+def test_several_images_in_one_sample(encoder, some):
+    double = Sample((*some[0].images, *some[1].images), "which is larger?")
+    inputs = encoder([double])
+    assert (inputs["input_ids"] == 3).sum() == 288 and len(inputs["pixel_values"]) == 2
+
+
+def test_flipping_turns_the_pixels_upside_down(encoder):
+    image = Image.new("RGB", (64, 64), "black")
+    image.paste("white", (0, 0, 64, 32))
+    sample = [Sample((image,), "what?")]
+    upright, flipped = encoder(sample)["pixel_values"], encoder(sample, flip=True)["pixel_values"]
+    assert torch.allclose(upright.flip(2), flipped, atol=1e-5) and not torch.allclose(upright, flipped)
+
+
+def test_answers_come_back_as_text(encoder):
+    ids = encoder.tokenizer(" yes", add_special_tokens=False)["input_ids"]
+    assert encoder.decode(torch.tensor([[*ids, encoder.tokenizer.eos_token_id]])) == ["yes"]
+
+
+def test_the_plain_processor_gives_what_the_models_own_gives(plain, some):
+    own = plain.processor
+    substitute = PlainProcessor(own.image_processor, own.tokenizer, plain.model.config)
+    substitute.tokenizer.chat_template = own.chat_template
+    one, other = (Encoder(p, (3,))(some) for p in (own, substitute))
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    with pytest.raises(InputError, match="2 image placeholders for 1 images"):
+        substitute([[some[0].pictures()[0]]], ["<image> <image>"], return_tensors="pt")
+
+
+def test_the_plain_processor_counts_merged_patches_and_refuses_what_it_does_not_know(plain, some):
+    tokenizer, picture = plain.processor.tokenizer, some[0].pictures()[0]
+
+    class Grid:
+        def __call__(self, images, return_tensors):
+            return {"pixel_values": torch.zeros(96, 8), "image_grid_thw": torch.tensor([[1, 8, 12]] * len(images))}
+
+    config = AutoConfig.from_pretrained(PLAIN)
+    config.vision_config.spatial_merge_size = 2
+    found = PlainProcessor(Grid(), tokenizer, config)([[picture]], ["<image>?"], return_tensors="pt")
+    assert (found["input_ids"] == 3).sum() == 24 and torch.equal(
+        found["mm_token_type_ids"], (found["input_ids"] == 3).long()
+    )
+    tiles = PlainProcessor(lambda images, return_tensors: {"pixel_values": torch.zeros(5, 3, 8, 8)}, tokenizer, config)
+    with pytest.raises(UnsupportedModelError, match="torchvision"):
+        tiles([[picture]], ["<image>?"], return_tensors="pt")
+
+
+def test_a_processor_that_needs_torchvision_is_replaced(monkeypatch, some):
+    class Needy:
+        @staticmethod
+        def from_pretrained(*args, **settings):
+            raise ImportError("requires the Torchvision library")
+
+    monkeypatch.setattr(loading, "AutoProcessor", Needy)
+    found = load(str(PLAIN))
+    assert isinstance(found.processor, PlainProcessor)
+    # Without a chat template on the tokenizer the prompt is the image, a newline, the text.
+    assert (Encoder(found.processor, (3,))(some)["input_ids"] == 3).sum(dim=1).tolist() == [144] * 6
+
+
+def test_a_sample_without_visual_tokens_is_refused(encoder, some):
+    with pytest.raises(SampleError, match="no visual token"):
+        Encoder(encoder.processor, (5000,))(some)
+
+
+def test_inputs_take_the_models_dtype(plain, encoder, some):
+    moved = to_device(encoder(some), plain.model.to(torch.bfloat16))
+    plain.model.to(torch.float32)
+    assert moved["pixel_values"].dtype == torch.bfloat16 and moved["input_ids"].dtype == torch.int64
+
+
+def test_a_language_model_is_refused(tmp_path):
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="'llama' model, not a vision-language model"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_an_incomplete_directory_is_refused_in_one_line(tmp_path, damage):
+    folder = tmp_path / "model"
+    shutil.copytree(PLAIN, folder)
+    (folder / damage).unlink()
+    with pytest.raises(InputError, match="cannot load") as caught:
+        load(str(folder))
+    assert "\n" not in str(caught.value) and "complete" in caught.value.remedy
+
+
+def test_an_unknown_model_says_that_the_hub_is_switched_off(monkeypatch):
+    with pytest.raises(InputError, match="cannot load owner/none") as caught:
+        load("owner/none")
+    assert "\n" not in str(caught.value)
+    assert "HF_HUB_OFFLINE" in caught.value.remedy
+
+
+@pytest.mark.parametrize("options", [{"dtype": "int3"}, {"device": "cuda:7"}, {"device": "toaster"}])
+def test_arguments_that_make_no_sense(options):
+    with pytest.raises(InputError):
+        load(str(PLAIN), **options)
