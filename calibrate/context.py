@@ -21,6 +21,7 @@ import torch
 
 from calibrate.context_attention import FLOWS, Attended, attended
 from calibrate.context_fit import ADJACENT, best_rate, fit_rates
+from calibrate.context_schedule import LAYERS, OF_LAYERS, OTHER_LAYERS, pruning, scaled
 from calibrate.context_texts import ContextTexts, read_texts
 from calibrate.encode import Inputs, to_device
 from calibrate.execute import accepted_first_tokens, divergence, first_logits
@@ -29,14 +30,10 @@ from calibrate.probe import Batch, ExecutedProbe
 from calibrate.samples import Sample
 from calibrate.stats import Array, mean, plain, proportion
 from planner.errors import CalibrationError, InputError
-from planner.policies.context import Context
 from planner.schedule import Schedule
-from planner.spec import ModelSpec
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DEFAULT_RATE = 0.3
-#: S2 counts layers of 32-layer models: 10 is its choice, 7 and 13 its comparison.
-OF_LAYERS, LAYERS, OTHER_LAYERS = 32, 10, (7, 13)
 #: Unless told otherwise five lengths, equally spaced up to S2's longest or what the model has positions for.
 LENGTHS, LONGEST = 5, 2500
 #: How the variants at the default rate are called.
@@ -180,13 +177,13 @@ class ContextProbe(ExecutedProbe):
         except CalibrationError as error:
             fit = {"none": error.cause}
         entropy, visual = self.table.column("entropy"), self.table.column("visual")
-        after = _scaled(LAYERS, entropy.shape[-1])
+        after = scaled(LAYERS, entropy.shape[-1])
         rise = entropy[:, :, 1, after:] - entropy[:, :, 0, after:]
         return {
             "lengths": lengths,
             "rates": list(self.rates),
             "layers": {
-                f"{layers} of {OF_LAYERS}": _scaled(layers, entropy.shape[-1]) for layers in (LAYERS, *OTHER_LAYERS)
+                f"{layers} of {OF_LAYERS}": scaled(layers, entropy.shape[-1]) for layers in (LAYERS, *OTHER_LAYERS)
             },
             "judged_by": "first_token_accuracy" if answered else "agreement",
             "agreement": _shares(grid[..., 0]),
@@ -216,31 +213,6 @@ class ContextProbe(ExecutedProbe):
             run: {f"S_{name}": plain(flow[:, number, :, which]) for which, name in enumerate(FLOWS)}
             for number, run in enumerate(("dense", "pruned"))
         }
-
-
-def pruning(
-    spec: ModelSpec, rate: float, protect: int, of_layers: int = LAYERS, rank_by: str = "attention_received"
-) -> Schedule:
-    """The context policy's schedule over the first `of_layers` of 32 layers, scaled to the model's depth.
-
-    Args:
-        rank_by: ``attention_received``, or ``random`` for the comparison.
-    """
-    schedule = Context(layers=_scaled(of_layers, spec.layers), rate=rate, protect=protect).schedule(spec)
-    if rank_by == "attention_received":
-        return schedule
-    return Schedule(
-        stages=tuple(
-            stage.model_copy(
-                update={"selects": tuple(select.model_copy(update={"rank_by": rank_by}) for select in stage.selects)}
-            )
-            for stage in schedule.stages
-        )
-    )
-
-
-def _scaled(layers: int, depth: int) -> int:
-    return max(1, round(layers * depth / OF_LAYERS))
 
 
 def _flow(run: Attended) -> Array:

@@ -38,6 +38,16 @@ class Curve:
     faithful_heads: int
     complete_heads: int
 
+    def at(self, counts: list[int]) -> Vector:
+        """Faithfulness and completeness at some of the numbers that were run, ``[2, counts]``."""
+        where = [self.heads.index(k) for k in counts]
+        return np.stack([self.faithfulness[where], self.completeness[where]])
+
+
+def grid(total: int) -> list[int]:
+    """Numbers of heads at which every order is run: all of them, or equally spaced ones where there are many."""
+    return sorted({round(k) for k in np.linspace(0, total, min(total, EVERY_K) + 1)})
+
 
 def curve(order: Vector, respond: Respond) -> Curve:
     """Curves of one order of heads (most important first, ``[N]`` head numbers)."""
@@ -52,7 +62,7 @@ def curve(order: Vector, respond: Respond) -> Curve:
             masks[row, torch.as_tensor(order[:k].copy())] = intact
         values.update(zip(counts, respond(masks).tolist() if counts else [], strict=True))
 
-    coarse = sorted({round(k) for k in np.linspace(0, total, min(total, EVERY_K) + 1)})
+    coarse = grid(total)
     for values, intact in ((faithfulness, True), (completeness, False)):
         run(coarse, values, intact)
         crossing = _first(values, intact, total)
@@ -92,16 +102,13 @@ def compare_orders(
     }
     generator = np.random.default_rng(seed)
     drawn = [curve(generator.permutation(len(coefficients)), respond) for _ in range(RANDOM_ORDERS)]
-    shared = sorted(set.intersection(*(set(one.heads) for one in drawn)))
+    counts = grid(len(coefficients))
+    faithfulness, completeness = np.mean([one.at(counts) for one in drawn], axis=0)
     curves["random"] = Curve(
-        heads=tuple(shared),
-        faithfulness=np.mean([_at(one.heads, one.faithfulness, shared) for one in drawn], axis=0),
-        completeness=np.mean([_at(one.heads, one.completeness, shared) for one in drawn], axis=0),
+        heads=tuple(counts),
+        faithfulness=faithfulness,
+        completeness=completeness,
         faithful_heads=round(float(np.mean([one.faithful_heads for one in drawn]))),
         complete_heads=round(float(np.mean([one.complete_heads for one in drawn]))),
     )
     return curves
-
-
-def _at(heads: tuple[int, ...], values: Vector, wanted: list[int]) -> Vector:
-    return np.asarray([values[heads.index(k)] for k in wanted])

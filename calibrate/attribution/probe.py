@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 
-from calibrate.attribution.attribute import ABLATED, MASKS, Attribution, attribute
-from calibrate.attribution.curves import COMPLETE, FAITHFUL
+from calibrate.attribution.attribute import ABLATED, MASKS, attribute
+from calibrate.attribution.curves import COMPLETE, FAITHFUL, grid
 from calibrate.attribution.mean import MeanImage, mean_image
 from calibrate.attribution.parts import Parts, find_parts
 from calibrate.attribution.response import ImageIndependentError
+from calibrate.attribution.rows import ATTRIBUTED, INDEPENDENT, ORDERS, WRONG, attributed_row, blank_row, image_number
 from calibrate.attribution.similarity import mean_cosines
 from calibrate.encode import to_device
 from calibrate.execute import accepted_first_tokens
@@ -22,10 +20,8 @@ from calibrate.samples import Sample, SampleSet
 from calibrate.stats import Array, mean, plain, proportion
 from planner.errors import CalibrationError, InputError
 
-ORDERS = ("attribution", "attention", "causal", "random")
 MEAN_IMAGES = 100
 TOP_HEADS = 5
-_ATTRIBUTED, _WRONG, _INDEPENDENT = range(3)
 
 
 class AttributionProbe(ExecutedProbe):
@@ -96,7 +92,7 @@ class AttributionProbe(ExecutedProbe):
         inputs = to_device(batch.encoder([sample]), batch.model)
         logits = batch.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
         if sample.answers and int(logits.argmax()) not in accepted_first_tokens(batch.encoder, sample):
-            return _blank(parts, _WRONG)
+            return blank_row(parts, WRONG)
         try:
             found = attribute(
                 batch.model,
@@ -111,8 +107,8 @@ class AttributionProbe(ExecutedProbe):
                 sample=sample.where,
             )
         except ImageIndependentError:
-            return _blank(parts, _INDEPENDENT)
-        return _measured(found, parts, inputs, sample)
+            return blank_row(parts, INDEPENDENT)
+        return attributed_row(found, parts, sample)
 
     def _mean_image(self, batch: Batch, parts: Parts) -> MeanImage:
         """Made once, from the same samples whoever makes it, so that shards and resumed runs agree."""
@@ -124,11 +120,11 @@ class AttributionProbe(ExecutedProbe):
 
     def summary(self) -> dict[str, Any]:
         status = self.table.column("status")[:, 0]
-        done = status == _ATTRIBUTED
+        done = status == ATTRIBUTED
         found: dict[str, Any] = {
             "attributed": int(done.sum()),
-            "answered_wrongly": int((status == _WRONG).sum()),
-            "image_independent": int((status == _INDEPENDENT).sum()),
+            "answered_wrongly": int((status == WRONG).sum()),
+            "image_independent": int((status == INDEPENDENT).sum()),
         }
         if not done.any():
             return found
@@ -152,6 +148,13 @@ class AttributionProbe(ExecutedProbe):
                 f"faithfulness > {FAITHFUL:g}": self._by_order(column("faithful_heads")),
                 f"completeness < {COMPLETE:g}": self._by_order(column("complete_heads")),
             },
+            "curves": {
+                "heads": grid(coefficients[0].size),
+                **{
+                    order: {"faithfulness": mean(values[:, 0]), "completeness": mean(values[:, 1])}
+                    for order, values in zip(ORDERS, column("curves").swapaxes(0, 1), strict=True)
+                },
+            },
             "attention_correlation": mean(column("attention_correlation")[:, 0]),
             "receiving_text_tokens": mean(column("receiving")[:, 0]),
             "text_tokens_suffice": mean(column("text_sufficient")[:, 0]),
@@ -170,75 +173,18 @@ class AttributionProbe(ExecutedProbe):
         return {order: mean(values[:, number]) for number, order in enumerate(ORDERS)}
 
 
-def _measured(found: Attribution, parts: Parts, inputs: Mapping[str, torch.Tensor], sample: Sample) -> dict[str, Array]:
-    text, image = found.text, found.image
-    nan = float("nan")
-    return {
-        **_blank(parts, _ATTRIBUTED),
-        "coefficients": found.coefficients,
-        "needed": found.needed,
-        "single_head": found.single_head,
-        "image_attention": found.image_attention,
-        "r2": found.fit.r2,
-        "pearson": found.fit.pearson,
-        "masks": found.fit.masks,
-        "logits": [found.intact, found.ablated],
-        "faithful_heads": [found.curves[order].faithful_heads for order in ORDERS],
-        "complete_heads": [found.curves[order].complete_heads for order in ORDERS],
-        "attention_correlation": found.attention_correlation,
-        "text_effects": [] if text is None else text.effects,
-        "receiving": nan if text is None else int(text.receives.sum()),
-        "text_sufficient": nan if text is None else text.sufficient,
-        "image_coefficients": [] if image is None else image.fit.coefficients,
-        "image_attention_weights": [] if image is None else image.attention,
-        "image_r2": nan if image is None else image.fit.r2,
-        "image_correlation": nan if image is None else image.correlation,
-        "words": [[word.layer, word.head, *word.tokens] for word in found.words],
-        "interpolated": found.mean_grid != "equal",
-        "prompt": _number(sample.prompt.encode()),
-        "image": _image_number(sample),
-    }  # type: ignore[return-value]
-
-
-def _blank(parts: Parts, status: int) -> dict[str, Array]:
-    """A sample that was looked at and not attributed: NaN, in the shapes of one that was."""
-    nan, table = np.full(1, np.nan), np.full((parts.layers, parts.heads), np.nan)
-    single = (
-        "r2",
-        "pearson",
-        "masks",
-        "attention_correlation",
-        "receiving",
-        "text_sufficient",
-        "image_r2",
-        "image_correlation",
-    )
-    return {
-        "status": np.asarray([status]),
-        **dict.fromkeys(("coefficients", "single_head", "image_attention"), table),
-        "needed": np.zeros(table.shape, bool),
-        **dict.fromkeys(single, nan),
-        "logits": np.full(2, np.nan),
-        **dict.fromkeys(("faithful_heads", "complete_heads"), np.full(len(ORDERS), np.nan)),
-        **dict.fromkeys(("text_effects", "image_coefficients", "image_attention_weights"), np.zeros(0)),
-        "words": np.zeros((0, 12), np.int64),
-        "interpolated": np.zeros(1, bool),
-        **dict.fromkeys(("prompt", "image"), np.zeros(1, np.int64)),
-    }
-
-
 def _others(samples: SampleSet, attributed: int, wanted: int) -> list[Sample]:
     """Samples for the mean image: not among the attributed ones, and no image of theirs nor any image twice.
 
     Raises:
         CalibrationError: there is none.
     """
-    used = {_image_number(sample) for sample in samples[:attributed]}
+    used = {image_number(sample) for sample in samples[:attributed]}
     others: list[Sample] = []
     for sample in samples[attributed:]:
         if len(others) == wanted:
             break
-        image = _image_number(sample)
+        image = image_number(sample)
         if image not in used:
             used.add(image)
             others.append(sample)
@@ -248,12 +194,3 @@ def _others(samples: SampleSet, attributed: int, wanted: int) -> list[Sample]:
             "Give more samples, or attribute fewer",
         )
     return others
-
-
-def _image_number(sample: Sample) -> int:
-    return _number(b"".join(hashlib.sha256(one.tobytes()).digest() for one in sample.pictures()))
-
-
-def _number(content: bytes) -> int:
-    """A short fingerprint, to tell equal prompts and images apart from others."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:7], "big")

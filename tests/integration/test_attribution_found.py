@@ -93,7 +93,8 @@ class TestPlantedHead:
 
 
 def test_heads_that_relay_make_early_text_rows_receive():
-    # Layer 1 writes the image into every row and layer 3 carries it on, so blocking other rows than the last matters too.
+    # Layer 1 writes the image into every row and layer 3 carries it on, so blocking other rows than the last matters
+    # too.
     model = only(*((layer, head) for layer in (1, 3) for head in range(HEADS)))
     parts, inputs = find_parts(model), tiny.inputs("llava")
     with float64_throughout():
@@ -216,6 +217,10 @@ def test_probe_in_any_order_and_any_parts_gives_one_result():
     assert found.n == 3
     assert found.values["attributed"] == 2 and found.values["answered_wrongly"] == 1
     assert np.asarray(found.values["coefficients"]["value"]).shape == (LAYERS, HEADS)
+    for order in ("attribution", "attention", "causal", "random"):
+        curve = found.values["curves"][order]
+        assert np.asarray(curve["faithfulness"]["value"])[[0, -1]] == pytest.approx([0, 1], abs=1e-9)
+        assert np.asarray(curve["completeness"]["value"])[[0, -1]] == pytest.approx([1, 0], abs=1e-9)
     assert set(found.values["heads_needed"]["faithfulness > 0.8"]) == {"attribution", "attention", "causal", "random"}
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from calibrate.context import VARIANTS, ContextProbe, pruning
+from calibrate.context import VARIANTS, ContextProbe
 from calibrate.context_attention import FLOWS, attended
+from calibrate.context_schedule import pruning
 from calibrate.execute import first_logits
 from calibrate.identity import identify
 from calibrate.probe import Batch

@@ -1,0 +1,36 @@
+"""Context pruning of S2 as a schedule for models of any depth."""
+
+from __future__ import annotations
+
+from planner.policies.context import Context
+from planner.schedule import Schedule
+from planner.spec import ModelSpec
+
+#: S2 counts layers of 32-layer models: 10 is its choice, 7 and 13 its comparison.
+OF_LAYERS, LAYERS, OTHER_LAYERS = 32, 10, (7, 13)
+
+
+def scaled(layers: int, depth: int) -> int:
+    """Layers of a 32-layer model, in a model of another depth."""
+    return max(1, round(layers * depth / OF_LAYERS))
+
+
+def pruning(
+    spec: ModelSpec, rate: float, protect: int, of_layers: int = LAYERS, rank_by: str = "attention_received"
+) -> Schedule:
+    """The context policy's schedule over the first `of_layers` of 32 layers, scaled to the model's depth.
+
+    Args:
+        rank_by: ``attention_received``, or ``random`` for the comparison.
+    """
+    schedule = Context(layers=scaled(of_layers, spec.layers), rate=rate, protect=protect).schedule(spec)
+    if rank_by == "attention_received":
+        return schedule
+    return Schedule(
+        stages=tuple(
+            stage.model_copy(
+                update={"selects": tuple(select.model_copy(update={"rank_by": rank_by}) for select in stage.selects)}
+            )
+            for stage in schedule.stages
+        )
+    )
