@@ -1,7 +1,8 @@
-"""The runtime: an unmodified transformers model executes a `planner.schedule.Schedule`, and shows what it attends to."""
+"""The runtime: an unmodified transformers model executes a `planner.schedule.Schedule`, and shows its attention."""
 
 from planner.runtime.attach import Handle, Report, attach
+from planner.runtime.image_cache import ImageCache
 from planner.runtime.signals import LayerView, observe
 from planner.runtime.weights import Influence
 
-__all__ = ["Handle", "Influence", "LayerView", "Report", "attach", "observe"]
+__all__ = ["Handle", "ImageCache", "Influence", "LayerView", "Report", "attach", "observe"]

@@ -57,7 +57,7 @@ def find_parts(model: Any) -> Parts:
         UnsupportedModelError: something a plan needs is missing; the message names it.
     """
     model = unwrap(model)
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "get_text_config"):
         raise UnsupportedModelError(
             f"{type(model).__name__} is not a transformers model", "Pass a model from transformers"
@@ -70,7 +70,7 @@ def find_parts(model: Any) -> Parts:
     )
     if not visual_ids or not hasattr(config, "vision_config"):
         raise UnsupportedModelError(
-            f"{config.model_type} has no image placeholder token in its config, so a plan cannot find its visual tokens",
+            f"{config.model_type} has no image placeholder token in its config, so its visual tokens cannot be found",
             "Use an image-text-to-text model such as LLaVA, Qwen2-VL or InternVL",
         )
     for field, what in _OBSTACLES.items():
@@ -95,7 +95,7 @@ def unwrap(model: Any) -> Any:
 
 
 def _tower(model: Any, text: Any) -> Any:
-    """`get_decoder()` where it gives the text tower; some releases return the whole model: look for who has the layers."""
+    """`get_decoder()` where it gives the text tower; else whoever has the layers (some releases give the whole model)."""
     candidates = [model.get_decoder()] if hasattr(model, "get_decoder") else []
     candidates += list(model.modules())
     for candidate in candidates:

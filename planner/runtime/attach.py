@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from planner.errors import RuntimeStateError
+from planner.errors import InputError, RuntimeStateError
 from planner.runtime import guard
 from planner.runtime.adapters import Parts, find_parts
 from planner.runtime.attention import Call, Handler, seam
 from planner.runtime.cache import Lease, PrunedLayer, install, past_length
 from planner.runtime.continuation import continued, joined, split
 from planner.runtime.encoder import EncoderScores
+from planner.runtime.image_cache import ImageCache, Stream, extent, fingerprint, images_of
 from planner.runtime.layout import Layout, read, visual_rows
 from planner.runtime.masks import columns
 from planner.runtime.prefill import Prefill
@@ -40,7 +41,7 @@ from planner.schedule import Redistribute, Schedule
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def attach(model: Any, schedule: Schedule, seed: int = 0, image_cache: Any = None) -> Handle:
+def attach(model: Any, schedule: Schedule, seed: int = 0, image_cache: ImageCache | None = None) -> Handle:
     """Make a model execute a schedule in every prompt that holds an image.
 
     Args:
@@ -58,6 +59,10 @@ def attach(model: Any, schedule: Schedule, seed: int = 0, image_cache: Any = Non
     return Handle(model, schedule, seed, image_cache)
 
 
+class _Encoded(Exception):
+    """The image stream is complete; the rest of the forward is not needed."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What the last prefill computed.
@@ -73,7 +78,7 @@ class Report:
 class Handle:
     """A plan on a model, until `detach`. A context manager, too."""
 
-    def __init__(self, model: Any, schedule: Schedule, seed: int = 0, image_cache: Any = None) -> None:
+    def __init__(self, model: Any, schedule: Schedule, seed: int = 0, image_cache: ImageCache | None = None) -> None:
         self.parts: Parts = find_parts(model)
         guard.check_schedule(schedule, self.parts)
         guard.check_mode(self.parts.model)
@@ -82,6 +87,8 @@ class Handle:
         self.schedule, self.seed, self.image_cache = schedule, seed, image_cache
         self._lease = Lease()
         self._layout: Layout | None = None
+        self._stream: Stream | None = None
+        self._ahead = False
         self._prompt_logits: Tensor | None = None
         self._prefill: Prefill | None = None
         self._last: Prefill | None = None
@@ -101,6 +108,8 @@ class Handle:
             if schedule.entry is not None and schedule.entry.rank_by == "encoder_attention":
                 self._encoder = EncoderScores(self.parts.model)
                 stack.enter_context(self._encoder.watching())
+            self._depth, self._kept_layers = extent(schedule)
+            self._fingerprint = ""
             self._hook(stack)
             self._stack = stack.pop_all()
 
@@ -129,6 +138,37 @@ class Handle:
             index = rows.index if select.of == "context" else number.gather(1, rows.index.clamp(min=0))
             found.append([sample[held].tolist() for sample, held in zip(index, rows.filled, strict=True)])
         return found
+
+    def encode_image(self, **inputs: Any) -> list[str]:
+        """Compute the image stream of the images in a prompt ahead of any question, into the image cache.
+
+        Args:
+            inputs: what the processor gives for any prompt that holds the images; its text does not matter.
+
+        Returns:
+            The images' keys in the cache.
+
+        Raises:
+            InputError: there is no image cache, no image, or the plan has no shallow stage in which visual tokens are
+                alone.
+        """
+        if self.image_cache is None or not self._depth:
+            raise InputError(
+                "no image stream can be encoded without an image cache and a plan whose first stage runs visual tokens alone",
+                "Attach with image_cache=ImageCache() a plan with visual_attention 'self' from layer 0",
+            )
+        self._ahead = True
+        try:
+            with torch.no_grad(), suppress(_Encoded):
+                self.parts.model(**inputs, use_cache=False)
+        finally:
+            self._ahead, prefill, self._prefill = False, self._prefill, None
+        stream = self._stream
+        if stream is None:
+            raise InputError("the prompt holds no image", "Pass input_ids with image tokens, and pixel_values")
+        if stream.given is None and prefill is not None:
+            stream.store(self.image_cache)
+        return stream.keys
 
     def detach(self) -> None:
         """Put the model back as it was. Safe to call twice."""
@@ -199,12 +239,12 @@ class Handle:
 
     def _before_model(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         guard.check_mode(model)
-        self._layout = self._prefill = self._prompt_logits = None
+        self._layout = self._prefill = self._prompt_logits = self._stream = None
         if self._encoder is not None:
             self._encoder.forget()
         if args:
             kwargs = {**kwargs, "input_ids": args[0]}
-        ids = kwargs.get("input_ids")
+        ids: Any = kwargs.get("input_ids")
         past = past_length(kwargs.get("past_key_values"))
         guard.check_prompt(kwargs, past)
         if self.schedule.empty or past or not bool(visual_rows(ids, self.parts.visual_ids).any()):
@@ -216,15 +256,32 @@ class Handle:
             output = model(*args[1:], **prompt)
             self._prompt_logits = output[0] if isinstance(output, tuple) else output.logits
             return args[1:], kwargs
-        self._layout = read(kwargs["input_ids"], self.parts.visual_ids, kwargs.get("attention_mask"))
+        self._layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
+        self._stream = self._find_stream(self.image_cache, kwargs, self._layout)
+        if self._stream is not None and self._stream.given is not None:
+            # What the pixels would become is known: the vision encoder does not run.
+            return args[1:], {**kwargs, "pixel_values": None}
         return None
+
+    def _find_stream(self, cache: ImageCache | None, kwargs: dict[str, Any], layout: Layout) -> Stream | None:
+        if cache is None or not self._depth or kwargs.get("pixel_values") is None:
+            return None
+        if not self._fingerprint:
+            shallow = list(self.parts.layers[: self._depth])
+            self._fingerprint = fingerprint(self.parts.model, self._kept_layers, self._depth, shallow)
+        keys, counts = images_of(self.parts.model, kwargs, sum(layout.visual_counts), self._fingerprint)
+        stream = Stream(self._depth, self._kept_layers, keys, counts)
+        found = cache.get(keys)
+        if found is not None:
+            stream.given = {layer: torch.cat([states[layer] for states in found]) for layer in self._kept_layers}
+        return stream
 
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         first, self._prompt_logits = self._prompt_logits, None
         return output if first is None else joined(first, output)
 
     def _before_tower(
-        self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         layout, self._layout = self._layout, None
         self._prefill = None
@@ -241,7 +298,7 @@ class Handle:
         if cache is not None:
             caches = install(cache, len(self.parts.layers), self._lease, layout.length, list(self.parts.windows))
         ranked = None if self._encoder is None else self._encoder.take(layout)
-        prefill = Prefill(self.schedule, layout, self._loners, caches, self.seed, ranked)
+        prefill = Prefill(self.schedule, layout, self._loners, caches, self.seed, ranked, self._stream)
         features = kwargs.pop("deepstack_visual_embeds", None)
         prefill.deepstack = list(features) if features is not None else []
         self._prefill = prefill
@@ -254,6 +311,8 @@ class Handle:
             return output
         prefill.close()
         self._last = prefill
+        if self.image_cache is not None and prefill.stream is not None and prefill.stream.given is None:
+            prefill.stream.store(self.image_cache)
         hidden = output[0]
         rows = prefill.main
         if rows.whole:
@@ -273,6 +332,8 @@ class Handle:
             if prefill is not None:
                 hidden = args[0] if args else kwargs.pop("hidden_states")
                 hidden, kwargs = prefill.before(index, hidden, kwargs)
+                if self._ahead and index == self._depth:
+                    raise _Encoded
                 return (hidden, *args[1:]), kwargs
             if self._pruned:
                 return args, {**kwargs, "attention_mask": self._decode_mask(index, args, kwargs)}

@@ -106,7 +106,7 @@ def seam(attentions: list[nn.Module], handler: Handler) -> Iterator[None]:
         RuntimeStateError: the model uses a kernel that is not supported.
     """
     configs: dict[int, Any] = {id(attention.config): attention.config for attention in attentions}
-    base = check_kernel(attentions[0].config._attn_implementation)  # type: ignore[union-attr]
+    base = check_kernel(next(iter(configs.values()))._attn_implementation)
     layers = {id(attention): (index, _kernel(base, attention)) for index, attention in enumerate(attentions)}
 
     def attend(

@@ -21,7 +21,7 @@ _OF_PROMPT = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
 
 
 def continued(kwargs: dict[str, Any]) -> int:
-    """How many tokens after the prompt a forward holds: ``logits_to_keep - 1`` where that is a number above 1, with a cache."""
+    """How many tokens after the prompt a forward with a cache holds: ``logits_to_keep - 1`` where that is a number."""
     keep = kwargs.get("logits_to_keep")
     if not isinstance(keep, int) or keep <= 1 or kwargs.get("use_cache") is False:
         return 0

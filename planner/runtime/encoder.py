@@ -44,7 +44,7 @@ class EncoderScores:
         config = model.config
         if config.model_type in _SCRAMBLED:
             raise UnsupportedModelError(
-                f"{config.model_type} gives {_SCRAMBLED[config.model_type]}, so encoder attention does not rank its visual tokens",
+                f"{config.model_type} gives {_SCRAMBLED[config.model_type]}, which its encoder's attention does not rank",
                 "Rank by encoder_norm instead",
             )
         tower = _encoder(model)

@@ -10,7 +10,6 @@ from planner.errors import InputError, RuntimeStateError, ScheduleError
 from planner.runtime.adapters import Parts
 from planner.schedule import Schedule
 
-
 #: Arguments that bring images.
 _IMAGES = ("pixel_values", "pixel_values_videos")
 
@@ -52,7 +51,7 @@ def check_prompt(kwargs: dict[str, Any], past: int) -> None:
     if past and any(kwargs.get(name) is not None for name in _IMAGES):
         raise RuntimeStateError(
             "an image arrived in a later turn, with a KV cache that already holds a prompt",
-            "Start again with all images in the first prompt, leave pixel values out of later turns, or detach the plan",
+            "Give all images in the first prompt and no pixel values in later turns, or detach the plan",
         )
     mask = kwargs.get("attention_mask")
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):

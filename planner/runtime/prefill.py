@@ -17,6 +17,7 @@ from planner.errors import RuntimeStateError
 from planner.runtime import scores
 from planner.runtime.attention import Call
 from planner.runtime.cache import PrunedLayer
+from planner.runtime.image_cache import Stream
 from planner.runtime.layout import Layout
 from planner.runtime.masks import hide, part
 from planner.runtime.redistribute import redistribute
@@ -37,6 +38,7 @@ class Prefill:
         loners: per layer, how visual rows run alone and how a layer is probed.
         caches: the cache's layers, empty without a cache.
         seed: of random selections.
+        stream: the image stream of the shallow layers, to be read or filled.
         entry_scores: scores of the visual rows that exist before layer 0, ``[B, n]``, for the schedule's entry.
     """
 
@@ -48,9 +50,10 @@ class Prefill:
         caches: list[PrunedLayer],
         seed: int,
         entry_scores: Tensor | None = None,
+        stream: Stream | None = None,
     ) -> None:
         self.schedule, self.layout, self.loners, self.caches, self.seed = schedule, layout, loners, caches, seed
-        self.entry_scores = entry_scores
+        self.entry_scores, self.stream = entry_scores, stream
         batch = layout.ids.shape[0]
         self.main = Rows.all(batch, layout.length, layout.ids.device)
         self.alone: Rows | None = None
@@ -86,7 +89,7 @@ class Prefill:
         """The layer's attention: the kernel, with the keys and values of rows outside the main stream."""
         sight = self._sight
         assert sight is not None
-        if sight.alone is not None and sight.alone.key is not None:
+        if sight.alone is not None and sight.alone.key is not None and sight.alone.shown is not None:
             order = self._order(sight.keys)
             call.key = gather(torch.cat([sight.alone.key, call.key], dim=2), order, dim=2)
             call.value = gather(torch.cat([sight.alone.shown, call.value], dim=2), order, dim=2)
@@ -120,6 +123,12 @@ class Prefill:
 
     def _enter(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         layer = int(stage.first)
+        if self.stream is not None and layer == self.stream.depth and self.alone is not None:
+            assert self.alone_hidden is not None
+            if self.stream.given is not None:
+                self.alone_hidden = self.stream.give(layer, self.alone, hidden)
+            else:
+                self.stream.take(layer, self.alone_hidden, self.alone)
         if layer == 0:
             if self.schedule.entry is not None:
                 hidden = self._drop(self.schedule.entry, 0, hidden, None)
@@ -251,17 +260,28 @@ class Prefill:
         rows, before = self.alone, self.alone_hidden
         reads = stage.text_to_visual != "none"
         inside = part_of_kwargs(kwargs, rows, None, self._known)
-        self.alone_hidden, key, value = self.loners[layer].run(before, inside, reads)
+        key: Tensor | None
+        value: Tensor | None
+        if self.stream is not None and layer < self.stream.depth and self.stream.given is not None:
+            if not reads:
+                return _Alone(before, None, None, None)
+            before = self.stream.give(layer, rows, before)
+            call = self.loners[layer].project(before, inside, keys=True, values=True)
+            key, value = call.key, call.value
+        else:
+            if self.stream is not None and layer < self.stream.depth:
+                self.stream.take(layer, before, rows)
+            self.alone_hidden, key, value = self.loners[layer].run(before, inside, reads)
         if not reads:
-            key = None
+            return _Alone(before, None, None, None)
         if stage.text_to_visual != "merge":
-            return _Alone(before, key, value, value, None)
+            return _Alone(before, key, value, None)
         # The first visual row of a sample stands behind its empty slots.
         start = torch.tensor(
             [min(rows.width - count, rows.width - 1) for count in rows.counts], device=rows.index.device
         )
         merged = Rows(rows.index.gather(1, start[:, None]), tuple(min(count, 1) for count in rows.counts), rows.length)
-        return _Alone(before, key, value, gather(value, start[:, None], dim=2).expand_as(value), merged)
+        return _Alone(before, key, gather(value, start[:, None], dim=2).expand_as(value), merged)
 
     def _mask(self, mask: Tensor | None, keys: Rows, stage: Stage) -> Tensor | None:
         hides = stage.visual_attention == "full" and stage.text_to_visual == "none"
@@ -332,7 +352,7 @@ class Prefill:
             if stage.cache_visual == "none" and self.visual.width:
                 cache.keep(self.text, rows)
                 rows = self.text
-        elif stage.cache_visual != "none" and alone.key is not None:
+        elif stage.cache_visual != "none" and alone.key is not None and alone.shown is not None:
             added = self.alone if alone.merged is None else alone.merged
             assert added is not None
             rows = self._with(added)
@@ -366,15 +386,13 @@ class _Alone:
 
     Attributes:
         hidden: ``[B, a, d]`` the layer's input.
-        key, value: ``[B, Hkv, a, dh]``; key is None where no text reads them.
-        shown: the values that text sees.
+        key, shown: ``[B, Hkv, a, dh]`` keys and the values that text sees, None where no text reads them.
         merged: after a merge, the one row per sample whose value is shown.
     """
 
     hidden: Tensor
     key: Tensor | None
-    value: Tensor
-    shown: Tensor
+    shown: Tensor | None
     merged: Rows | None
 
 

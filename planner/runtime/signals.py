@@ -95,7 +95,7 @@ class LayerView:
 
     def value_norms(self) -> Tensor:
         """L2 norm of each value vector, ``[B, Hkv, k]`` (S0)."""
-        return self.value.to(working_dtype(self.value)).norm(dim=-1)
+        return torch.linalg.vector_norm(self.value.to(working_dtype(self.value)), dim=-1)
 
 
 @contextmanager

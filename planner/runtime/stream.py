@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from planner.runtime.attention import Call, Handler
 from planner.runtime.rows import Rows, gather
@@ -67,21 +67,21 @@ def _part(table: Any, index: Tensor) -> Any:
 
 
 @contextmanager
-def _zeros_for(projection: nn.Module, width: int) -> Iterator[None]:
+def _zeros_for(projection: Any, width: int) -> Iterator[None]:
     """Make a projection give `width` zeros instead of computing."""
     own = projection.__dict__.get("forward")
 
     def zeros(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x.new_zeros(()).expand(*x.shape[:-1], width)
 
-    projection.forward = zeros  # type: ignore[method-assign,assignment]
+    projection.forward = zeros
     try:
         yield
     finally:
         if own is None:
             del projection.forward
         else:
-            projection.forward = own  # type: ignore[method-assign]
+            projection.forward = own
 
 
 class Loner:
@@ -95,7 +95,7 @@ class Loner:
     """
 
     def __init__(
-        self, layer: nn.Module, attention: nn.Module, heads: int, divert: Callable[[Handler], Any], fast: bool = False
+        self, layer: Any, attention: Any, heads: int, divert: Callable[[Handler], Any], fast: bool = False
     ) -> None:
         self.layer, self.attention, self.heads, self.divert, self.fast = layer, attention, heads, divert, fast
 
