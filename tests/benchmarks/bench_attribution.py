@@ -12,6 +12,7 @@ time, since other programs may share the machine.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from calibrate.attribution.mean import MeanImage, image_grids, mean_image
 from calibrate.attribution.parts import Parts, find_parts
 from calibrate.attribution.prefix import Capture, capture
 from calibrate.attribution.regression import attribute_entries
-from calibrate.attribution.response import Response
+from calibrate.attribution.response import ImageIndependentError, Response
 from calibrate.attribution.rotary import rotate
 from calibrate.encode import Encoder, to_device
 from calibrate.load import load, reference_path
@@ -157,17 +158,15 @@ def on_reference(name: str, device: str, masks: int = 10_000) -> list[str]:
     parts = find_parts(loaded.model)
     encoder = Encoder(loaded.processor, parts.visual_ids)
     samples = load_samples(reference_path("easy_vqa") / "calibration.jsonl")
-    chosen = next(one for one in samples if one.prompt.startswith("what"))
-    inputs = to_device(encoder([chosen]), loaded.model)
-
-    def prepare() -> Response:
-        others = [to_device(encoder([one]), loaded.model) for one in samples[-100:]]
-        mean = mean_image(loaded.model, others, parts)
+    others = [to_device(encoder([one]), loaded.model) for one in samples[-100:]]
+    mean, mean_wall, mean_cpu = timed(lambda: mean_image(loaded.model, others, parts), device)
+    for chosen in samples:
+        inputs = to_device(encoder([chosen]), loaded.model)
         seen = capture(loaded.model, parts, inputs)
         rows = TextRows(parts, seen, mean, image_grids(loaded.model, inputs, seen.visual.numel()))
-        return Response(rows, int(seen.logits.argmax()))
-
-    respond, mean_wall, mean_cpu = timed(prepare, device)
+        with contextlib.suppress(ImageIndependentError):
+            respond = Response(rows, int(seen.logits.argmax()))
+            break
     drawn = random_masks(masks, parts.layers * parts.heads, 0.75, seed=0)
     fit, wall, cpu = timed(lambda: attribute_entries(drawn, respond, early_stop=False), device)
     early, early_wall, early_cpu = timed(lambda: attribute_entries(drawn, respond), device)
