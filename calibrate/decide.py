@@ -91,6 +91,8 @@ class _HeldBack:
 
     def holds(self, point: Point) -> bool:
         """Whether the candidate's answers stay the dense model's often enough; False once the trials are used up."""
+        if not self.search.good(point):
+            return False
         trial = self.search.run(point)
         if trial.policy not in self.seen:
             if len(self.seen) >= self.limits.held_back_trials:
@@ -102,15 +104,23 @@ class _HeldBack:
             self.search.progress(f"held back: {trial.policy}: {found.hits} of {found.n} answers kept")
         return self.seen[trial.policy].misses <= self.allowed
 
+    def failed(self, point: Point) -> bool:
+        """Whether the candidate is known not to hold."""
+        found = self.seen.get(str(self.search.policy(point)))
+        return found is not None and found.misses > self.allowed
+
     def smallest_budget(self, start: Point, best: Point | None) -> Point | None:
-        """The smallest budget from `start`'s on that holds, by bisection, among those that cost less than `best`."""
+        """The smallest budget that holds, `start`'s or by bisection, among those that cost less than `best`."""
         search = self.search
-        options = [replace(start, budget=budget) for budget in range(start.budget, len(search.budgets))]
-        if best is not None:
-            options = [point for point in options if search.flops(point) < search.flops(best)]
-        if not options or not self.holds(options[-1]):
+        budgets = range(start.budget, len(search.budgets))
+        options = [point for budget in budgets if search.cheaper(point := replace(start, budget=budget), best)]
+        if not options or self.failed(replace(start, budget=budgets[-1])):
             return None
-        low, high = -1, len(options) - 1
+        if self.holds(options[0]):
+            return options[0]
+        if not self.holds(options[-1]):
+            return None
+        low, high = 0, len(options) - 1
         while high - low > 1:
             middle = (low + high) // 2
             if self.holds(options[middle]):
@@ -125,11 +135,10 @@ def _cheapest_that_holds(search: Search, held_back: Bench) -> tuple[Point, Agree
     trials, best = _HeldBack(search, held_back), None
     for finalist in sorted(search.finalists(), key=search.order):
         for start in search.retreats(finalist):
-            if best is not None and search.flops(start) >= search.flops(best):
+            if not search.cheaper(start, best):
                 continue
-            found = trials.smallest_budget(start, best)
-            if found is not None:
-                best = found
+            best = trials.smallest_budget(start, best) or best
+            if best == start:
                 break
     return None if best is None else (best, trials.seen[str(search.policy(best))])
 

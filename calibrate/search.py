@@ -38,7 +38,7 @@ class Limits:
     agreement: float = 0.98
     confidence: float = 0.8
     rank_by: tuple[RankBy, ...] = ("l2", "attention", "random")
-    held_back_trials: int = 24
+    held_back_trials: int = 40
     answer_tokens: int = 16
 
     def __post_init__(self) -> None:
@@ -121,8 +121,9 @@ class Search:
         self._allowed = int((1 - limits.agreement) * len(bench) + 1e-9)
 
     def policy(self, point: Point) -> VisiPruner:
-        """The candidate as a policy."""
-        return policy(self.profile, point.rule, point.filter, self.budgets[point.budget], point.exit, point.rank_by)
+        """The candidate as a policy. Where everything is kept the score does not matter: one stands for all."""
+        rank_by = self.limits.rank_by[0] if point.budget == len(self.budgets) - 1 else point.rank_by
+        return policy(self.profile, point.rule, point.filter, self.budgets[point.budget], point.exit, rank_by)
 
     def schedule(self, point: Point) -> Schedule:
         """The candidate as a schedule."""
@@ -155,14 +156,18 @@ class Search:
         """Decoder FLOPs of a candidate, which is not executed for it."""
         return decoder_flops(self.spec, self._workload, self.schedule(point))
 
+    def cheaper(self, point: Point, other: Point | None) -> bool:
+        """Whether a candidate costs less than another by more than a `TIE`; anything is cheaper than None."""
+        return other is None or self.flops(point) < self.flops(other) - TIE * self._dense_flops
+
     def retreats(self, point: Point) -> list[Point]:
         """The candidate itself, and where to go if no budget holds there: later exits, shallower filters."""
         layers = self.spec.layers
         later = sorted({point.exit + 1, point.exit + 2, (point.exit + layers + 1) // 2, layers})
-        found = [point, *(replace(point, exit=at) for at in later if point.exit < at <= layers)]
+        found = [replace(point, exit=at) for at in later if point.exit < at <= layers]
         if point.rule != UNTOUCHED:
             found += [replace(point, filter=k) for k in (point.filter - 1, point.filter - 2) if k > 0]
-        return sorted(found, key=self.flops)
+        return [point, *sorted(found, key=self.flops)]
 
     def finalists(self) -> list[Point]:
         """For each rule and filter the smallest budgets that hold, with the earliest exit that holds."""

@@ -1,0 +1,251 @@
+"""Deciding without a model: what is proposed, what the limits allow, and that the cheapest that holds is found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from calibrate.candidates import (
+    SHALLOW_RULES,
+    UNTOUCHED,
+    budgets,
+    deepest,
+    earliest,
+    exits,
+    filters,
+    policy,
+    shallows,
+    suggested,
+)
+from calibrate.decide import decide
+from calibrate.evaluate import equal_cost, policies
+from calibrate.search import Limits, decoder_flops, workload_of
+from calibrate.stats import proportion, wilson
+from calibrate.trial import Agreement
+from planner.cost import cost
+from planner.errors import InputError
+from planner.policies import FastV, Random, VisiPruner
+from planner.profile import ModelIdentity, ProbeResult, Profile, PromptShape, SampleIdentity
+from planner.spec import ModelSpec
+
+CONFIG = {
+    "model_type": "llava",
+    "image_token_index": 3,
+    "vision_feature_layer": -1,
+    "text_config": {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 10,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+    },
+    "vision_config": {
+        "model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 60, "patch_size": 5,
+    },
+}  # fmt: skip
+SPEC = ModelSpec.from_config(CONFIG)
+LAYERS = 10
+
+
+def curve(first, values):
+    return {
+        "k": list(range(first, first + len(values))),
+        "agreement": [proportion(round(v * 100), 100) for v in values],
+    }
+
+
+def profile(alone=0, exit_layer=7, least=144):
+    """Text may be blind in [0, alone), and the image may be dropped from `exit_layer` on; influence says nonsense."""
+    ids = np.arange(4)
+    rows = {"filter": np.zeros((4, 1)), "kept": np.full((4, 1, 1), 5), "exit": np.full((4, 1, 1), 2)}
+    arrays = {"influence/ids": ids}
+    for name, values in rows.items():
+        arrays[f"influence/{name}.data"] = (
+            values.reshape(4, *values.shape[2:]) if values.ndim == 3 else values.reshape(4)
+        )
+        arrays[f"influence/{name}.lengths"] = np.ones(4, np.int64)
+    curves = {
+        "alone_before": curve(1, [1.0] * alone + [0.5] * (LAYERS - alone)),
+        "masked_from": curve(0, [0.5] * exit_layer + [1.0] * (LAYERS - exit_layer)),
+    }
+    lengths = {"visual": {"value": 144, "least": least, "most": 144}}
+    return Profile(
+        model=ModelIdentity(
+            id="m",
+            family="llava",
+            config=CONFIG,
+            config_digest=SPEC.digest,
+            layers=LAYERS,
+            hidden_size=64,
+            image_token_id=3,
+        ),
+        samples=SampleIdentity(digest="s", n=4, source="s.jsonl"),
+        prompt=PromptShape(visual_tokens=144, text_tokens=10, system_tokens=4),
+        processor={},
+        probes={
+            "prompt": ProbeResult(n=4, settings={}, values=lengths),
+            "influence": ProbeResult(
+                n=4, settings={}, values={"suggested": {"0.5": {"filter": 0, "keep": 5, "exit": 2}}}
+            ),
+            "masking": ProbeResult(n=4, settings={}, values=curves),
+        },
+        environment={},
+        created_with="test",
+    ).with_arrays(arrays)
+
+
+class Truth:
+    """A bench with a known truth.
+
+    Blindness in [0, alone) is harmless, so are `budget` tokens from a later layer on, and none from layer `exit` on.
+    """
+
+    def __init__(self, n, alone, budget, exit_layer, whole_budget=None):
+        self.n, self.alone, self.budget, self.exit, self.whole = n, alone, budget, exit_layer, whole_budget or budget
+        self.executed = []
+
+    def __len__(self):
+        return self.n
+
+    def first_token(self, schedule, misses=None):
+        return self._agreement(schedule, self.budget)
+
+    def whole_answer(self, schedule, max_new_tokens, misses=None):
+        self.executed.append(schedule)
+        return self._agreement(schedule, self.whole)
+
+    def _agreement(self, schedule, budget):
+        blind = max([s.last for s in schedule.stages if s.text_to_visual == "none"], default=0)
+        self_only = max([s.last for s in schedule.stages if s.visual_attention == "self"], default=0)
+        tokens, gone, early = 144, LAYERS, False
+        for stage in schedule.stages:
+            for select in stage.selects:
+                early |= stage.last <= self.alone and select.keep.count < 144
+                tokens = min(tokens, select.keep.count) if select.keep.count else tokens
+                gone = stage.last if select.keep.count == 0 else gone
+        harmless = blind <= self.alone and self_only <= self.alone and not early
+        good = harmless and tokens >= budget and gone >= self.exit
+        return Agreement(self.n if good else 0, self.n, 0.0)
+
+
+def run(truth, held, **limits):
+    return decide(profile(truth.alone, truth.exit), SPEC, truth, held, Limits(**limits))
+
+
+def test_a_window_is_found_with_its_shallow_stage_exit_and_budget():
+    found = run(Truth(64, 3, 20, 7), Truth(192, 3, 20, 7))
+    assert found.policy == VisiPruner(filter=3, keep=20, exit=7)
+    assert [(s.first, s.last, s.text_to_visual) for s in found.schedule.stages] == [
+        (0, 3, "none"), (3, 4, "full"), (4, 7, "full"), (7, 10, "full"),
+    ]  # fmt: skip
+    assert found.measured == proportion(192, 192)
+    assert [note for note in found.notes if "exit layer 2" in note], "influence is contradicted by the curve"
+
+
+def test_without_a_window_the_shallow_stage_is_empty():
+    found = run(Truth(64, 0, 20, 7), Truth(192, 0, 20, 7))
+    assert found.schedule.stages[0].text_to_visual == "full" and found.schedule.stages[0].visual_attention == "full"
+    assert (found.policy.filter, found.policy.keep, found.policy.exit) == (0, 20, 7)
+
+
+def test_the_held_back_part_overrules_the_proposing_part():
+    held = Truth(192, 2, 58, 8)
+    found = run(Truth(64, 3, 20, 7), held)
+    assert held.whole_answer(found.schedule, 16).misses == 0
+    costs = [t.decoder_flops for t in found.trials if t.held_back is not None and t.held_back.misses == 0]
+    assert decoder_flops(SPEC, workload_of(profile()), found.schedule) == min(costs)
+    assert found.policy.keep == 58 and found.policy.exit in (8, 9)
+
+
+def test_whole_answers_decide_and_not_first_tokens():
+    found = run(Truth(64, 0, 5, 7), Truth(192, 0, 5, 7, whole_budget=86))
+    assert found.policy.keep == 86
+
+
+def test_a_model_that_tolerates_nothing_stays_dense_and_says_so():
+    held = Truth(192, 0, 10**6, LAYERS)
+    found = run(Truth(64, 0, 20, 7), held, held_back_trials=9)
+    assert str(found.policy) == "dense" and found.schedule.empty and found.measured is None
+    assert "the plan is dense" in found.notes[-1]
+    assert len(held.executed) <= 9, "trials are bounded"
+
+
+def test_too_few_held_back_samples_are_refused():
+    with pytest.raises(InputError, match="12 held-back samples cannot show"):
+        run(Truth(4, 0, 20, 7), Truth(12, 0, 20, 7), agreement=0.98, confidence=0.8)
+
+
+@pytest.mark.parametrize("limits", [{"agreement": 0}, {"agreement": 1.1}, {"confidence": 0.4}, {"confidence": 1.0}])
+def test_limits_that_make_no_sense(limits):
+    with pytest.raises(InputError):
+        Limits(**limits)
+
+
+@pytest.mark.parametrize(
+    ("n", "agreement", "confidence"), [(192, 0.98, 0.8), (192, 0.98, 0.5), (30, 0.98, 0.8), (500, 0.9, 0.95)]
+)
+def test_allowed_misses_are_the_largest_number_whose_bound_holds(n, agreement, confidence):
+    allowed = Limits(agreement=agreement, confidence=confidence).misses(n)
+    for misses in range(n):
+        holds = wilson(n - misses, n, confidence, one_sided=True)[0] >= agreement
+        assert holds == (misses <= allowed)
+
+
+def test_depth_and_exit_are_read_off_curves_up_to_the_first_failure():
+    assert deepest(curve(1, [1, 1, 0.9, 1]), 0.98) == 2
+    assert deepest(curve(1, [0.9, 1]), 0.98) == 0
+    assert earliest(curve(0, [1, 0.9, 1, 1]), 0.98, 4) == 2
+    assert earliest(curve(0, [1, 1, 1, 0.9]), 0.98, 4) == 4
+
+
+def test_proposals_come_from_both_influence_and_curves():
+    found = profile(alone=3)
+    stages = suggested(found, 4)
+    assert {s["exit"] for s in stages} == {2} and {s["keep"] for s in stages} == {5}
+    assert exits(found, stages, 0.98) == [2, 6, 7, 8, 10]
+    assert shallows(found, stages, 0.98) == [(SHALLOW_RULES[0], 3)], (
+        "rules without a curve follow influence, which says 0"
+    )
+    assert filters(stages, 7) == [0, 3, 5]
+    assert 5 / 144 in budgets(found, stages) and budgets(found, stages)[-1] == 1.0
+
+
+def test_a_budget_is_a_number_of_tokens_only_where_prompts_are_alike():
+    assert policy(profile(), UNTOUCHED, 0, 0.5, 10, "l2").keep == 72
+    assert policy(profile(least=100), UNTOUCHED, 0, 0.5, 10, "l2").keep == 0.5
+    assert policy(profile(least=100), UNTOUCHED, 0, 1.0, 10, "l2").keep == 144, (
+        "everything is a count that nobody exceeds"
+    )
+    assert policy(profile(), UNTOUCHED, 2, 0.5, 7, "l2").visual_attention == "full"
+
+
+@pytest.mark.parametrize("kind", [FastV, Random])
+@pytest.mark.parametrize("keep", [10, 60])
+def test_baselines_cost_what_the_plan_costs_or_one_token_more(kind, keep):
+    shapes = Counter({(4, 144, 10): 3, (4, 144, 14): 1})
+    schedule = VisiPruner(filter=3, keep=keep, exit=7).schedule(SPEC)
+
+    def flops(chosen):
+        workloads = [SimpleNamespace(shape=shape, count=count) for shape, count in shapes.items()]
+        from calibrate.evaluate import workload
+
+        return sum(decoder_flops(SPEC, workload(w.shape), chosen) * w.count for w in workloads) / 4
+
+    baseline = equal_cost(kind, SPEC, flops(schedule), shapes)
+    kept = round((1 - baseline.ratio) * 144)
+    fewer = kind(k=baseline.k, ratio=1 - (kept - 1) / 144)
+    assert flops(baseline.schedule(SPEC)) >= flops(schedule) > flops(fewer.schedule(SPEC))
+
+
+def test_a_dense_plan_has_no_baselines():
+    from planner.policies import Dense
+
+    assert list(policies(SPEC, (Dense(), Dense().schedule(SPEC)), Counter({(4, 144, 10): 1}))) == ["dense"]
+
+
+def test_decoder_flops_leave_the_tower_out():
+    schedule = VisiPruner(filter=3, keep=10, exit=7).schedule(SPEC)
+    found = cost(SPEC, workload_of(profile()), schedule)
+    expected = found.prefill_flops - found.prefill["vision"] - found.prefill["projector"]
+    assert decoder_flops(SPEC, workload_of(profile()), schedule) == expected
