@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from .decoder import PLAIN, WINDOWED
-from .evaluate import BFLOAT16_SAMPLES
 from .stages import STEPS
 
 TOLERANCE = 0.02
@@ -87,8 +86,8 @@ most {points:.0f} points against dense in "what" and in yes/no questions alike:
 - One seed, and one draw of each random subset. On {column} questions the standard error of the dense "what" accuracy
   is {error:.1f} points.
 - Answers are one word and images show one object on a plain ground: nothing here says how a large model behaves.
-- Computed in bfloat16, {bfloat16:.1%} of the first {few} answers are those of float32; `generate` on separate,
-  padded prompts gives the same first token as the packed evaluation in {generate:.1%}.
+- On the first {agreement[samples]} of them, bfloat16 gives the answer of float32 in {agreement[bfloat16]:.1%}, and
+  `generate` on separate, padded prompts the token of the evaluation in {agreement[generate]:.1%}.
 """
 
 
@@ -169,12 +168,11 @@ def card(name: str, training: dict[str, Any], result: dict[str, Any]) -> str:
         ),
         column=chosen["what"],
         error=100 * math.sqrt(dense * (1 - dense) / max(1, chosen["what"])),
-        few=min(BFLOAT16_SAMPLES, chosen["samples"]),
-        **result["agreement"],
+        agreement=result["agreement"],
     )
 
 
 def write_card(folder: Path, result: dict[str, Any]) -> None:
     """Write ``README.md`` into a model's folder from its ``training.json`` and the evaluation's result."""
     training = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    (folder / "README.md").write_text(card(folder.name, training, result), encoding="utf-8")
+    (folder / "README.md").write_text(card(next(reversed(training)), training, result), encoding="utf-8")
