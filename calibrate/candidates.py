@@ -114,6 +114,6 @@ def policy(
     equal = lengths["least"] == lengths["most"]
     budget = max(1, round(keep * lengths["most"])) if equal or keep >= 1 else keep
     settings = dict(rule.settings) if filter_layer else {}
-    return VisiPruner(
-        filter=filter_layer, keep=budget, exit=exit_layer if exit_layer < layers else None, rank_by=rank_by, **settings
-    )
+    if exit_layer < layers:
+        settings["exit"] = exit_layer
+    return VisiPruner(filter=filter_layer, keep=budget, rank_by=rank_by, **settings)

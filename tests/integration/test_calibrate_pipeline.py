@@ -1,0 +1,150 @@
+"""The whole way on the shipped plain model, in small: profile, decision, evaluation, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from calibrate.batches import Batches
+from calibrate.encode import Encoder
+from calibrate.evaluate import evaluate
+from calibrate.execute import accepted_first_tokens, divergence, executing, first_logits, generate
+from calibrate.identity import identify
+from calibrate.load import load, reference_path
+from calibrate.pipeline import Options, calibrate_and_plan
+from calibrate.samples import Sample, load_samples
+from calibrate.search import Limits
+from calibrate.timing import prefill_ms
+from calibrate.trial import Bench
+from planner.errors import InputError
+from planner.policies import VisiPruner
+
+PLAIN, DATA = reference_path("plain"), reference_path("easy_vqa")
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return calibrate_and_plan(
+        Options(
+            model=str(PLAIN),
+            data=str(DATA / "calibration.jsonl"),
+            evaluation_data=str(DATA / "evaluation.jsonl"),
+            num_samples=48,
+            evaluation_samples=24,
+            settings={"masking": {"curves": ("alone_before", "masked_from")}},
+            limits=Limits(agreement=0.9, rank_by=("l2",), held_back_trials=8),
+            timing_rounds=1,
+        ),
+        echo=lambda line: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return load(str(PLAIN))
+
+
+@pytest.fixture(scope="module")
+def bench(plain):
+    encoder = Encoder(plain.processor, identify(plain.model, plain.id).visual_ids)
+    return Bench(Batches(load_samples(DATA / "calibration.jsonl").choose(10), encoder, plain.model, 4))
+
+
+def test_the_plain_model_needs_the_image_from_the_first_layer_on(outcome):
+    shallow = outcome.decision.schedule.stages[0]
+    assert (shallow.text_to_visual, shallow.visual_attention) == ("full", "full")
+    alone = outcome.profile.probes["masking"].values["alone_before"]["agreement"]
+    assert alone[0]["value"] < 0.95, "visual tokens alone in layer 0 cost answers"
+
+
+def test_the_plan_is_cheaper_and_agrees(outcome):
+    dense, plan, fastv, random = outcome.evaluation.rows
+    assert dense.policy == "dense" and dense.agreement.value == 1 and dense.accuracy.value > 0.85
+    assert plan.policy == str(outcome.decision.policy)
+    assert plan.decoder_flops_ratio < 0.7 and plan.kv_cache_ratio < 0.7 and plan.agreement.value >= 0.8
+    assert fastv.policy.startswith("fastv") and random.policy.startswith("random")
+    for baseline in (fastv, random):
+        assert 1 <= baseline.decoder_flops / plan.decoder_flops < 1.05
+    assert all(row.prefill_ms > 0 for row in outcome.evaluation.rows)
+    assert set(outcome.evaluation.by_kind["dense"]) <= {"color", "shape", "yes/no"}
+    assert outcome.decision.agreement.n == 36 and outcome.decision.measured["value"] >= 0.9
+
+
+def test_masking_saw_only_the_proposing_samples(outcome):
+    assert outcome.profile.probes["masking"].n == 12 and outcome.profile.probes["influence"].n == 48
+
+
+def test_agreement_counts_and_stops_early(bench):
+    blind = VisiPruner(filter=9, keep=1).schedule(identify(bench.batches.model, "m").spec)
+    whole = bench.first_token(blind)
+    assert whole.n == 10 and whole.misses > 2 and whole.kl > 0.1
+    assert bench.first_token(blind, misses=1).n < 10
+    by_hand = 0
+    for batch in bench.batches:
+        dense = batch.model(**batch.inputs).logits[:, -1].argmax(-1)
+        with executing(batch.model, blind):
+            by_hand += int((batch.model(**batch.inputs, logits_to_keep=1).logits[:, -1].argmax(-1) == dense).sum())
+    assert whole.hits == by_hand
+    texts, dense = bench.answers(4, blind), bench.answers(4)
+    assert bench.whole_answer(blind, 4).hits == sum(a == b for a, b in zip(texts, dense, strict=True))
+
+
+def test_a_batch_is_answered_like_its_samples_alone(bench, plain):
+    alone = Bench(Batches(bench.batches.samples, bench.batches.encoder, plain.model, 1))
+    assert alone.answers(4) == bench.answers(4)
+    assert bench.batches.shapes() == alone.batches.shapes()
+
+
+def test_execution_leaves_the_model_as_it_was_after_an_error(plain, bench):
+    batch = bench.batches[0]
+    before = first_logits(plain.model, batch.inputs)
+    schedule = VisiPruner(filter=3, keep=5, exit=7).schedule(identify(plain.model, "m").spec)
+    with pytest.raises(KeyError), executing(plain.model, schedule):
+        raise KeyError
+    assert torch.equal(first_logits(plain.model, batch.inputs), before)
+
+
+def test_divergence_is_kullback_leibler():
+    one, other = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    expected = 0.5 * torch.tensor(0.5 / 0.9).log() + 0.5 * torch.tensor(0.5 / 0.1).log()
+    assert divergence(one, other).item() == pytest.approx(expected.item())
+    assert divergence(one, one).item() == 0
+
+
+def test_first_tokens_of_accepted_answers(bench):
+    tokenizer = bench.batches.encoder.tokenizer
+    ids = accepted_first_tokens(bench.batches.encoder, Sample((), "x", ("yes",)))
+    assert tokenizer(" yes", add_special_tokens=False)["input_ids"][0] in ids
+    assert tokenizer(" no", add_special_tokens=False)["input_ids"][0] not in ids
+    answer = generate(bench.batches.model, bench.batches[0].inputs, 4)[:, 0].tolist()
+    right = [
+        token in accepted_first_tokens(bench.batches.encoder, s)
+        for token, s in zip(answer, bench.batches[0].samples, strict=True)
+    ]
+    assert sum(right) >= 3
+
+
+def test_timing_gives_a_time_for_each_schedule(plain, bench):
+    schedules = [VisiPruner(filter=0, keep=k).schedule(identify(plain.model, "m").spec) for k in (144, 5)]
+    assert all(time > 0 for time in prefill_ms(plain.model, bench.batches[0].inputs, schedules, rounds=2))
+
+
+def test_samples_without_answers_are_evaluated_by_agreement(plain):
+    from calibrate.samples import SampleSet
+
+    samples = load_samples(DATA / "evaluation.jsonl").choose(4)
+    bare = SampleSet(tuple(Sample(s.images, s.prompt) for s in samples), "bare")
+    known = identify(plain.model, plain.id)
+    found = Bench(Batches(bare, Encoder(plain.processor, known.visual_ids), plain.model, 4))
+    policy = VisiPruner(filter=3, keep=20, exit=7)
+    evaluation = evaluate(found, known.spec, (policy, policy.schedule(known.spec)), rounds=0)
+    assert all(row.accuracy is None and row.prefill_ms is None for row in evaluation.rows)
+    assert evaluation.rows[0].agreement.value == 1 and evaluation.by_kind == {}
+
+
+def test_refusals():
+    with pytest.raises(InputError, match="samples of your own"):
+        calibrate_and_plan(Options(model=str(PLAIN)))
+    few = Options(model=str(PLAIN), data=str(DATA / "calibration.jsonl"), num_samples=10)
+    with pytest.raises(InputError, match="10 samples are too few"):
+        calibrate_and_plan(few)
