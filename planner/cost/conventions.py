@@ -1,6 +1,7 @@
 """What "FLOPs" may mean: named conventions, each with its source, its formula and what it leaves out.
 
-The same model on the same prompt is quoted as 8.5, 3.8 and 0.099 TFLOPs in the literature; all three are right, in their own convention.
+The same model on the same prompt is quoted as 8.5, 3.8 and 0.099 TFLOPs in the literature; all three are right, in
+their own convention.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Convention:
         rows: which tokens count: ``all``; ``visual``; ``prefixed``: FastV's 36 system tokens and the visual ones.
         pairs: attention pairs: the ``rectangular`` product a dense kernel runs, or the ``causal`` ones only.
         ffn_matrices: matrices of the feed-forward block; 0 means what the model has.
-        real: projections, feed-forward, vision, head and selector as the model has them; otherwise ``4 n d^2`` and nothing else.
+        real: projections, feed-forward, vision, head and selector as the model has them; otherwise ``4 n d^2`` and
+            nothing else.
         per_layer: the figure is an average per layer, not the sum.
         mean_token: attention only, with the mean token count over layers put into the quadratic.
     """
@@ -48,7 +50,7 @@ CONVENTIONS: dict[str, Convention] = {
         Convention(
             name="exact",
             source="what torch's FlopCounterMode counts, repaired, on the running model",
-            formula="2 per multiply-add of every matrix product executed; attention n^2 per layer, as dense kernels execute it",
+            formula="2 per multiply-add of every matrix product executed; attention n^2, as dense kernels execute it",
             omits="elementwise work: norms, softmax, activations, rotary embedding",
             flops_per_mac=2,
             real=True,
@@ -65,7 +67,7 @@ CONVENTIONS: dict[str, Convention] = {
         Convention(
             name="pdrop",
             source="PyramidDrop (Xing et al., 2025), FitPrune (Ye et al., 2025), VisiPruner (S1, appendix M)",
-            formula="sum over layers of 4nd^2 + 2n^2d + 3ndm, n visual tokens; shallow layers of VisiPruner 4nd^2 + 3ndm",
+            formula="sum over layers of 4nd^2 + 2n^2d + 3ndm, n visual tokens; alone they have no 2n^2d",
             omits="text tokens, grouped key/value heads, vision tower, head, selector; counts a multiply-add as 1",
             flops_per_mac=1,
             rows="visual",
@@ -75,7 +77,7 @@ CONVENTIONS: dict[str, Convention] = {
             name="fastv",
             source="FastV (Chen et al., 2024), the figures of its table (its text's formula gives others)",
             formula="mean over layers of 4nd^2 + 2n^2d + 2ndm, n = 36 system tokens + visual tokens",
-            omits="text after the image, one of three feed-forward matrices, vision tower, head, selector; a multiply-add is 1",
+            omits="text after the image, a third of the feed-forward, vision, head, selector; a multiply-add is 1",
             flops_per_mac=1,
             rows="prefixed",
             ffn_matrices=2,
@@ -93,7 +95,7 @@ CONVENTIONS: dict[str, Convention] = {
             name="mean-token",
             source="VisiPruner (S1, table 6 and appendix M): visual attention with the mean token count",
             formula="L * 2d * (v^2 + v t), v the mean of visual tokens over layers, t all text tokens",
-            omits="everything but attention to visual tokens; the mean biases the quadratic (FastV K=3 R=75 %: -87.3 %, by layer -83.0 %)",
+            omits="all but attention to visual tokens; the mean biases it (FastV K=3 R=75 %: -87.3, by layer -83.0 %)",
             flops_per_mac=1,
             mean_token=True,
         ),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 from planner.cost import formulas
 from planner.cost.conventions import CONVENTIONS, Convention, convention
-from planner.cost.selector import encoder_score_macs, score_macs
+from planner.cost.selector import score_macs
 from planner.cost.staircase import Segment, lay
-from planner.cost.vision import vision_macs
+from planner.cost.vision import vision_flops
 from planner.errors import InputError, ScheduleError
 from planner.schedule import Schedule
 from planner.spec.facts import LayerSpec, ModelSpec
@@ -33,9 +33,10 @@ class Cost:
     Attributes:
         convention: how FLOPs were counted.
         prefill: FLOPs by component, for the whole batch. Under a per-layer convention, the average layer's.
-        decode: FLOPs by component of the first step after the prefill, per request: the prompt's cache and the token itself. Papers
-            do not count decoding, so this is `exact` under every convention.
-        visual_attention: FLOPs of scores and weighted sums whose key is a visual token: what pruning saves of attention. Only ratios matter.
+        decode: FLOPs by component of the first step after the prefill, per request: the prompt's cache and the token
+            itself. Papers do not count decoding, so this is `exact` under every convention.
+        visual_attention: FLOPs of scores and weighted sums whose key is a visual token: what pruning saves of
+            attention. Only ratios matter.
         kv_cache_bytes: held by the cache after the prefill, whole batch.
     """
 
@@ -130,7 +131,8 @@ def cost(
         schedule: what is computed; fractional bounds and budgets only under a paper's convention.
         convention: a name in `planner.cost.conventions`.
         head: the language-model head runs on the last position, as in generation, or on all.
-        alone: how visual rows that see only themselves run: `fast` (values, outputs and feed-forward only) or `generic` (queries and keys too).
+        alone: how visual rows that see only themselves run: `fast` (values, outputs and feed-forward only) or
+            `generic` (queries and keys too).
 
     Raises:
         InputError: no such convention, or a fractional schedule under a convention of executed work.
@@ -203,7 +205,8 @@ def cells_of(spec: ModelSpec, segments: Sequence[Segment]) -> tuple[Cell, ...]:
 def decoder_macs(
     rule: Convention, spec: ModelSpec, segments: Sequence[Segment], cells: Sequence[Cell], generic: bool
 ) -> tuple[dict[str, Number], Number]:
-    """Prefill of all decoder layers of one request, by component, and attention on visual keys. Arrays in, arrays out."""
+    """Prefill of all decoder layers of one request, by component, and attention on visual keys. Arrays in, arrays
+    out."""
     projections = scores = ffn = selector = visual_attention = 0
     for segment, layer, layers in cells:
         macs = formulas.layer_macs(rule, layer, segment, spec.decoder, generic)
@@ -221,6 +224,8 @@ def decoder_macs(
 
 def between(prefix: Sequence[int], first: Number, last: Number) -> Number:
     """How many layers of one kind lie in ``[first, last)``, from the count before each layer; linear inside a layer."""
+    if type(first) is int and type(last) is int:
+        return prefix[last] - prefix[first]
     return _before(prefix, last) - _before(prefix, first)
 
 
@@ -252,12 +257,10 @@ def _scorings(spec: ModelSpec, segment: Segment, generic: bool) -> Number:
 
 def _scorings_at(spec: ModelSpec, segments: Sequence[Segment], index: int, generic: bool) -> Number:
     """Selections whose scoring layer is `index`."""
-    from dataclasses import replace
-
     total: Number = 0
     for segment in segments:
         here = tuple(scoring for scoring in segment.scorings if scoring.layer == index)
-        total += _scorings(spec, replace(segment, scorings=here), generic)
+        total += _scorings(spec, segment._replace(scorings=here), generic)
     return total
 
 
@@ -269,18 +272,12 @@ def _mean_token(spec: ModelSpec, workload: Workload, segments: Sequence[Segment]
 
 
 def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[int, int, int]:
-    """FLOPs of tower, projector, and of ranking inside the tower, whole batch. A cached image stream needs none of them."""
+    """FLOPs of tower, projector, and of ranking inside the tower, whole batch. A cached image stream needs none of
+    them."""
     if spec.vision is None or not workload.visual_tokens or workload.image_stream_cached:
         return 0, 0, 0
-    tower = spec.vision
-    score: Callable[[int], int] | None = None
-    if schedule.entry is not None:
-        entry = schedule.entry
-
-        def score(tokens: int) -> int:
-            return encoder_score_macs(entry, tower, tokens)
-
-    return vision_macs(spec, workload, score)
+    ranks = schedule.entry is not None and schedule.entry.rank_by == "encoder_attention"
+    return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks)
 
 
 def decode_step_macs(spec: ModelSpec, cells: Sequence[Cell], step: int, rows: int = 1) -> dict[str, Number]:

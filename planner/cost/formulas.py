@@ -1,6 +1,7 @@
 """Multiply-adds of one decoder layer: pure functions of a layer's facts and a segment's row counts.
 
-They hold for ints (exact, of any size), floats and NumPy arrays alike, so that a single cost and a sweep over 1e5 schedules are the same formulas.
+They hold for ints (exact, of any size), floats and NumPy arrays alike, so that a single cost and a sweep over 1e5
+schedules are the same formulas.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def layer_macs(
     """Prefill of one layer: projections, scores, feed-forward, selector, and of the scores those on visual keys.
 
     Args:
-        generic: visual rows that run alone also compute queries and keys (any architecture), in place of values and outputs only.
+        generic: visual rows that run alone also compute queries and keys (any architecture), in place of values and
+            outputs only.
     """
     if not convention.real:
         return _paper_macs(convention, segment, decoder)
@@ -49,7 +51,8 @@ def layer_macs(
     alone = 0 * visual if segment.streamed else visual
     fast = not generic and attention.separable
     if fast:
-        # A visual query that sees only itself puts out its value: no query, no score, and a key only where text reads it.
+        # A visual query that sees only itself puts out its value: no query, no score, and a key only where text
+        # reads it.
         keys = attention.key_macs if segment.merge or segment.reads else 0
         per_row, own_pairs = attention.value_macs + attention.output_macs + keys, 0 * alone
     else:
@@ -161,8 +164,9 @@ def decode_macs(
 def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahead: int = 0) -> Number:
     """Tokens a layer's cache holds of one request.
 
-    A windowed layer holds the last ``window - 1`` positions of the whole prompt: the next token completes the window. Of
-    pruned tokens, which stay anywhere in their part of the prompt, the share that their part has inside is expected there.
+    A windowed layer holds the last ``window - 1`` positions of the whole prompt: the next token completes the
+    window. Of pruned tokens, which stay anywhere in their part of the prompt, the share that their part has inside
+    is expected there.
     """
     visual = 0 if decoder.cross else segment.cached_visual
     if not attention.window:

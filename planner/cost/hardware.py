@@ -1,7 +1,7 @@
 """Hardware rows: dense peaks, bandwidth and memory, each with its source, and how much of them is reached.
 
-Two traps of published tables: peaks with structured sparsity (twice the dense one), and gigabytes of 1024^3. Here peaks are dense, and a
-gigabyte is 1e9 bytes.
+Two traps of published tables: peaks with structured sparsity (twice the dense one), and gigabytes of 1024^3. Here
+peaks are dense, and a gigabyte is 1e9 bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Hardware(BaseModel):
         dtype: of the peak.
         source: where the numbers are from.
         efficiency: what is reached of them.
-        overhead_us: time per decoder layer that neither FLOPs nor bytes explain (kernel launches); fitted, 0 by default.
+        overhead_us: time per decoder layer that neither FLOPs nor bytes explain (kernel launches); fitted, 0 by
+            default.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -120,7 +121,7 @@ def shipped_rows() -> tuple[str, ...]:
     return tuple(sorted(entry.name[: -len(".json")] for entry in folder.iterdir() if entry.name.endswith(".json")))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def shipped_row(name: str) -> Hardware:
     """One of `shipped_rows`."""
     text = (resources.files("planner.profiles") / "hardware" / f"{name}.json").read_text()

@@ -1,8 +1,9 @@
 """Latency as a roofline model: an estimate, never a measurement, and labelled as one.
 
-Per operation class, time is the larger of FLOPs over the compute peak and bytes over the bandwidth, each times the share of the peak that is
-reached; classes follow one another. Weights and the KV cache are read once a step. Fewer FLOPs therefore do not always mean less time: a decode
-step of a small batch is bound by reading weights, whatever was pruned.
+Per operation class, time is the larger of FLOPs over the compute peak and bytes over the bandwidth, each times the
+share of the peak that is reached; classes follow one another. Weights and the KV cache are read once a step. Fewer
+FLOPs therefore do not always mean less time: a decode step of a small batch is bound by reading weights, whatever
+was pruned.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from planner.spec.facts import ModelSpec
 from planner.workload import Workload
 
 Number = Any
-#: Classes of operations that share an efficiency and a set of bytes; attention reads the cache, the others read weights.
+#: Classes of operations that share an efficiency and a set of bytes; attention reads the cache, the others read
+#: weights.
 CLASSES = ("vision", "projector", "attention_projections", "attention_scores", "ffn", "lm_head", "selector")
 _ATTENTION = ("attention_scores", "selector")
 
@@ -120,19 +122,19 @@ def bound(work: dict[str, tuple[Number, Number]], hardware: Hardware) -> str:
 def weight_bytes(spec: ModelSpec, workload: Workload, tokens: int) -> dict[str, int]:
     """Bytes of weights read by a step of `tokens` rows, by class: of experts, no more than the rows can reach."""
     stored = weights_stored(spec, workload)
-    experts = 0
-    for layer in spec.decoder.layers:
+    idle = 0
+    for layer, prefix in spec.decoder.kinds:
         ffn = layer.ffn
-        experts += (ffn.experts - min(ffn.experts, tokens * ffn.experts_run)) * ffn.expert_macs
-    return {**stored, "ffn": stored["ffn"] - _bytes(experts, workload)}
+        idle += prefix[-1] * (ffn.experts - min(ffn.experts, tokens * ffn.experts_run)) * ffn.expert_macs
+    return {**stored, "ffn": stored["ffn"] - _bytes(idle, workload)}
 
 
 def weights_stored(spec: ModelSpec, workload: Workload) -> dict[str, int]:
     """Bytes of all matrices, by class."""
-    layers = spec.decoder.layers
+    kinds = [(layer.attention, layer.ffn, prefix[-1]) for layer, prefix in spec.decoder.kinds]
     elements = {
-        "attention_projections": sum(layer.attention.projection_macs for layer in layers),
-        "ffn": sum(layer.ffn.dense_macs + layer.ffn.experts * layer.ffn.expert_macs for layer in layers),
+        "attention_projections": sum(count * attention.projection_macs for attention, _, count in kinds),
+        "ffn": sum(count * (ffn.dense_macs + ffn.experts * ffn.expert_macs) for _, ffn, count in kinds),
         "lm_head": spec.decoder.head_macs,
         "vision": 0,
         "projector": 0,

@@ -1,34 +1,37 @@
-"""What choosing tokens costs: the one place that says which products a score is made of. The runtime computes exactly these.
+"""What choosing tokens costs: the one place that says which products a score is made of. The runtime computes
+exactly these.
 
-``n`` rows are present in the scoring layer (text and visual), of which ``v`` are visual and ``t`` are text after the image; the layer has H query
-heads of size dh (keys) and dv (values), hidden size d. One multiply-add is one mac. Elementwise work (softmax, squares, means, sorting,
-gathering) is not counted, as in every count here.
+``n`` rows are present in the scoring layer (text and visual), of which ``v`` are visual and ``t`` are text after the
+image; the layer has H query heads of size dh (keys) and dv (values), hidden size d. One multiply-add is one mac.
+Elementwise work (softmax, squares, means, sorting, gathering) is not counted, as in every count here.
 
-| rank_by                | products                                                              | macs                       |
-|------------------------|-----------------------------------------------------------------------|----------------------------|
-| none, random           | none                                                                  | 0                          |
-| last_attention         | last row's query with the keys of all n rows                          | H dh n                     |
-| influence_l2           | the same; the values' squared norms are elementwise                   | H dh n                     |
-| influence_cos          | the same; and the head's output with the v visual values              | H dh n + H dv v            |
-| text_raters            | similarity of t text rows and v visual rows; t query rows             | d t v + H dh t n           |
-| cross_self_attention   | t text and v visual query rows with all keys                          | H dh (t + v) n             |
-| attention_received     | t text query rows with all keys                                       | H dh t n                   |
-| encoder_attention      | per tile of N tower tokens: the class token's query row with N keys   | H dh N                     |
-|                        | towers without a class token: all N query rows                        | H dh N N                   |
-| encoder_norm           | none                                                                  | 0                          |
+| rank_by                | products                                                      | macs                 |
+|------------------------|---------------------------------------------------------------|----------------------|
+| none, random           | none                                                          | 0                    |
+| last_attention         | last row's query with the keys of all n rows                  | H dh n               |
+| influence_l2           | the same; the values' squared norms are elementwise           | H dh n               |
+| influence_cos          | the same; and the head's output with the v visual values      | H dh n + H dv v      |
+| text_raters            | similarity of t text rows and v visual rows; t query rows     | d t v + H dh t n     |
+| cross_self_attention   | t text and v visual query rows with all keys                  | H dh (t + v) n       |
+| attention_received     | t text query rows with all keys                               | H dh t n             |
+| encoder_attention      | per tile of N tower tokens: the class token's row with N keys | H dh N               |
+|                        | towers without a class token: all N query rows                | H dh N N             |
+| encoder_norm           | none                                                          | 0                    |
 
-Several query rows of one score are all computed, also those that a later mean leaves out (raters depend on the sample, shapes must not).
+Several query rows of one score are all computed, also those that a later mean leaves out (raters depend on the
+sample, shapes must not).
 
-Queries and keys are those the layer has just computed. A `probe` runs before the layer and computes them itself: keys of
-all n rows, the query of the last row, and for an influence score the values of all n rows. Where projections cannot be told
-apart (the `generic` form), all three of all n rows and of the last row. `influence_cos` also needs the last row's attention
-output, and so does a `relative` threshold: one weighted sum of n values (H dv n) each. The layer then runs unchanged on the
-survivors.
+Queries and keys are those the layer has just computed. A `probe` runs before the layer and computes them itself:
+keys of all n rows, the query of the last row, and for an influence score the values of all n rows. Where projections
+cannot be told apart (the `generic` form), all three of all n rows and of the last row. `influence_cos` also needs
+the last row's attention output, and so does a `relative` threshold: one weighted sum of n values (H dv n) each. The
+layer then runs unchanged on the survivors.
 
 A `relative` threshold without a probe reads the attention output that the layer has computed anyway.
 
-`redistribute` computes scores and weighted sums of its rows a second time, beside the fused kernel: in prefill the t text rows after the image with
-all n keys, in decoding the new row with all keys: H (dh + dv) per pair, in every layer of the stage.
+`redistribute` computes scores and weighted sums of its rows a second time, beside the fused kernel: in prefill the t
+text rows after the image with all n keys, in decoding the new row with all keys: H (dh + dv) per pair, in every
+layer of the stage.
 """
 
 from __future__ import annotations
@@ -83,14 +86,12 @@ def _probe_macs(select: Select, attention: Attention, rows: Number, generic: boo
     return macs + outputs * attention.heads * attention.value_dim * rows
 
 
-def encoder_score_macs(select: Select, tower: Tower, tokens: int) -> int:
+def encoder_score_macs(tower: Tower, tokens: int) -> int:
     """Multiply-adds of ranking one tile's patches by attention inside the vision tower.
 
     Args:
         tokens: of the tile, class token included.
     """
-    if select.rank_by != "encoder_attention":
-        return 0
     return tower.score_macs * tokens * (tower.score_rows or tokens)
 
 

@@ -1,13 +1,12 @@
 """A schedule laid over a workload: how many rows each stage computes and what the cache keeps of it.
 
-Everything a cost formula reads is in a `Segment`. Its numbers are ints, floats in a paper's accounting (mean bounds and budgets), or NumPy arrays
-with one entry per schedule in a sweep: the formulas do not know which.
+Everything a cost formula reads is in a `Segment`. Its numbers are ints, floats in a paper's accounting (mean bounds
+and budgets), or NumPy arrays with one entry per schedule in a sweep: the formulas do not know which.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from planner.schedule import Count, Fraction, Keep, Schedule, Select, kept
 from planner.workload import Workload
@@ -15,9 +14,9 @@ from planner.workload import Workload
 Number = Any
 
 
-@dataclass(frozen=True, slots=True)
-class Scoring:
-    """One selection and the rows it scores: `visual` and `text` (after the image) of the scoring layer, `layer` its index."""
+class Scoring(NamedTuple):
+    """One selection and the rows it scores: `visual` and `text` (after the image) of the scoring layer, `layer` its
+    index."""
 
     select: Select
     visual: Number
@@ -25,8 +24,7 @@ class Scoring:
     layer: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Layers ``[first, last)`` in which shapes do not change.
 
     Attributes:
@@ -111,7 +109,8 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
 
 
 def survivors(keep: Keep, present: float, rounds: bool = True) -> float:
-    """`planner.schedule.kept`, as an int where it is whole; without rounding, a fraction of a token stays a fraction."""
+    """`planner.schedule.kept`, as an int where it is whole; without rounding, a fraction of a token stays a
+    fraction."""
     if not rounds and isinstance(keep, Fraction):
         return _whole(keep.fraction * present)
     if isinstance(keep, Count) and isinstance(keep.count, int):

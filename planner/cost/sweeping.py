@@ -3,14 +3,15 @@
     found = sweep(spec, workload, "visipruner", filter=filters, keep=keeps, exit=exits)
     found.prefill_flops        # int64, one entry per schedule, exactly what `cost` gives for each
 
-A policy takes part by a function here that lays its parameters out as segments with array fields. A stage of no layers costs nothing, so every
-schedule of a policy has the same segments.
+A policy takes part by a function here that lays its parameters out as segments with array fields. A stage of no
+layers costs nothing, so every schedule of a policy has the same segments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -243,7 +244,7 @@ def _pyramiddrop(spec: ModelSpec, workload: Workload, given: dict[str, Array], k
     present: Any = np.full(len(given["keep"]), workload.visual_tokens, kind)
     select = Select(rank_by="last_attention", keep=Count(count=1))
     bounds, segments = (0, *scaled((8, 16, 24), spec.layers), spec.layers), []
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in pairwise(bounds):
         scoring = (Scoring(select, present, workload.text_tokens, last - 1),) if last < spec.layers else ()
         segments.append(_segment(workload, first, last, present, scorings=scoring))
         left = (given["keep"] * present.astype(float) + 0.5).astype(np.int64)

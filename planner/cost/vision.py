@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
+from planner.cost.selector import encoder_score_macs
 from planner.spec.facts import ModelSpec, Tower
 from planner.spec.images import Encoded, assumed, encode
-from planner.workload import Workload
 
 
-def vision_macs(spec: ModelSpec, workload: Workload, score: Callable[[int], int] | None = None) -> tuple[int, int, int]:
-    """FLOPs (two per multiply-add) of the tower, the projector and an encoder score, for the whole batch.
+@functools.lru_cache(maxsize=256)
+def vision_flops(
+    spec: ModelSpec, sizes: tuple[tuple[int, int], ...], visual_tokens: int, batch: int, ranks: bool
+) -> tuple[int, int, int]:
+    """FLOPs (two per multiply-add) of the tower, the projector and the tower's own ranking, for the whole batch.
 
     Args:
         spec: the facts of a model that sees.
-        workload: its images, or where it has none, as many tiles as its visual tokens come from.
-        score: multiply-adds of ranking one tile of a given number of tower tokens.
+        sizes: ``(width, height)`` of each image of a request; none: as many tiles as the visual tokens come from.
+        visual_tokens: of a request, to assume images from.
+        batch: requests.
+        ranks: patches are ranked by attention inside the tower.
     """
     if spec.vision is None or spec.projector is None:
         return 0, 0, 0
-    images = [encode(spec, width, height) for width, height in workload.images] or [
-        assumed(spec, workload.visual_tokens)
-    ]
-    images = images * workload.batch
+    images = [encode(spec, width, height) for width, height in sizes] or [assumed(spec, visual_tokens)]
+    images = images * batch
     tower = tower_macs(spec.vision, images)
     projector = sum(_projected(spec, image) for image in images)
-    scored = sum(score(_tokens(spec.vision, tile)) for image in images for tile in image.tiles) if score else 0
-    return 2 * tower, 2 * projector, 2 * scored
+    tiles = [tile for image in images for tile in image.tiles] if ranks else []
+    ranked = sum(encoder_score_macs(spec.vision, _tokens(spec.vision, tile)) for tile in tiles)
+    return 2 * tower, 2 * projector, 2 * ranked
 
 
 def tower_macs(tower: Tower, images: Sequence[Encoded]) -> int:
@@ -48,7 +53,8 @@ def tower_macs(tower: Tower, images: Sequence[Encoded]) -> int:
 
 
 def _embedded(tower: Tower, tiles: Sequence[tuple[int, int]]) -> int:
-    """Patches embedded. Where all images share a sequence they are padded to one size first, and cut after the embedding."""
+    """Patches embedded. Where all images share a sequence they are padded to one size first, and cut after the
+    embedding."""
     if any(block.span == "batch" for block in tower.blocks):
         return (
             len(tiles) * max((rows for rows, _ in tiles), default=0) * max((columns for _, columns in tiles), default=0)

@@ -1,6 +1,7 @@
 """What a policy is: a frozen, named set of parameters that becomes a schedule. One policy, one file, one class.
 
-A subclass registers itself under its `name`, and is written on a command line as ``name:key=value,...``; lists as ``8/16/24``.
+A subclass registers itself under its `name`, and is written on a command line as ``name:key=value,...``; lists as
+``8/16/24``.
 """
 
 from __future__ import annotations

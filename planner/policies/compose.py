@@ -46,7 +46,8 @@ class Composition:
 
 
 def overlay(below: Schedule, above: Schedule) -> Schedule:
-    """One schedule that does what both do: stages are cut at both's bounds, the stricter rule holds, selections follow each other.
+    """One schedule that does what both do: stages are cut at both's bounds, the stricter rule holds, selections
+    follow each other.
 
     Raises:
         InputError: both select before the language model, or both redistribute attention in a layer.

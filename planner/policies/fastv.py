@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class FastV(Policy):
-    """Layers ``[0, k)`` see every visual token; after layer k - 1 the share `ratio` least attended by the last token is dropped.
+    """Layers ``[0, k)`` see every visual token; after layer k - 1 the share `ratio` least attended by the last token
+    is dropped.
 
     The paper's rows with K = 0 are an accounting only: nothing has been attended before layer 0 that could rank tokens.
     """

@@ -1,4 +1,5 @@
-"""FitPrune (Ye et al., AAAI 2025, "Fit and Prune: Fast and Training-Free Visual Token Pruning for Multi-modal Large Language Models")."""
+"""FitPrune (Ye et al., AAAI 2025, "Fit and Prune: Fast and Training-Free Visual Token Pruning for Multi-modal Large
+Language Models")."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class FitPrune(Policy):
-    """After layer i, as many visual tokens are left as `counts` says, ranked by text-to-token times image-to-token attention.
+    """After layer i, as many visual tokens are left as `counts` says, ranked by text-to-token times image-to-token
+    attention.
 
-    Without `counts`, the published method searches them on attention statistics; here the share dropped per layer is constant, and such that the
-    visual tokens' FLOPs (``4nd^2 + 2n^2d + 3ndm``) fall by `reduction`.
+    Without `counts`, the published method searches them on attention statistics; here the share dropped per layer is
+    constant, and such that the visual tokens' FLOPs (``4nd^2 + 2n^2d + 3ndm``) fall by `reduction`.
     """
 
     name: ClassVar[str] = "fitprune"

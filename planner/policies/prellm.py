@@ -17,7 +17,8 @@ SCORES: dict[str, RankBy] = {"attention": "encoder_attention", "norm": "encoder_
 
 
 class PreLLM(Policy):
-    """The decoder gets `keep` of the visual tokens: a share up to 1, else a number. Ranked by what the vision encoder says."""
+    """The decoder gets `keep` of the visual tokens: a share up to 1, else a number. Ranked by what the vision
+    encoder says."""
 
     name: ClassVar[str] = "prellm"
     summary: ClassVar[str] = "prune before the language model, by encoder attention or feature norm"

@@ -1,4 +1,5 @@
-"""PyramidDrop (Xing et al., CVPR 2025, "Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy Reduction")."""
+"""PyramidDrop (Xing et al., CVPR 2025, "Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy
+Reduction")."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ PUBLISHED_DEPTH = 32
 
 
 class PyramidDrop(Policy):
-    """At each of `layers` the share `keep` of the visual tokens still there survives, ranked by the last token's attention one layer before.
+    """At each of `layers` the share `keep` of the visual tokens still there survives, ranked by the last token's
+    attention one layer before.
 
     Without `layers`: a quarter, a half and three quarters of the depth, which is 8, 16 and 24 of 32.
     """

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class SparseVLM(Policy):
-    """At each of `layers` the given number of visual tokens survives, ranked by the text tokens most similar to the image.
+    """At each of `layers` the given number of visual tokens survives, ranked by the text tokens most similar to the
+    image.
 
     Published lists on LLaVA-1.5-7B, layers 2, 6, 15: 300/200/110 ("192 tokens"), 303/110/36 ("128"), 66/30/17 ("64").
     Token recycling, which merges dropped tokens into new ones, is not part of it.

@@ -1,4 +1,5 @@
-"""Visual attention redistribution (S3, VAR: "See What You Are Told: Visual Attention Sink in Large Multimodal Models")."""
+"""Visual attention redistribution (S3, VAR: "See What You Are Told: Visual Attention Sink in Large Multimodal
+Models")."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class VAR(Policy):
-    """Attention on visual sink tokens moves to other visual tokens in image-centric heads. It saves nothing; it is about quality.
+    """Attention on visual sink tokens moves to other visual tokens in image-centric heads. It saves nothing; it is
+    about quality.
 
     Attributes:
         dims: the model's sink dimensions, as calibration finds them.

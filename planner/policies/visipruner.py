@@ -24,14 +24,17 @@ Layer = Annotated[float, Field(ge=0)]
 
 
 class VisiPruner(Policy):
-    """Shallow layers without image reading, one filtering layer, middle layers on the kept tokens, deep layers without any.
+    """Shallow layers without image reading, one filtering layer, middle layers on the kept tokens, deep layers
+    without any.
 
-    * ``[0, filter)``: visual tokens see only themselves, text does not see them, decoding finds none of them in the cache;
-    * layer `filter`: all tokens, as the model has it; those with the most influence on the last token are kept, in its cache too;
+    * ``[0, filter)``: visual tokens see only themselves, text does not see them, decoding finds none of them in the
+      cache;
+    * layer `filter`: all tokens, as the model has it; those with the most influence on the last token are kept, in
+      its cache too;
     * ``[filter + 1, exit)``: the kept ones; ``[exit, L)``: none. Without `exit` they stay to the end.
 
-    Layers count from 0 (the paper counts from 1). Fractional bounds and budgets are a paper's means over samples: they can be costed, never
-    executed, and as in the paper's accounting they have no dense filtering layer.
+    Layers count from 0 (the paper counts from 1). Fractional bounds and budgets are a paper's means over samples:
+    they can be costed, never executed, and as in the paper's accounting they have no dense filtering layer.
 
     Attributes:
         filter, exit: first and last bound of the middle layers.

@@ -95,7 +95,8 @@ def _estimate(found: Cost, hardware: Any) -> dict[str, Any]:
 
 
 def render(reports: Sequence[dict[str, Any]], fmt: str) -> str:
-    """Reports as ``table``, ``md``, ``csv``, ``json`` or ``html``; JSON of one report is that report, of several a list."""
+    """Reports as ``table``, ``md``, ``csv``, ``json`` or ``html``; JSON of one report is that report, of several a
+    list."""
     if fmt == "json":
         return json.dumps(reports[0] if len(reports) == 1 else list(reports), indent=2) + "\n"
     if fmt == "csv":
@@ -108,8 +109,8 @@ def render(reports: Sequence[dict[str, Any]], fmt: str) -> str:
 def _title(found: dict[str, Any]) -> str:
     load, rule = found["workload"], CONVENTIONS[found["convention"]]
     return (
-        f"{found['model']}: {load['system_tokens']} + {load['visual_tokens']} visual + {load['text_tokens']} text tokens, "
-        f"batch {load['batch']}. Convention {rule.name}: {rule.formula}."
+        f"{found['model']}: {load['system_tokens']} + {load['visual_tokens']} visual + {load['text_tokens']} text "
+        f"tokens, batch {load['batch']}. Convention {rule.name}: {rule.formula}."
     )
 
 
@@ -214,14 +215,14 @@ _STYLE = (
 
 def _html(reports: Sequence[dict[str, Any]]) -> str:
     parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Cost of token policies</title><style>{_STYLE}</style>"
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        f"<title>Cost of token policies</title><style>{_STYLE}</style>",
     ]
     for found in reports:
         parts.append(f"<h1>{html.escape(found['model'])}</h1><p>{html.escape(_title(found))}</p>")
         for headers, cells in (_columns(found), _components(found)):
-            parts.append(
-                f"<table><thead>{_tr(headers, 'th')}</thead><tbody>{''.join(_tr(c, 'td') for c in cells)}</tbody></table>"
-            )
+            body = "".join(_tr(cell, "td") for cell in cells)
+            parts.append(f"<table><thead>{_tr(headers, 'th')}</thead><tbody>{body}</tbody></table>")
     if any("latency_estimate" in found["rows"][0] for found in reports):
         parts.append("<p>Times are roofline estimates, not measurements.</p>")
     return "\n".join(parts) + "\n"

@@ -1,4 +1,5 @@
-"""Published figures beside ours: what a paper printed, what its convention gives, and where the two part, what it would take.
+"""Published figures beside ours: what a paper printed, what its convention gives, and where the two part, what it
+would take.
 
 The figures are data, ``profiles/published/figures.json``: source, model, policy, convention, and the number as printed.
 """
@@ -65,7 +66,7 @@ def _compare(figure: dict[str, Any]) -> Comparison:
     ours = _value(figure, figure["convention"], vary.get("start"))
     if ours is None:
         raise InputError(f"the published figure '{figure['what']}' cannot be costed", "Check profiles/published")
-    found = Comparison(
+    return Comparison(
         source=figure["source"],
         what=figure["what"],
         convention=figure["convention"],
@@ -77,7 +78,6 @@ def _compare(figure: dict[str, Any]) -> Comparison:
         needed=_needed(figure) if vary else "",
         note=figure.get("note", ""),
     )
-    return found
 
 
 def _value(figure: dict[str, Any], convention: str, x: float | None) -> float | None:
@@ -137,10 +137,12 @@ configuration. `plan report --published -o reports/published.md` writes this fil
   figure would need, or what it looks like.
 * *exact* is the same quantity as a counter sees it on the running decoder (two FLOPs a multiply-add, text tokens
   included), where the schedule can be executed: 10 system, the stated visual, and 64 text tokens.
-* Papers: VisiPruner (S1, "Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs"); FastV (Chen et al.,
-  "An Image is Worth 1/2 Tokens After Layer 2"); PyramidDrop (Xing et al., "Accelerating Your Large Vision-Language Models
-  via Pyramid Visual Redundancy Reduction"). FitPrune's and SparseVLM's rows are as S1's table 6 prints them.
-* FastV's table follows from `n = 612 - R * 576` tokens after layer K; the formula in its text, `n = (1 - R) * 612`, gives other
+* Papers: VisiPruner (S1, "Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs"); FastV (Chen
+et al.,
+  "An Image is Worth 1/2 Tokens After Layer 2"); PyramidDrop (Xing et al., "Accelerating Your Large Vision-Language
+  Models via Pyramid Visual Redundancy Reduction"). FitPrune's and SparseVLM's rows are as S1's table 6 prints them.
+* FastV's table follows from `n = 612 - R * 576` tokens after layer K; the formula in its text, `n = (1 - R) * 612`,
+gives other
   figures. Layers are as the papers count them.
 """
 
@@ -151,12 +153,13 @@ def markdown() -> str:
     lines = [_INTRODUCTION]
     counts = {verdict: sum(c.verdict == verdict for c in found) for verdict in ("yes", "near", "no")}
     lines.append(
-        f"{len(found)} figures: {counts['yes']} reproduced to the printed digits, {counts['near']} near, {counts['no']} not.\n"
+        f"{len(found)} figures: {counts['yes']} reproduced to the printed digits, {counts['near']} near, "
+        f"{counts['no']} not.\n"
     )
     for source in dict.fromkeys(c.source for c in found):
         lines.append(f"## {source}\n")
         lines.append(
-            "| what | convention | printed | ours | difference | reproduced | exact | needed for the printed figure, notes |"
+            "| what | convention | printed | ours | difference | reproduced | exact | what it would need, notes |"
         )
         lines.append("|---|---|---:|---:|---:|---|---:|---|")
         lines += [_line(c) for c in found if c.source == source]

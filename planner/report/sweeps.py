@@ -1,7 +1,7 @@
 """Sweeps for a spreadsheet: every combination of a policy's parameters, one line each.
 
-A sweep is spelled like a policy with ranges: ``visipruner:filter=2..12,keep=5/10/20,exit=20..30``; both ends belong to a range, and a step
-follows a second ``..``.
+A sweep is spelled like a policy with ranges: ``visipruner:filter=2..12,keep=5/10/20,exit=20..30``; both ends belong
+to a range, and a step follows a second ``..``.
 """
 
 from __future__ import annotations

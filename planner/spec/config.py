@@ -1,7 +1,7 @@
 """Typed access to a Hugging Face configuration, with the defaults of its model type filled in.
 
-Hub files leave out what equals a class default, and the same fact has several spellings over families and releases. The defaults are data:
-``profiles/families/<model_type>.json``, one file per model type.
+Hub files leave out what equals a class default, and the same fact has several spellings over families and releases.
+The defaults are data: ``profiles/families/<model_type>.json``, one file per model type.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from planner.errors import InputError, UnsupportedModelError
 LARGEST = 1 << 31
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def family(model_type: str, role: str) -> dict[str, Any]:
     """The data file of a model type.
 

@@ -1,4 +1,5 @@
-"""The text decoder's facts: grouped-query and latent attention, windows, shared keys, recurrent layers, dense and expert feed-forward."""
+"""The text decoder's facts: grouped-query and latent attention, windows, shared keys, recurrent layers, dense and
+expert feed-forward."""
 
 from __future__ import annotations
 
@@ -136,7 +137,8 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
 
 
 def _latent(config: Config, hidden: int, heads: int) -> Attention:
-    """Multi-head latent attention as transformers runs it: keys and values are expanded before the scores, and cached expanded."""
+    """Multi-head latent attention as transformers runs it: keys and values are expanded before the scores, and
+    cached expanded."""
     rank, rope = config.size("kv_lora_rank"), config.size("qk_rope_head_dim")
     nope, value_dim = config.size("qk_nope_head_dim"), config.size("v_head_dim")
     head_dim = nope + rope
@@ -160,9 +162,11 @@ def _latent(config: Config, hidden: int, heads: int) -> Attention:
 
 
 def _linear(config: Config, hidden: int) -> Attention:
-    """A gated-delta layer, modelled: projections, short convolution, and per token a read and a rank-one update of the state.
+    """A gated-delta layer, modelled: projections, short convolution, and per token a read and a rank-one update of
+    the state.
 
-    Source: the recurrent form in "Gated Delta Networks" (Yang et al., 2024). Kernels run a chunked form with more multiply-adds.
+    Source: the recurrent form in "Gated Delta Networks" (Yang et al., 2024). Kernels run a chunked form with more
+    multiply-adds.
     """
     key_heads, value_heads = config.size("linear_num_key_heads"), config.size("linear_num_value_heads")
     key_dim, value_dim = config.size("linear_key_head_dim"), config.size("linear_value_head_dim")

@@ -1,7 +1,8 @@
 """A model's facts, as far as they cost something: frozen, hashable, and independent of any configuration's spelling.
 
-Work is stated in multiply-adds (``_macs``) per token, so that a convention can call each one or two FLOPs. Biases, norms, activations,
-rotary embeddings and softmax are elementwise and not part of any count here, as they are not in torch's or fvcore's counters.
+Work is stated in multiply-adds (``_macs``) per token, so that a convention can call each one or two FLOPs. Biases,
+norms, activations, rotary embeddings and softmax are elementwise and not part of any count here, as they are not in
+torch's or fvcore's counters.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,8 +24,8 @@ class Attention:
     """Attention of one decoder layer.
 
     Attributes:
-        kind: ``full``; ``sliding`` or ``chunked`` over `window` tokens; ``cross`` (text reads visual tokens that are never in the sequence);
-            ``linear`` (a recurrent state of fixed size in place of a cache).
+        kind: ``full``; ``sliding`` or ``chunked`` over `window` tokens; ``cross`` (text reads visual tokens that are
+            never in the sequence); ``linear`` (a recurrent state of fixed size in place of a cache).
         heads, kv_heads: query heads and the key/value heads they share.
         head_dim, value_dim: size of a head's queries and keys, and of its values.
         query_macs, key_macs, value_macs, output_macs: projections, multiply-adds per token.
@@ -138,7 +139,8 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`repeat` equal encoder layers: `macs` per token, `pair_macs` per attended pair of a `span` (``batch``: all images in one masked sequence)."""
+    """`repeat` equal encoder layers: `macs` per token, `pair_macs` per attended pair of a `span` (``batch``: all
+    images in one masked sequence)."""
 
     repeat: int
     macs: int
@@ -160,8 +162,8 @@ class Tower:
         window: side of an attention window in patches, for blocks that span one.
         token_macs, tile_macs: pooling head, per token and per tile.
         mask_macs: per pair of an image's tokens, once: a mask that is built as a matrix product.
-        score_rows: query rows per tile that say which patches matter (1: the class token's; 0: every row, averaged), for policies that
-            prune before the decoder, and `score_macs` per query-key pair.
+        score_rows: query rows per tile that say which patches matter (1: the class token's; 0: every row, averaged),
+            for policies that prune before the decoder, and `score_macs` per query-key pair.
     """
 
     family: str
@@ -201,8 +203,9 @@ class ImageRule:
 
     Attributes:
         kind: ``fixed``: every image is resized to one size; ``anyres``: a base view and tiles of the best-fitting
-            resolution, unpadded; ``resize``: near its own size, in multiples of `side`, within pixel limits; ``shrink``: its
-            own size unless an edge is too long; ``aspect``, ``fit``: a grid of tiles nearest in aspect ratio, or in size, and a
+            resolution, unpadded; ``resize``: near its own size, in multiples of `side`, within pixel limits;
+            ``shrink``: its own size unless an edge is too long; ``aspect``, ``fit``: a grid of tiles nearest in
+                aspect ratio, or in size, and a
             thumbnail; ``split``: scaled to a longest edge, cut into tiles, and a thumbnail; ``grid``: always all tiles.
         side: of a tile in pixels, or the multiple that sides are rounded to.
         patch: side of a patch in pixels.
@@ -229,9 +232,9 @@ class ImageRule:
     longest_edge: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelSpec:
-    """Everything about a model that a cost or a schedule depends on.
+    """Everything about a model that a cost or a schedule depends on. Two are the same computation if their `digest` is.
 
     Attributes:
         family: model type of the whole model (``llava``, ``qwen2_vl``, ...).
@@ -247,14 +250,15 @@ class ModelSpec:
     projector: Projector | None = None
     image_token_id: int | None = None
     images: ImageRule | None = None
-    name: str = field(default="", compare=False)
+    name: str = ""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
         """Read the facts from a Hugging Face configuration.
 
         Args:
-            config: the configuration as a dict (``config.to_dict()``), a ``config.json``, a model directory, or the name of a shipped model.
+            config: the configuration as a dict (``config.to_dict()``), a ``config.json``, a model directory, or the
+                name of a shipped model.
 
         Raises:
             InputError: there is no such file or shipped model, it is not JSON, or a field is missing or absurd.

@@ -48,7 +48,8 @@ def encode(spec: ModelSpec, width: int, height: int) -> Encoded:
 
 
 def assumed(spec: ModelSpec, visual_tokens: int) -> Encoded:
-    """The tiles that so many visual tokens come from when no image size is given: whole tiles, or one nearly square image."""
+    """The tiles that so many visual tokens come from when no image size is given: whole tiles, or one nearly square
+    image."""
     rule = spec.images
     if rule is None or not visual_tokens:
         return Encoded((), 0)
@@ -73,7 +74,8 @@ def _grid(rule: ImageRule, width: int, height: int) -> Encoded:
 
 
 def _anyres(rule: ImageRule, width: int, height: int) -> Encoded:
-    """The resolution that keeps most pixels and wastes least; its tiles and a base view; padding rows or columns leave again."""
+    """The resolution that keeps most pixels and wastes least; its tiles and a base view; padding rows or columns
+    leave again."""
     best, kept, wasted = rule.resolutions[0], 0, math.inf
     for rows, columns in rule.resolutions:
         scale = min(columns / width, rows / height)

@@ -152,7 +152,8 @@ def _mistral3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts
 
 
 def _shuffled_gate(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
-    """Aya Vision and Cohere2 Vision: pixel shuffle and a gated layer of stated width; up to twelve tiles and a thumbnail."""
+    """Aya Vision and Cohere2 Vision: pixel shuffle and a gated layer of stated width; up to twelve tiles and a
+    thumbnail."""
     side, patch, merge = vision.side("image_size"), vision.side("patch_size"), model.size("downsample_factor")
     inner = model.size("alignment_intermediate_size", default=hidden)
     kind: Literal["aspect", "fit"] = "aspect" if model.where == "aya_vision" else "fit"

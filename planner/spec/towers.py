@@ -1,6 +1,7 @@
 """The vision towers' facts, one reader per architecture.
 
-Readers take the vision configuration and give a `Tower`. Feature layers behind the selected one still run in transformers, so they count.
+Readers take the vision configuration and give a `Tower`. Feature layers behind the selected one still run in
+transformers, so they count.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def _clip(config: Config, model_type: str) -> Tower:
     width = config.size("hidden_size")
     block = _plain(config, width, config.size("num_hidden_layers"))
     class_token = int(model_type in ("clip_vision_model", "internvl_vision", "llama4_vision_model"))
-    # SigLIP's pooling head: one learned query attends to all patches, then a block of its own. Its result is not used by a decoder, yet computed.
+    # SigLIP's pooling head: one learned query attends to all patches, then a block of its own. Its result is not
+    # used by a decoder, yet computed.
     pooled = model_type == "siglip_vision_model" and bool(config.get("vision_use_head", default=True))
     feed_forward = 2 * width * config.size("intermediate_size")
     return Tower(
@@ -98,7 +100,8 @@ def _glm4v(config: Config, model_type: str) -> Tower:
 
 
 def _mllama(config: Config, model_type: str) -> Tower:
-    """All tiles of an image attend to each other; tiles are padded to eight tokens; a second, gated encoder follows the first."""
+    """All tiles of an image attend to each other; tiles are padded to eight tokens; a second, gated encoder follows
+    the first."""
     width = config.size("hidden_size")
     depth = config.size("num_hidden_layers") + config.size("num_global_layers")
     block = _plain(config, width, depth, "image")

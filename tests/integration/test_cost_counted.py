@@ -1,4 +1,5 @@
-"""The `exact` convention is what runs: integer equality with a counter on real forwards of every family, and with the cache's bytes."""
+"""The `exact` convention is what runs: integer equality with a counter on real forwards of every family, and with
+the cache's bytes."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -
         sizes = inputs["image_sizes"][: len(inputs["image_sizes"]) // BATCH].tolist()
         images = tuple((width, height) for height, width in sizes)
     # The Qwen kind's tiny pictures are below its processors' least size: the shape follows from the number of tokens.
-    return Workload(visual_tokens=visual, text_tokens=text, system_tokens=system, batch=BATCH, images=images, kv_bits=64)
+    return Workload(
+        visual_tokens=visual, text_tokens=text, system_tokens=system, batch=BATCH, images=images, kv_bits=64
+    )
 
 
 def next_token(family: str, inputs: dict[str, torch.Tensor], output: Any) -> dict[str, Any]:

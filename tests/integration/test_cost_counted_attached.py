@@ -1,4 +1,5 @@
-"""The cost of a schedule is what a model executes with that schedule attached: integers, in every family the runtime knows."""
+"""The cost of a schedule is what a model executes with that schedule attached: integers, in every family the runtime
+knows."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ STATIC = [name for name, schedule in SCHEDULES.items() if schedule.static]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_planned_cost_equals_what_runs(family: str) -> None:
     model = tiny.model(family, layers=LAYERS)
-    # Where a window's edge falls among pruned tokens, how many of them are inside depends on the sample: here the text fills it.
+    # Where a window's edge falls among pruned tokens, how many of them are inside depends on the sample: here the
+    # text fills it.
     inputs = tiny.inputs(family, batch=BATCH, text=13)
     spec = ModelSpec.from_config(model.config.to_dict())
     workload = workload_of(family, spec, inputs)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cost import CONVENTIONS, COMPONENTS, cost, latency, sweep
+from planner.cost import COMPONENTS, CONVENTIONS, cost, latency, sweep
 from planner.cost.hardware import hardware
 from planner.cost.sweeping import POLICIES
 from planner.errors import InputError, ScheduleError
@@ -153,7 +153,8 @@ def test_a_batch_is_that_many_requests(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(SPECS))
 def test_one_decode_step_is_a_prefill_of_one_more_row(name: str) -> None:
-    """Dense, full attention: prefill of n + 1 minus prefill of n, with causal pairs, is a decode step without its head."""
+    """Dense, full attention: prefill of n + 1 minus prefill of n, with causal pairs, is a decode step without its
+    head."""
     spec = SPECS[name]
     if any(layer.attention.window for layer in spec.decoder.layers):
         pytest.skip("a window forgets what a longer prefill still pairs in part")

@@ -243,7 +243,7 @@ def test_a_missing_field_is_named() -> None:
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Did you mean 'llava-1.5-7b'"):
+    with pytest.raises(InputError, match=r"Did you mean 'llava-1\.5-7b'"):
         ModelSpec.from_config("llava-1.5-7")
     broken = tmp_path / "config.json"
     broken.write_text("{")
@@ -272,7 +272,8 @@ def test_a_text_model_takes_no_image() -> None:
 
 @pytest.mark.parametrize(
     ("width", "height", "tiles"),
-    # Llama 4 enlarges least: 336 px fit one tile; 640 x 480 need 2 x 2; a strip gets a strip. Several tiles add a thumbnail.
+    # Llama 4 enlarges least: 336 px fit one tile; 640 x 480 need 2 x 2; a strip gets a strip. Several tiles add a
+    # thumbnail.
     [(336, 336, 1), (300, 200, 1), (640, 480, 5), (1300, 300, 5), (6000, 6000, 17)],
 )
 def test_llama4_canvas(width: int, height: int, tiles: int) -> None:
