@@ -96,6 +96,10 @@ class Select(_Frozen):
             raise ValueError("rank_by 'none' can only drop everything: keep must be {'count': 0}")
         if isinstance(self.keep, Threshold) and self.rank_by in ("none", "random"):
             raise ValueError(f"a threshold needs a score, and rank_by '{self.rank_by}' has none")
+        if self.of == "context" and self.protect < 1:
+            raise ValueError("a context selection must protect at least the last row, which predicts the answer")
+        if isinstance(self.keep, Threshold) and self.keep.relative and not self.rank_by.startswith("influence"):
+            raise ValueError(f"a relative threshold is a share of an influence, not of '{self.rank_by}'")
         ranks_context = self.rank_by == "attention_received"
         if self.rank_by not in ("none", "random") and ranks_context != (self.of == "context"):
             raise ValueError(f"rank_by '{self.rank_by}' does not rank {self.of} tokens")
@@ -159,6 +163,8 @@ class Stage(_Frozen):
                     f"layers [{self.first}, {self.last}) hide the image from the text: "
                     f"'{select.rank_by}' has nothing to rank by"
                 )
+            if select.rank_by == "cross_self_attention" and self.visual_attention == "self":
+                raise ValueError("'cross_self_attention' ranks by what visual tokens see of each other: nothing here")
             if select.rank_by in ("encoder_attention", "encoder_norm"):
                 raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")
         if self.redistribute is not None and self.text_to_visual != "full":

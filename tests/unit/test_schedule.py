@@ -26,13 +26,12 @@ thresholds = st.builds(
 keeps: st.SearchStrategy[Keep] = counts | fractions | thresholds
 nothing = st.just(Select(rank_by="none", keep=Count(count=0)))
 seeded = st.builds(Select, rank_by=st.just("random"), keep=counts | fractions, seed=st.integers(0, 99))
-ranked = st.builds(
-    Select,
-    rank_by=st.sampled_from(["last_attention", "influence_l2", "influence_cos", "text_raters", "cross_self_attention"]),
-    keep=keeps,
-)
+absolute = keeps.filter(lambda keep: not (isinstance(keep, Threshold) and keep.relative))
+attended = st.builds(Select, rank_by=st.sampled_from(["last_attention", "text_raters"]), keep=absolute)
+crossed = st.builds(Select, rank_by=st.just("cross_self_attention"), keep=absolute)
+influences = st.builds(Select, rank_by=st.sampled_from(["influence_l2", "influence_cos"]), keep=keeps)
 received = st.builds(
-    Select, rank_by=st.just("attention_received"), keep=keeps, of=st.just("context"), protect=st.integers(0, 20)
+    Select, rank_by=st.just("attention_received"), keep=absolute, of=st.just("context"), protect=st.integers(1, 20)
 )
 edits = st.builds(Redistribute, sink_dims=st.lists(st.integers(0, 4095), min_size=1, max_size=3).map(tuple))
 
@@ -41,11 +40,14 @@ edits = st.builds(Redistribute, sink_dims=st.lists(st.integers(0, 4095), min_siz
 def stages(draw: st.DrawFn, first: int, last: int) -> Stage:
     reads = draw(st.sampled_from(["full", "merge", "none"]))
     caches = {"full": ["all", "kept", "none"], "merge": ["kept", "none"], "none": ["none"]}[reads]
-    selects = nothing | seeded | received if reads == "none" else nothing | seeded | received | ranked
+    sees = "self" if reads == "merge" else draw(st.sampled_from(["full", "self"]))
+    selects = nothing | seeded | received
+    if reads != "none":
+        selects |= attended | influences | (crossed if sees == "full" else st.nothing())
     return Stage(
         first=first,
         last=last,
-        visual_attention="self" if reads == "merge" else draw(st.sampled_from(["full", "self"])),
+        visual_attention=sees,  # type: ignore[arg-type]
         text_to_visual=reads,  # type: ignore[arg-type]
         cache_visual=draw(st.sampled_from(caches)),  # type: ignore[arg-type]
         selects=tuple(draw(st.lists(selects, max_size=2))),
@@ -165,7 +167,9 @@ def test_contradicting_stages_are_refused(fields: dict[str, Any], reason: str) -
         ({"rank_by": "none", "keep": Count(count=3)}, "can only drop everything"),
         ({"rank_by": "random", "keep": Threshold(threshold=0.1, at_most=5)}, "needs a score"),
         ({"rank_by": "attention_received", "keep": Count(count=3)}, "does not rank visual"),
-        ({"rank_by": "last_attention", "keep": Count(count=3), "of": "context"}, "does not rank context"),
+        ({"rank_by": "last_attention", "keep": Count(count=3), "of": "context", "protect": 1}, "does not rank context"),
+        ({"rank_by": "attention_received", "keep": Count(count=3), "of": "context"}, "protect at least"),
+        ({"rank_by": "last_attention", "keep": Threshold(threshold=1, relative=True, at_most=5)}, "share of an influence"),
         ({"rank_by": "text_raters", "keep": Count(count=3), "probe": True}, "probe computes one query row"),
         ({"rank_by": "random", "keep": {"count": -1}}, "greater than or equal to 0"),
         ({"rank_by": "best", "keep": Count(count=1)}, "Input should be"),
