@@ -169,7 +169,7 @@ def test_contradicting_stages_are_refused(fields: dict[str, Any], reason: str) -
         ({"rank_by": "attention_received", "keep": Count(count=3)}, "does not rank visual"),
         ({"rank_by": "last_attention", "keep": Count(count=3), "of": "context", "protect": 1}, "does not rank context"),
         ({"rank_by": "attention_received", "keep": Count(count=3), "of": "context"}, "protect at least"),
-        ({"rank_by": "last_attention", "keep": Threshold(threshold=1, relative=True, at_most=5)}, "share of an influence"),
+        ({"rank_by": "text_raters", "keep": Threshold(threshold=1, relative=True, at_most=5)}, "share of an influence"),
         ({"rank_by": "text_raters", "keep": Count(count=3), "probe": True}, "probe computes one query row"),
         ({"rank_by": "random", "keep": {"count": -1}}, "greater than or equal to 0"),
         ({"rank_by": "best", "keep": Count(count=1)}, "Input should be"),
