@@ -95,7 +95,7 @@ def unwrap(model: Any) -> Any:
 
 
 def _tower(model: Any, text: Any) -> Any:
-    """`get_decoder()` where it gives the text tower; else whoever has the layers (some releases give the whole model)."""
+    """`get_decoder()` where it gives the text tower; else whoever has the layers (some releases give the model)."""
     candidates = [model.get_decoder()] if hasattr(model, "get_decoder") else []
     candidates += list(model.modules())
     for candidate in candidates:

@@ -154,7 +154,7 @@ class Handle:
         """
         if self.image_cache is None or not self._depth:
             raise InputError(
-                "no image stream can be encoded without an image cache and a plan whose first stage runs visual tokens alone",
+                "an image stream takes an image cache, and a plan whose first stage runs visual tokens alone",
                 "Attach with image_cache=ImageCache() a plan with visual_attention 'self' from layer 0",
             )
         self._ahead = True

@@ -44,7 +44,7 @@ class EncoderScores:
         config = model.config
         if config.model_type in _SCRAMBLED:
             raise UnsupportedModelError(
-                f"{config.model_type} gives {_SCRAMBLED[config.model_type]}, which its encoder's attention does not rank",
+                f"{config.model_type} has {_SCRAMBLED[config.model_type]}: its encoder cannot rank its visual tokens",
                 "Rank by encoder_norm instead",
             )
         tower = _encoder(model)

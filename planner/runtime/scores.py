@@ -132,7 +132,7 @@ def influence_cos(scored: Scored, ranked: Rows) -> Tensor:
 def relative(scored: Scored, score: Tensor) -> Tensor:
     """A score divided by the norm of the last row's attention output, before the output projection."""
     output = scored.last_output(scored.last_weights())
-    norm = torch.linalg.vector_norm(output.to(score.dtype).flatten(1), dim=1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(output.to(score.dtype).flatten(1), dim=1, keepdim=True)
     return score / norm.clamp(min=torch.finfo(score.dtype).tiny)
 
 

@@ -95,7 +95,8 @@ class LayerView:
 
     def value_norms(self) -> Tensor:
         """L2 norm of each value vector, ``[B, Hkv, k]`` (S0)."""
-        return torch.linalg.vector_norm(self.value.to(working_dtype(self.value)), dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(self.value.to(working_dtype(self.value)), dim=-1)
+        return norms
 
 
 @contextmanager
