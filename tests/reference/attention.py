@@ -40,8 +40,8 @@ class Record:
     Attributes:
         inputs: ``[B, N, d]`` hidden states entering the layer.
         present: ``[B, P]`` prompt tokens that the layer computes, where the caller filled it in.
-        query, key, value: ``[B, H, N, dh]``.
-        allowed: ``[B, N, N]`` the model's own mask, before any rule.
+        query, key, value: ``[B, H, N, dh]``; read: the values as text rows read them, after a merge the merge token's.
+        allowed: ``[B, N, N]`` the model's own mask, before any rule; seen: what is left of it under the rule.
         weights: ``[B, H, N, N]`` under the rule, before any redistribution.
         scores: ``[B, H, N, N]`` before any mask.
     """
@@ -51,7 +51,9 @@ class Record:
     query: Tensor = field(default=None)  # type: ignore[assignment]
     key: Tensor = field(default=None)  # type: ignore[assignment]
     value: Tensor = field(default=None)  # type: ignore[assignment]
+    read: Tensor = field(default=None)  # type: ignore[assignment]
     allowed: Tensor = field(default=None)  # type: ignore[assignment]
+    seen: Tensor = field(default=None)  # type: ignore[assignment]
     weights: Tensor = field(default=None)  # type: ignore[assignment]
     scores: Tensor = field(default=None)  # type: ignore[assignment]
 
@@ -75,20 +77,23 @@ def forward(
         record, rule = records[module.layer_idx], rule_of(module.layer_idx)
         groups = query.shape[1] // key.shape[1]
         record.query, record.key = query, key.repeat_interleave(groups, dim=1)
-        record.value = value.repeat_interleave(groups, dim=1)
+        record.value = record.read = value.repeat_interleave(groups, dim=1)
         scaling = kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         record.scores = torch.einsum("bhqd,bhkd->bhqk", record.query, record.key) * scaling
         if kwargs.get("softcap") is not None:
             record.scores = kwargs["softcap"] * torch.tanh(record.scores / kwargs["softcap"])
         record.allowed = (attention_mask[:, 0] > -1).expand(query.shape[0], -1, -1)
-        record.weights = softmax_over(record.scores, record.allowed & rule.edges)
+        record.seen = record.allowed & rule.edges
+        record.weights = softmax_over(record.scores, record.seen)
         weights = record.weights
         if rule.redistribute is not None:
             weights = redistributed(weights, record.inputs, visual, rule)
         output = torch.einsum("bhqk,bhkd->bhqd", weights, record.value)
         if rule.merge_token is not None and rule.merge_rows is not None:
-            output = _merged(weights, record.value, output, rule.merge_token, rule.merge_rows, visual)
+            record.read = _exchanged(record.value, rule.merge_token, visual)
+            merged = torch.einsum("bhqk,bhkd->bhqd", weights, record.read)
+            output = torch.where(rule.merge_rows[:, None, :, None], merged, output)
         return output.transpose(1, 2).contiguous(), None
 
     def remember(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -109,18 +114,13 @@ def softmax_over(scores: Tensor, allowed: Tensor) -> Tensor:
     return torch.where(allowed.any(-1)[:, None, :, None], torch.softmax(shown, dim=-1), 0.0).nan_to_num(0.0)
 
 
-def _merged(
-    weights: Tensor, value: Tensor, output: Tensor, token: list[int | None], rows: Tensor, visual: Tensor
-) -> Tensor:
-    """The output where some rows read one visual token's value in place of every visual token's own."""
-    output = output.clone()
+def _exchanged(value: Tensor, token: list[int | None], visual: Tensor) -> Tensor:
+    """Values with one visual token's in the place of every visual token's."""
+    exchanged = value.clone()
     for sample, only in enumerate(token):
         if only is not None:
-            exchanged = value[sample].clone()
-            exchanged[:, visual[sample]] = value[sample, :, only : only + 1]
-            merged = torch.einsum("hqk,hkd->hqd", weights[sample], exchanged)
-            output[sample][:, rows[sample]] = merged[:, rows[sample]]
-    return output
+            exchanged[sample, :, visual[sample]] = value[sample, :, only : only + 1]
+    return exchanged
 
 
 def redistributed(weights: Tensor, inputs: Tensor, visual: Tensor, rule: LayerRule) -> Tensor:

@@ -79,10 +79,11 @@ def _scores(
 ) -> tuple[list[float], float]:
     """One score a candidate, and the norm of the last row's attention output."""
     last = prompt.last(sample)
-    weights, value = record.weights[sample], record.value[sample]
+    weights, value = record.weights[sample], record.read[sample]
     if select.probe:
         # The next layer's query of the last row over everything alive, under no rule but the model's own mask.
         weights = softmax_over(record.scores, record.allowed & alive[:, None, :])[sample]
+        value = record.value[sample]
     output = torch.einsum("hk,hkd->hd", weights[:, last], value).flatten()
     images = (alive & prompt.visual)[sample].nonzero()[:, 0]
     texts = (record.present & prompt.after)[sample].nonzero()[:, 0]
@@ -107,7 +108,7 @@ def _scores(
                 score = (weights[:, texts, token].mean(1) * weights[:, images, token].mean(1)).max()
             case "attention_received":
                 asking = record.present[sample].nonzero()[:, 0].tolist()
-                seeing = [row for row in asking if row >= token and bool(record.allowed[sample, row, token])]
+                seeing = [row for row in asking if row >= token and bool(record.seen[sample, row, token])]
                 score = weights[:, seeing, token].mean(1).max()
             case "encoder_norm":
                 score = record.inputs[sample, token].norm()
