@@ -62,9 +62,9 @@ class Cost:
         return sum(self.decode.values())
 
     @property
-    def latent_kv_cache_bytes(self) -> int:
-        """`kv_cache_bytes` if latent attention's latents were cached in place of expanded keys and values."""
-        return _cache_bytes(self.spec, self.workload, self.cells, 0, latent=True)
+    def expanded_kv_cache_bytes(self) -> int:
+        """`kv_cache_bytes` if latent attention's keys and values were cached in place of the latents that make them."""
+        return _cache_bytes(self.spec, self.workload, self.cells, 0, expanded=True)
 
     @cached_property
     def visual_tokens_per_layer(self) -> tuple[float, ...]:
@@ -299,14 +299,16 @@ def _decode(spec: ModelSpec, cells: Sequence[Cell], step: int, rows: int = 1) ->
     return {name: exact * macs.get(name, 0) for name in COMPONENTS}
 
 
-def cache_elements(spec: ModelSpec, cells: Sequence[Cell], tokens: int, latent: bool = False) -> Number:
+def cache_elements(spec: ModelSpec, cells: Sequence[Cell], tokens: int, expanded: bool = False) -> Number:
     """Elements cached for one request after `tokens` generated ones. Arrays in, arrays out."""
     elements: Number = 0
     for segment, layer, layers in cells:
-        elements += layers * formulas.cached_elements(layer, segment, spec.decoder, tokens, latent)
+        elements += layers * formulas.cached_elements(layer, segment, spec.decoder, tokens, expanded)
     return elements
 
 
-def _cache_bytes(spec: ModelSpec, workload: Workload, cells: Sequence[Cell], tokens: int, latent: bool = False) -> int:
-    bits = cache_elements(spec, cells, tokens, latent) * workload.batch * workload.kv_bits
+def _cache_bytes(
+    spec: ModelSpec, workload: Workload, cells: Sequence[Cell], tokens: int, expanded: bool = False
+) -> int:
+    bits = cache_elements(spec, cells, tokens, expanded) * workload.batch * workload.kv_bits
     return bits // 8 + (bits % 8 > 0) if isinstance(bits, int) else round(bits / 8)

@@ -158,7 +158,9 @@ def decode_macs(
         return projected, rows * segment.cached_visual * attention.pair_macs, asking * ffn.macs, 0
     keys = cached_tokens(attention, segment, decoder, ahead) + rows
     edited = redistribute_macs(attention, rows, keys) if segment.redistributes else 0
-    return rows * attention.projection_macs, rows * keys * attention.pair_macs, rows * ffn.macs, edited
+    # Latents are expanded anew at every step: those of the new rows are part of their projections.
+    projected = rows * attention.projection_macs + (keys - rows) * attention.expand_macs
+    return projected, rows * keys * attention.pair_macs, rows * ffn.macs, edited
 
 
 def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahead: int = 0) -> Number:
@@ -182,19 +184,19 @@ def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahea
 
 
 def cached_elements(
-    layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0, latent: bool = False
+    layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0, expanded: bool = False
 ) -> Number:
     """Elements a layer's cache holds of one request.
 
     Args:
-        latent: count the latent that multi-head latent attention could cache, in place of the expanded keys and values.
+        expanded: of multi-head latent attention, count keys and values in place of the latents that make them.
     """
     attention = layer.attention
     if attention.kind == "linear":
         return attention.state_elements
     if attention.kind == "cross":
         return segment.cached_visual * attention.cached_elements
-    per_token = attention.latent_elements if latent and attention.latent_elements else attention.cached_elements
+    per_token = attention.expanded_elements if expanded and attention.expanded_elements else attention.cached_elements
     return cached_tokens(attention, segment, decoder, ahead) * per_token
 
 

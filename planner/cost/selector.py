@@ -78,7 +78,8 @@ def score_macs(
 def _probe_macs(select: Select, attention: Attention, rows: Number, generic: bool) -> Number:
     needs_values = select.rank_by in ("influence_l2", "influence_cos")
     if generic or not attention.separable:
-        macs = (attention.query_macs + attention.key_macs + attention.value_macs) * (rows + 1)
+        inputs = attention.query_macs + attention.key_macs + attention.value_macs + attention.expand_macs
+        macs = inputs * (rows + 1)
     else:
         macs = attention.query_macs + (attention.key_macs + needs_values * attention.value_macs) * rows
     relative = isinstance(select.keep, Threshold) and select.keep.relative

@@ -63,7 +63,7 @@ LARGEST_WINDOW = 1 << 30
 
 
 def _window(config: Config) -> int:
-    return config.size("sliding_window", default=LARGEST_WINDOW)
+    return config.size("sliding_window", default=LARGEST_WINDOW, least=0) or LARGEST_WINDOW
 
 
 def _layer_types(config: Config, data: Mapping[str, Any]) -> tuple[str, ...]:
@@ -137,8 +137,8 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
 
 
 def _latent(config: Config, hidden: int, heads: int) -> Attention:
-    """Multi-head latent attention as transformers runs it: keys and values are expanded before the scores, and
-    cached expanded."""
+    """Multi-head latent attention as transformers 5 runs it: latents are cached, and all of them are expanded to keys and
+    values at every step."""
     rank, rope = config.size("kv_lora_rank"), config.size("qk_rope_head_dim")
     nope, value_dim = config.size("qk_nope_head_dim"), config.size("v_head_dim")
     head_dim = nope + rope
@@ -152,11 +152,12 @@ def _latent(config: Config, hidden: int, heads: int) -> Attention:
         head_dim=head_dim,
         value_dim=value_dim,
         query_macs=query_rank * (hidden + heads * head_dim) if query_rank else hidden * heads * head_dim,
-        key_macs=hidden * (rank + rope) + rank * heads * nope,
-        value_macs=rank * heads * value_dim,
+        key_macs=hidden * (rank + rope),
+        value_macs=0,
         output_macs=heads * value_dim * hidden,
-        cached_elements=heads * (head_dim + value_dim),
-        latent_elements=rank + rope,
+        expand_macs=rank * heads * (nope + value_dim),
+        cached_elements=rank + rope,
+        expanded_elements=heads * (head_dim + value_dim),
         separable=False,
     )
 

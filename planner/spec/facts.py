@@ -31,7 +31,8 @@ class Attention:
         query_macs, key_macs, value_macs, output_macs: projections, multiply-adds per token.
         window: tokens a sliding or chunked layer can see, itself included; 0 means no limit.
         cached_elements: elements the KV cache holds per token.
-        latent_elements: the same for a cache of the latent of multi-head latent attention; 0 where there is none.
+        expand_macs, expanded_elements: of multi-head latent attention, making keys and values of one cached latent, at
+            every step, and the elements a cache of those would hold; 0 elsewhere.
         shares_kv: keys and values are an earlier layer's: nothing is projected or cached.
         separable: queries, keys and values come from projections of their own, so that any of them can be left out.
         state_macs, state_elements: of a linear layer, work per token on the state and its size.
@@ -48,7 +49,8 @@ class Attention:
     output_macs: int
     window: int = 0
     cached_elements: int = 0
-    latent_elements: int = 0
+    expand_macs: int = 0
+    expanded_elements: int = 0
     shares_kv: bool = False
     separable: bool = True
     state_macs: int = 0
@@ -56,8 +58,8 @@ class Attention:
 
     @property
     def projection_macs(self) -> int:
-        """All four projections of one token."""
-        return self.query_macs + self.key_macs + self.value_macs + self.output_macs
+        """All projections of one token, its own latent's expansion included."""
+        return self.query_macs + self.key_macs + self.value_macs + self.expand_macs + self.output_macs
 
     @property
     def pair_macs(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from planner.cost import cost
 from planner.runtime.count import FlopCounter
@@ -119,3 +120,75 @@ def test_components_are_where_the_modules_are() -> None:
     assert of("lm_head") == expected["lm_head"]
     language = sum(flops for name, flops in modules.items() if "language_model" in name and name.endswith(".mlp"))
     assert language == expected["ffn"]
+
+
+#: Text decoders that may stand behind a vision tower, beyond those of the families above: what differs from `_SMALL`.
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+DECODERS: dict[str, dict[str, Any]] = {
+    "cohere": {},
+    "deepseek_v2": {**_LATENT, "q_lora_rank": 12},
+    "deepseek_v3": {**_LATENT, "q_lora_rank": None},
+    "gemma2": {"head_dim": 16, "sliding_window": 10},
+    "glm4": {"head_dim": 8},
+    "granite": {},
+    "helium": {"head_dim": 8},
+    "internlm3": {"head_dim": 8},
+    "llama4_text": {"attention_chunk_size": 10},
+    "ministral3": {"head_dim": 16},
+    "mistral": {"sliding_window": 10},
+    "nemotron": {},
+    "olmo2": {},
+    "phi": {},
+    "phi3": {},
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 24, "decoder_sparse_step": 2},
+    "qwen3_moe": {**_EXPERTS, "mlp_only_layers": [1]},
+    "smollm3": {},
+    "stablelm": {},
+    "starcoder2": {},
+}
+_SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_decoders(model_type: str) -> None:
+    """Latent attention, plain feed-forward, shared experts, fused projections, windows and chunks."""
+    config = transformers.CONFIG_MAPPING[model_type](**{**_SMALL, **DECODERS[model_type]})
+    # Gemma 2 has no fused attention: its scores are capped.
+    kernel = "eager" if model_type == "gemma2" else "sdpa"
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=kernel).eval()
+    spec = ModelSpec.from_config(config.to_dict())
+    workload = Workload(visual_tokens=0, text_tokens=20, system_tokens=0, batch=BATCH, kv_bits=32)
+    expected = cost(spec, workload, dense(spec.layers), head="all")
+    ids = torch.randint(5, 100, (BATCH, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), FlopCounter() as prefill:
+        cache = model(ids, use_cache=True).past_key_values
+    assert prefill.total == expected.prefill_flops
+    assert cache_bytes(cache) == expected.kv_cache_bytes
+    with torch.no_grad(), FlopCounter() as decode:
+        model(ids[:, :1], past_key_values=cache, use_cache=True)
+    assert decode.total == BATCH * expected.decode_flops_per_token
+    assert cache_bytes(cache) == expected.kv_cache_bytes_after(1)

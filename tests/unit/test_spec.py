@@ -192,10 +192,11 @@ def test_latent_attention_by_hand() -> None:
         qk_rope_head_dim=8, qk_nope_head_dim=12, v_head_dim=10,
     ).layers[0].attention  # fmt: skip
     assert attention.query_macs == 64 * 24 + 24 * 4 * 20
-    assert attention.key_macs + attention.value_macs == 64 * (16 + 8) + 16 * 4 * (12 + 10)
+    assert attention.key_macs + attention.value_macs == 64 * (16 + 8)
+    assert attention.expand_macs == 16 * 4 * (12 + 10)
     assert attention.output_macs == 4 * 10 * 64
-    assert attention.cached_elements == 4 * (20 + 10)
-    assert attention.latent_elements == 16 + 8
+    assert attention.cached_elements == 16 + 8
+    assert attention.expanded_elements == 4 * (20 + 10)
     assert not attention.separable
 
 
