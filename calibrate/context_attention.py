@@ -141,13 +141,12 @@ def attended(
     Raises:
         UnsupportedModelError: the model caps attention scores.
     """
-    gradients = answer is not None
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients), _frozen(model):
+    with torch.inference_mode(False), torch.set_grad_enabled(answer is not None), _frozen(model):
         # Tensors made in inference mode can neither be part of a graph nor be written to; copies can.
         copies = {name: value.clone() for name, value in inputs.items()}
         layout = read(copies["input_ids"], parts.visual_ids, copies.get("attention_mask"))
         dropped = torch.zeros(layout.length, dtype=torch.bool, device=layout.ids.device)
-        run = _Run(layout, protect, schedule, pooling, gradients, dropped)
+        run = _Run(layout, protect, schedule, pooling, answer is not None, dropped)
         with seam(list(parts.attentions), run.attend):
             logits = model(**copies, use_cache=False, logits_to_keep=1).logits[0, -1]
         target = torch.zeros_like(dropped)

@@ -131,15 +131,13 @@ class _HeldBack:
 
 
 def _cheapest_that_holds(search: Search, held_back: Bench) -> tuple[Point, Agreement] | None:
-    """Branch and bound over finalists in order of cost; one that fails retreats to later exits, shallower filters."""
+    """Branch and bound in order of cost: over the finalists, then over what they retreat to."""
     trials, best = _HeldBack(search, held_back), None
-    for finalist in sorted(search.finalists(), key=search.order):
-        for start in search.retreats(finalist):
-            if not search.cheaper(start, best):
-                continue
+    finalists = sorted(search.finalists(), key=search.order)
+    retreats = {other for finalist in finalists for other in search.retreats(finalist)}
+    for start in (*finalists, *sorted(retreats, key=lambda point: (search.flops(point), point.rank_by))):
+        if search.cheaper(start, best):
             best = trials.smallest_budget(start, best) or best
-            if best == start:
-                break
     return None if best is None else (best, trials.seen[str(search.policy(best))])
 
 

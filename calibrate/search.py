@@ -161,13 +161,13 @@ class Search:
         return other is None or self.flops(point) < self.flops(other) - TIE * self._dense_flops
 
     def retreats(self, point: Point) -> list[Point]:
-        """The candidate itself, and where to go if no budget holds there: later exits, shallower filters."""
+        """Where to go if a candidate does not hold, or only with a large budget: later exits, shallower filters."""
         layers = self.spec.layers
         later = sorted({point.exit + 1, point.exit + 2, (point.exit + layers + 1) // 2, layers})
         found = [replace(point, exit=at) for at in later if point.exit < at <= layers]
         if point.rule != UNTOUCHED:
             found += [replace(point, filter=k) for k in (point.filter - 1, point.filter - 2) if k > 0]
-        return [point, *sorted(found, key=self.flops)]
+        return found
 
     def finalists(self) -> list[Point]:
         """For each rule and filter the smallest budgets that hold, with the earliest exit that holds."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from calibrate.attribution.response import Vector
+from calibrate.stats import Array
 
 FAITHFUL, COMPLETE = 0.8, 0.2
 #: Up to here every k is run; beyond, this many are, and then every k around the crossing.
@@ -49,7 +50,7 @@ def grid(total: int) -> list[int]:
     return sorted({round(k) for k in np.linspace(0, total, min(total, EVERY_K) + 1)})
 
 
-def curve(order: Vector, respond: Respond) -> Curve:
+def curve(order: Array, respond: Respond) -> Curve:
     """Curves of one order of heads (most important first, ``[N]`` head numbers)."""
     total = len(order)
     faithfulness: dict[int, float] = {}

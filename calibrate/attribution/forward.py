@@ -64,7 +64,7 @@ class TextRows:
         with self._replaced():
             for piece in ablation.split(self.batch_size):
                 self._ablation = piece
-                states = self._parts.tower(
+                states: torch.Tensor = self._parts.tower(
                     inputs_embeds=self._capture.embeddings.expand(len(piece), -1, -1),
                     position_ids=self._capture.position_ids,
                     use_cache=False,

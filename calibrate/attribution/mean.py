@@ -62,29 +62,26 @@ class MeanImage:
             InputError: a grid of one row (no rectangle) of another length than the mean's.
         """
         others = sorted({grid for grid in grids if grid != self.grid})
-        for grid in others:
-            if 1 in (grid[0], self.grid[0]):
-                raise InputError(
-                    f"an image of {grid[0]}x{grid[1]} tokens cannot take a mean image of {self.grid[0]}x{self.grid[1]}",
-                    "Let the processor resize all images alike",
-                )
-        how = (
-            "equal"
-            if not others
-            else "interpolated "
-            + ", ".join(f"{self.grid[0]}x{self.grid[1]} to {height}x{width}" for height, width in others)
-        )
+        steps = [f"{self.grid[0]}x{self.grid[1]} to {height}x{width}" for height, width in others]
+        how = f"interpolated {', '.join(steps)}" if steps else "equal"
         keys = tuple(torch.cat([resize(mean, self.grid, grid) for grid in grids], dim=1) for mean in self.keys)
         values = tuple(torch.cat([resize(mean, self.grid, grid) for grid in grids], dim=1) for mean in self.values)
         return keys, values, how
 
 
 def resize(mean: torch.Tensor, grid: Grid, to: Grid) -> torch.Tensor:
-    """Bilinear interpolation of ``[K, h*w, e]`` from one token grid to another; the tensor itself where they are
-    equal.
+    """Bilinear interpolation of ``[K, h*w, e]`` from one token grid to another; the tensor itself where they are equal.
+
+    Raises:
+        InputError: different grids, one of which is a single row and so no rectangle.
     """
     if grid == to:
         return mean
+    if 1 in (grid[0], to[0]):
+        raise InputError(
+            f"images of {grid[0]}x{grid[1]} and of {to[0]}x{to[1]} tokens cannot share a mean image",
+            "Let the processor resize all images alike",
+        )
     heads, _, size = mean.shape
     picture = mean.transpose(1, 2).reshape(1, heads * size, *grid)
     resized = torch.nn.functional.interpolate(picture, size=to, mode="bilinear", align_corners=False)
@@ -113,11 +110,10 @@ def mean_image(model: Any, samples: Iterable[Mapping[str, torch.Tensor]], parts:
         for layer, layer_capture in enumerate(seen.layers):
             for sums, whole in ((keys, layer_capture.key_before), (values, layer_capture.value)):
                 pieces = whole[:, seen.visual.to(whole.device)].double().split(lengths, dim=1)
-                # Interpolate each image to the mean's grid, then add.
-                total = sum(resize(piece, own, grid) for piece, own in zip(pieces, grids, strict=True))
+                resized = [resize(piece, own, grid) for piece, own in zip(pieces, grids, strict=True)]
                 if len(sums) <= layer:
-                    sums.append(torch.zeros_like(total))
-                sums[layer] += total
+                    sums.append(torch.zeros_like(resized[0]))
+                sums[layer] += torch.stack(resized).sum(dim=0)
         images += len(grids)
     if grid is None:
         raise CalibrationError("the mean image needs at least one sample, and got none", "Raise --num-samples")

@@ -88,7 +88,7 @@ class AttributionProbe(ExecutedProbe):
             if self.wants(sample) and sample not in self.table:
                 self.table.add(sample, **self._row(batch, parts, batch.samples[position]))
 
-    def _row(self, batch: Batch, parts: Parts, sample: Sample) -> dict[str, Array]:
+    def _row(self, batch: Batch, parts: Parts, sample: Sample) -> dict[str, Any]:
         inputs = to_device(batch.encoder([sample]), batch.model)
         logits = batch.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
         if sample.answers and int(logits.argmax()) not in accepted_first_tokens(batch.encoder, sample):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -10,14 +11,13 @@ from calibrate.attribution.attribute import Attribution
 from calibrate.attribution.curves import grid
 from calibrate.attribution.parts import Parts
 from calibrate.samples import Sample
-from calibrate.stats import Array
 
 ORDERS = ("attribution", "attention", "causal", "random")
 #: What became of a sample: attributed, answered wrongly, or its answer does not rest on the image.
 ATTRIBUTED, WRONG, INDEPENDENT = range(3)
 
 
-def attributed_row(found: Attribution, parts: Parts, sample: Sample) -> dict[str, Array]:
+def attributed_row(found: Attribution, parts: Parts, sample: Sample) -> dict[str, Any]:
     """What is kept of a sample: a few kilobytes, see `Attribution` for what the names mean."""
     text, image = found.text, found.image
     nan = float("nan")
@@ -46,10 +46,10 @@ def attributed_row(found: Attribution, parts: Parts, sample: Sample) -> dict[str
         "interpolated": found.mean_grid != "equal",
         "prompt": _number(sample.prompt.encode()),
         "image": image_number(sample),
-    }  # type: ignore[return-value]
+    }
 
 
-def blank_row(parts: Parts, status: int) -> dict[str, Array]:
+def blank_row(parts: Parts, status: int) -> dict[str, Any]:
     """A sample that was looked at and not attributed: NaN, in the shapes of one that was."""
     nan, table = np.full(1, np.nan), np.full((parts.layers, parts.heads), np.nan)
     single = (

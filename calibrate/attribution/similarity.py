@@ -19,8 +19,9 @@ def cosines(coefficients: Vector) -> Vector:
 def mean_cosines(
     coefficients: Vector, prompts: Sequence[Hashable], images: Sequence[Hashable]
 ) -> dict[str, float | None]:
-    """Mean cosine over pairs of samples: all, same prompt on other images, other prompts on the same image; None
-    without pairs.
+    """Mean cosine over pairs of samples: all, same prompt and other images, other prompts and same image.
+
+    None where there is no such pair.
     """
     table = cosines(coefficients)
     one, other = np.triu_indices(len(table), k=1)

@@ -152,7 +152,7 @@ class TestMeanImage:
         keys, values, how = mean.on(((2, 2), (4, 4)))
         assert keys[0].shape == values[0].shape == (1, 20, 1)
         assert torch.equal(keys[0][0, :4, 0], torch.arange(4.0)) and how == "interpolated 2x2 to 4x4"
-        with pytest.raises(InputError, match="1x5 tokens"):
+        with pytest.raises(InputError, match="2x2 and of 1x5 tokens"):
             mean.on(((1, 5),))
 
 
