@@ -92,6 +92,10 @@ def attribute(
 ) -> Attribution:
     """Attribute the answer's logit to the heads that read the image (S4, by the shared prefix).
 
+    Beside the model, memory holds the prompt's keys and values of all layers three times (captured, and the prefix with
+    the image and with its mean) in float32 or wider, and one batch of text rows; nothing grows with the number of masks
+    but the masks themselves.
+
     Args:
         model: a Hugging Face vision-language model in evaluation mode; unchanged afterwards.
         inputs: keyword arguments of its forward, batch 1.
