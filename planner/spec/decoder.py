@@ -137,8 +137,8 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
 
 
 def _latent(config: Config, hidden: int, heads: int) -> Attention:
-    """Multi-head latent attention as transformers 5 runs it: latents are cached, and all of them are expanded to keys and
-    values at every step."""
+    """Multi-head latent attention as transformers 5 runs it: latents are cached, and all of them are expanded to keys
+    and values at every step."""
     rank, rope = config.size("kv_lora_rank"), config.size("qk_rope_head_dim")
     nope, value_dim = config.size("qk_nope_head_dim"), config.size("v_head_dim")
     head_dim = nope + rope

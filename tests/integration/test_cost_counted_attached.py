@@ -1,4 +1,4 @@
-"""Windows shorter than the prompt: the cost of a schedule is still what a model executes with that schedule attached."""
+"""Windows shorter than the prompt: the cost of a schedule is still what a model executes with it attached."""
 
 from __future__ import annotations
 
