@@ -193,6 +193,7 @@ READERS: dict[str, Callable[[Config, Config, Tower, int], Parts]] = {
     "qwen2_5_vl": _merged,
     "qwen3_vl": _deepstacked,
     "qwen3_vl_moe": _deepstacked,
+    "qwen3_5": _deepstacked,
     "internvl": _internvl,
     "idefics3": _idefics3,
     "smolvlm": _idefics3,
@@ -202,6 +203,7 @@ READERS: dict[str, Callable[[Config, Config, Tower, int], Parts]] = {
     "aya_vision": _shuffled_gate,
     "cohere2_vision": _shuffled_gate,
     "glm4v": _glm4v,
+    "glm4v_moe": _glm4v,
     "llama4": _llama4,
     "mllama": _mllama,
 }

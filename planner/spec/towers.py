@@ -130,6 +130,8 @@ READERS: dict[str, Callable[[Config, str], Tower]] = {
     "qwen2_5_vl_vision": _qwen2_5,
     "qwen3_vl_vision": _qwen3,
     "qwen3_vl_moe_vision": _qwen3,
+    "qwen3_5_vision": _qwen3,
     "glm4v_vision": _glm4v,
+    "glm4v_moe_vision": _glm4v,
     "mllama_vision_model": _mllama,
 }

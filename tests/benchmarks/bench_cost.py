@@ -171,8 +171,8 @@ def table() -> str:
             "",
             f"Memory allocated at the peak of a sweep of {SCHEDULES:,} with latency: {memory_mb(given):.0f} MB.",
             "",
-            f"`plan report {MODEL}`, from start to end of the process: {clock:.2f} s by the clock, {processor:.2f} s of the "
-            "processor.",
+            f"`plan report {MODEL}`, start to end of the process: {clock:.2f} s by the clock, {processor:.2f} s of",
+            "the processor.",
             "",
             f"Measured on {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
             f"NumPy {np.__version__}; load average at the end {os.getloadavg()[0]:.1f}.",
