@@ -188,7 +188,8 @@ class Search:
         """For each shallow rule the deepest filter that holds together with the exit."""
         found = []
         for rule, deepest in shallows(self.profile, self.proposals, self.limits.agreement):
-            for depth in range(min(deepest + 1, start.exit - 2), max(0, deepest - 2), -1):
+            top = min(deepest + 1, start.exit - 2)  # the exit leaves at least one layer to the kept tokens
+            for depth in range(top, max(0, top - 3), -1):
                 point = replace(start, rule=rule, filter=depth)
                 if self.good(point):
                     found.append(point)

@@ -121,7 +121,7 @@ class Truth:
         tokens, gone, early = 144, LAYERS, False
         for stage in schedule.stages:
             for select in stage.selects:
-                early |= stage.last <= self.alone and select.keep.count < 144
+                early |= stage.last <= self.alone and 0 < select.keep.count < 144
                 tokens = min(tokens, select.keep.count) if select.keep.count else tokens
                 gone = stage.last if select.keep.count == 0 else gone
         harmless = blind <= self.alone and self_only <= self.alone and not early
@@ -141,6 +141,12 @@ def test_a_window_is_found_with_its_shallow_stage_exit_and_budget():
     ]  # fmt: skip
     assert found.measured == proportion(192, 192)
     assert [note for note in found.notes if "exit layer 2" in note], "influence is contradicted by the curve"
+
+
+def test_a_shallow_rule_that_holds_everywhere_is_tried_up_to_the_exit():
+    truth = Truth(64, 9, 20, 7)  # blindness is harmless nearly to the end, but the search leaves one layer to the image
+    found = run(truth, Truth(192, 9, 20, 7))
+    assert found.policy.filter == 5 and found.policy.exit == 7
 
 
 def test_without_a_window_the_shallow_stage_is_empty():
