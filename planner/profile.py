@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from planner.document import Document, write_atomic
 from planner.errors import PlanDigestError, PlanError
 
 Arrays = dict[str, NDArray[Any]]
+
+if TYPE_CHECKING:
+    Json = Any  # readers index into it freely
+else:
+    from pydantic import JsonValue as Json
 
 
 class _Frozen(BaseModel):
@@ -36,7 +41,7 @@ class ModelIdentity(_Frozen):
     id: str
     revision: str | None = None
     family: str
-    config: dict[str, JsonValue]
+    config: dict[str, Json]
     config_digest: str
     layers: Annotated[int, Field(ge=1)]
     hidden_size: Annotated[int, Field(ge=1)]
@@ -63,8 +68,8 @@ class ProbeResult(_Frozen):
     """What one probe found: settings, number of samples, summaries with intervals."""
 
     n: Annotated[int, Field(ge=0)]
-    settings: dict[str, JsonValue]
-    values: dict[str, JsonValue]
+    settings: dict[str, Json]
+    values: dict[str, Json]
 
 
 class Profile(Document):
@@ -77,9 +82,9 @@ class Profile(Document):
     model: ModelIdentity
     samples: SampleIdentity
     prompt: PromptShape
-    processor: dict[str, JsonValue]
+    processor: dict[str, Json]
     probes: dict[str, ProbeResult]
-    environment: dict[str, JsonValue]
+    environment: dict[str, Json]
     created_with: str
     arrays_sha256: str | None = None
     profile_sha256: str = ""

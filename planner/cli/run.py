@@ -54,7 +54,8 @@ def command(
         answer = encoder.decode(generate(loaded.model, inputs, max_new_tokens))[0]
         click.echo(answer)
         report, kept = handle.report, handle.kept
-    click.echo(f"visual tokens per layer: {_runs([layer[0] for layer in report.visual])}", err=True)
+    if report is not None:
+        click.echo(f"visual tokens per layer: {_runs([layer[0] for layer in report.visual])}", err=True)
     if overlay is not None:
         choices = [
             (title, positions[0])

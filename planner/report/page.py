@@ -15,9 +15,14 @@ from planner.report.plan_view import EVIDENCE_HEADERS, STAGE_HEADERS, evidence_r
 class Trial(Protocol):
     """A candidate that was executed on the way to the plan (`calibrate.search.Trial`)."""
 
-    policy: str
-    decoder_flops: float
-    proposing: Any
+    @property
+    def policy(self) -> str: ...
+
+    @property
+    def decoder_flops(self) -> float: ...
+
+    @property
+    def proposing(self) -> Any: ...
 
 
 def page(plan: Plan, profile: Profile | None = None, trials: Sequence[Trial] = ()) -> str:
@@ -84,7 +89,7 @@ def _profile_charts(plan: Plan, profile: Profile) -> list[tuple[str, str | None]
     if "influence" in profile.probes:
         values: dict[str, Any] = dict(profile.probes["influence"].values)
         shares = [entry["value"] for entry in values["triggered_samples"]]
-        threshold = profile.probes["influence"].settings["filter_cos"][0]  # type: ignore[index, call-overload]
+        threshold = profile.probes["influence"].settings["filter_cos"][0]
         title = f"Influence: share of samples in which some visual token moves the last token (cosine < {threshold})"
         found.append((title, charts.per_layer({"samples": shares}, "share of samples", marks)))
     return found
