@@ -136,6 +136,8 @@ def test_a_mixture_of_experts_behind_a_glm_tower() -> None:
     }
     blocks = {"text_config": {**text, "model_type": "glm4v_moe_text"}, "vision_config": family["vision_config"]}
     blocks["vision_config"]["model_type"] = "glm4v_moe_vision"
+    # Half of a head's size is rotated: two angles.
+    blocks["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]}
     config = mixture(**blocks, **{name: value for name, value in family.items() if name.endswith("token_id")})
     model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
     inputs = tiny.inputs("glm4v", batch=BATCH, dtype=torch.float32)
