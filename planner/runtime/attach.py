@@ -226,9 +226,12 @@ class Handle:
 
             return hook
 
-        embedding = self.parts.tower.get_input_embeddings().weight
+        embedding = self.parts.tower.get_input_embeddings()
+        # Weights that accelerate has put away are on no device; its hook says where they will run.
+        offloaded = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        device = embedding.weight.device if offloaded is None else offloaded
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(1, 3, embedding.shape[1], generator=generator).to(embedding)
+        rows = torch.randn(1, 3, embedding.weight.shape[1], generator=generator).to(device, embedding.weight.dtype)
         with ExitStack() as hooks, torch.no_grad():
             for index in wanted:
                 hook = self.parts.layers[index].register_forward_pre_hook(check(self._loners[index]), with_kwargs=True)
@@ -238,6 +241,8 @@ class Handle:
     # -- hooks -------------------------------------------------------------------------------------------------------
 
     def _before_model(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():  # a decode step over fixed buffers: nothing to decide
+            return None
         guard.check_mode(model)
         self._layout = self._prefill = self._prompt_logits = self._stream = None
         if self._encoder is not None:
@@ -283,10 +288,13 @@ class Handle:
     def _before_tower(
         self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        cache = kwargs.get("past_key_values")
+        if torch.compiler.is_compiling():
+            self._pruned = list(cache.layers)
+            return None
         layout, self._layout = self._layout, None
         self._prefill = None
         self._known.clear()
-        cache = kwargs.get("past_key_values")
         if layout is None:
             self._pruned = [layer for layer in getattr(cache, "layers", []) if isinstance(layer, PrunedLayer)]
             return None
@@ -305,6 +313,8 @@ class Handle:
         return args, kwargs
 
     def _after_tower(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return output
         prefill, self._prefill = self._prefill, None
         self._known.clear()
         if prefill is None:
@@ -372,9 +382,11 @@ class Handle:
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
         assert cache.index is not None
+        new = cache.generated + hidden.shape[1]
+        if torch.compiler.is_compiling():
+            return columns(mask, cache.index, cache.filled, new)
         key = (id(mask), id(cache.index), cache.generated)
         if key not in self._known:
-            new = cache.generated + hidden.shape[1]
             self._known[key] = (mask, columns(mask, cache.index, cache.filled, new))
         return self._known[key][1]  # type: ignore[no-any-return]
 

@@ -49,7 +49,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.is_sliding = window is not None
         self.window = window
         self.record_past = False
-        self._lease = lease
+        self.lease = lease
         self._length = length
         self._prefilling = True
         self.index: Tensor | None = None
@@ -87,7 +87,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append generated tokens; during the prefill, take the keys and values of the rows that run."""
-        if not self._lease.active:
+        if not self.lease.active:
             raise RuntimeStateError(
                 "this KV cache was filled under a plan that has been detached",
                 "Attach the plan again, or start from an empty cache",

@@ -46,7 +46,11 @@ def attention_weights(
         else:
             # A float mask may add the lowest number of a smaller type: that too means "not at all".
             scores = (scores + mask.to(dtype)).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, float("-inf"))
-    return torch.softmax(scores, dim=-1).nan_to_num(0.0)
+    weights = torch.softmax(scores, dim=-1)
+    if mask is None:
+        return weights
+    # Only where nothing is seen: a NaN in the scores has to stay one.
+    return weights.masked_fill((scores == float("-inf")).all(-1, keepdim=True), 0.0)
 
 
 def weighted_values(weights: Tensor, value: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Dense against planned on a GPU: random-weight LLaVA-1.5-7B and Qwen2-VL-7B shapes in bfloat16, built on the device.
 
-    python -m tests.benchmarks.bench_gpu [--out reports/benchmark-gpu.md] [--rounds 3] [--models llava qwen2_vl] [--batches 1 8]
+    python -m tests.benchmarks.bench_gpu --out reports/benchmark-gpu.md [--models llava qwen2_vl] [--batches 1 8]
 
-Weights are random, so what a token *says* means nothing; what it *costs* is the same as with trained weights. Measured columns are times of this
-run; the predicted column is arithmetic (share of the dense model's FLOPs, causal half of the attention) and stands apart.
+Weights are random, so what a token *says* means nothing; what it *costs* is the same as with trained weights. Measured
+columns are times of this run; the predicted column is arithmetic and stands apart: the planned share of the dense
+decoder's FLOPs, counting the causal half of attention.
 """
 
 from __future__ import annotations
@@ -203,10 +204,10 @@ def main() -> None:
     lines = [
         "# Dense against planned on a GPU",
         "",
-        f"{place}, torch {torch.__version__}, transformers {transformers.__version__}, bfloat16, sdpa; random weights in the shapes of "
-        "LLaVA-1.5-7B and Qwen2-VL-7B.",
-        f"Medians of {options.rounds} rounds in which dense and planned take turns; 32 generated tokens; prefill includes the vision",
-        "encoder, the decoder column does not. Predicted: share of the decoder's prefill FLOPs, `causal` convention. Made by",
+        f"{place}, torch {torch.__version__}, transformers {transformers.__version__}, bfloat16, sdpa; random",
+        f"weights in the shapes of LLaVA-1.5-7B and Qwen2-VL-7B. Medians of {options.rounds} rounds, dense and planned",
+        "in turn; 32 generated tokens; prefill includes the vision encoder, the decoder column does not. Predicted:",
+        "share of the decoder's prefill FLOPs, `causal` convention. Made by",
         "`python -m tests.benchmarks.bench_gpu --out reports/benchmark-gpu.md`.",
         "",
         HEADER,

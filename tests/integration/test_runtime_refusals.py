@@ -1,0 +1,183 @@
+"""What a plan cannot be applied to is refused with its cause and a remedy, and the model is left as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AttentionInterface, DynamicCache, StaticCache
+
+from planner.errors import InputError, PlannerError, RuntimeStateError, ScheduleError, UnsupportedModelError
+from planner.runtime import attach, observe
+from planner.schedule import Count, Schedule, Select, Stage
+from tests import tiny
+from tests.schedules import LAYERS, SCHEDULES
+
+FASTV = SCHEDULES["fastv"]
+
+
+def llava() -> tuple[Any, dict[str, torch.Tensor]]:
+    return tiny.model("llava", layers=LAYERS), tiny.inputs("llava")
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        ("mllama", "cross-attention"),
+        ("llama4", "chunked_attention"),
+        ("llama", "placeholder token"),
+        ("mixtral", "placeholder token"),
+    ],
+)
+def test_models_that_lack_a_part(family: str, part: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=part):
+        attach(tiny.model(family, layers=LAYERS), FASTV)
+
+
+def test_something_that_is_no_model() -> None:
+    with pytest.raises(UnsupportedModelError, match="not a transformers model"):
+        attach(torch.nn.Linear(2, 2), FASTV)
+
+
+def test_a_plan_for_another_depth() -> None:
+    with pytest.raises(ScheduleError, match="6 layers, the model has 4"):
+        attach(tiny.model("llava", layers=4), FASTV)
+
+
+def test_a_papers_fractional_bounds() -> None:
+    fractional = Schedule(stages=(Stage(first=0, last=2.5), Stage(first=2.5, last=6)))
+    part = Stage(first=0, last=2, selects=(Select(rank_by="random", keep=Count(count=1.5)),))
+    for schedule in (fractional, Schedule(stages=(part, Stage(first=2, last=6)))):
+        with pytest.raises(ScheduleError, match="fractional"):
+            attach(tiny.model("llava", layers=LAYERS), schedule)
+
+
+def test_training_mode() -> None:
+    model = tiny.model("llava", layers=LAYERS, fresh=True).train()
+    with pytest.raises(RuntimeStateError, match="training mode"):
+        attach(model, FASTV)
+    inputs = tiny.inputs("llava")
+    with attach(model.eval(), FASTV), pytest.raises(RuntimeStateError, match="training mode"):
+        model.train()(**inputs)
+
+
+def test_a_second_plan() -> None:
+    model, _ = llava()
+    with attach(model, FASTV):
+        with pytest.raises(RuntimeStateError, match="attached to this model already"):
+            attach(model, FASTV)
+        with pytest.raises(RuntimeStateError, match="a plan is attached"), observe(model, print):
+            pass
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention", "my_own"])
+def test_other_attention_kernels(kernel: str) -> None:
+    model = tiny.model("llava", layers=LAYERS, fresh=True)
+    config = model.model.language_model.config
+    before = dict(AttentionInterface._global_mapping)
+    config._attn_implementation_internal = kernel
+    with pytest.raises(RuntimeStateError, match=f"'{kernel}' is not supported") as refused:
+        attach(model, FASTV)
+    assert 'set_attn_implementation("sdpa")' in str(refused.value)
+    assert before == AttentionInterface._global_mapping
+    assert config._attn_implementation_internal == kernel
+
+
+def test_a_static_cache() -> None:
+    model, inputs = llava()
+    with attach(model, FASTV), torch.no_grad():
+        with pytest.raises(RuntimeStateError, match="StaticCache"):
+            model(**inputs, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=64))
+        with pytest.raises(PlannerError):
+            model.generate(**inputs, max_new_tokens=2, cache_implementation="static")
+
+
+def test_an_image_in_a_later_turn() -> None:
+    model, inputs = llava()
+    with attach(model, FASTV), torch.no_grad():
+        cache = DynamicCache()
+        model(**inputs, past_key_values=cache)
+        with pytest.raises(RuntimeStateError, match="later turn"):
+            model(**{**inputs, "attention_mask": None}, past_key_values=cache)
+
+
+def test_embeddings_in_place_of_token_ids() -> None:
+    model, inputs = llava()
+    embeddings = model.get_input_embeddings()(inputs["input_ids"])
+    with attach(model, FASTV), torch.no_grad(), pytest.raises(RuntimeStateError, match="needs input_ids"):
+        model(inputs_embeds=embeddings)
+
+
+def test_a_prompt_in_chunks() -> None:
+    model, inputs = llava()
+    longer = torch.nn.functional.pad(inputs["attention_mask"], (0, 4), value=1)
+    with attach(model, FASTV), torch.no_grad(), pytest.raises(RuntimeStateError, match="prefill_chunk_size"):
+        model(**{**inputs, "attention_mask": longer}, past_key_values=DynamicCache())
+
+
+def test_a_mask_of_the_users_own() -> None:
+    model, inputs = llava()
+    own = torch.ones(1, 1, 26, 26, dtype=torch.bool).tril()
+    with attach(model, FASTV), torch.no_grad(), pytest.raises(RuntimeStateError, match="two-dimensional"):
+        model(**{**inputs, "attention_mask": own})
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_pixels_that_are_no_numbers(bad: float) -> None:
+    model, inputs = llava()
+    inputs["pixel_values"][0, 0, 3, 3] = bad
+    with attach(model, FASTV), torch.no_grad(), pytest.raises(InputError, match="NaN or infinite"):
+        model(**inputs)
+
+
+def test_activations_that_are_no_numbers() -> None:
+    model = tiny.model("llava", layers=LAYERS, fresh=True)
+    with torch.no_grad():
+        model.model.language_model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+        with attach(model, FASTV), pytest.raises(RuntimeStateError, match="not finite"):
+            model(**tiny.inputs("llava"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["visipruner", "probe", "threshold", "var-fastv"])
+def test_half_precision_runs(dtype: torch.dtype, name: str) -> None:
+    model = tiny.model("llava", layers=LAYERS, dtype=dtype, fresh=True)
+    inputs = tiny.inputs("llava", batch=2, left_pad=3, dtype=dtype)
+    with attach(model, SCHEDULES[name]), torch.no_grad():
+        assert model.generate(**inputs, max_new_tokens=3, do_sample=False).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_models_dispatched_by_accelerate_work() -> None:
+    from accelerate import cpu_offload
+
+    inputs = tiny.inputs("llava")
+    with attach(tiny.model("llava", layers=LAYERS), SCHEDULES["visipruner"]) as handle, torch.no_grad():
+        expected = handle.parts.model(**inputs).logits
+    offloaded = tiny.model("llava", layers=LAYERS, fresh=True)
+    cpu_offload(offloaded, execution_device="cpu")
+    with attach(offloaded, SCHEDULES["visipruner"]), torch.no_grad():
+        assert torch.equal(offloaded(**inputs).logits, expected)
+
+
+def test_wrapped_models_work() -> None:
+    """PEFT's wrapper answers `get_base_model`; torch.compile's holds `_orig_mod`."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def get_base_model(self) -> Any:
+            return self.inner
+
+        def forward(self, **inputs: Any) -> Any:
+            return self.inner(**inputs)
+
+    model, inputs = llava()
+    with torch.no_grad():
+        with attach(model, FASTV):
+            expected = model(**inputs).logits
+        wrapped = Wrapper(model).eval()
+        with attach(wrapped, FASTV):
+            assert torch.equal(wrapped(**inputs).logits, expected)
