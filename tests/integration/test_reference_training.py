@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from planner.profiles.reference.train.__main__ import main
 from planner.profiles.reference.train.build import PROMPT, build_model, build_processor
 from planner.profiles.reference.train.data import load_split
+from planner.profiles.reference.train.decoder import move_deeper
 from planner.profiles.reference.train.packing import Packer
 from planner.profiles.reference.train.window import Window, random_ranks, run_decoder
 from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -86,6 +88,19 @@ def test_windows_close_what_they_say(kit) -> None:
     dense = logits(model, pack, features, Window.uniform(2, LAYERS))
     assert (logits(model, pack, features, Window.uniform(2, LAYERS, alone=1)) - dense).abs().max() > 1e-6
     assert (logits(model, pack, features, Window.uniform(2, LAYERS, alone=0)) - dense).abs().max() == 0.0
+
+
+def test_moving_layers_deeper_leaves_no_ops_in_front(kit) -> None:
+    _, model, _, _, features, pack = kit
+    moved, first_seven = copy.deepcopy(model), copy.deepcopy(model)
+    move_deeper(moved, by=3)
+    del first_seven.model.language_model.layers[7:]
+    dense = logits(moved, pack, features, Window.uniform(2, LAYERS))
+    assert (dense - logits(first_seven, pack, features, Window.uniform(2, 7))).abs().max() < 1e-10
+    # Nothing is read in front, so closing the image there changes nothing; one layer further it does.
+    closed = [logits(moved, pack, features, Window.uniform(2, LAYERS, alone=k, closed=k)) for k in (3, 4)]
+    assert (closed[0] - dense).abs().max() < 1e-10
+    assert (closed[1] - dense).abs().max() > 1e-6
 
 
 def test_a_few_steps_make_models_that_load_and_answer(tmp_path: Path) -> None:

@@ -23,9 +23,11 @@ MADE = {
    clipped to norm 1.
 """,
     "windowed": """\
-It starts from `plain`, whose two stages are described there, and adds a third in the same manner (peak learning rate
-{windowed.lr}), in which attention is restricted at random, image by image: a fifth of the images unrestricted, half of
-them under the whole of the following, the rest under any mix of its parts.
+It starts from `plain`, whose two stages are described there. First every decoder layer moves {windowed.shallow}
+places deeper; the last {windowed.shallow} come to the front, their outputs set to zero: what read the image from layer
+0 on now reads it from layer {windowed.shallow} on. Then decoder and projector are trained on in the same manner (peak
+learning rate {windowed.lr}), with attention restricted at random, image by image: a fifth of the images unrestricted,
+half of them under the whole of the following, the rest under any mix of its parts.
 - Layers [0, {windowed.shallow}): text does not see the image, and visual tokens see only themselves (for the mixed
   images in a random shorter prefix of these layers).
 - After layer {windowed.filter}: a random subset of the visual tokens is kept, its share log-uniform between
