@@ -33,9 +33,10 @@ class Influence(OnePassProbe):
         exit_cos: threshold for the exit layer.
         keep_l2: absolute threshold on the L2 change (S1's; it depends on a model's scale).
         keep_relative: thresholds on the L2 change over the norm of the last token's attention output.
+        levels: shares of the samples that suggestions should fit.
 
     Raises:
-        InputError: a threshold that can never or always trigger.
+        InputError: a threshold that can never or always trigger, or a level outside 0..1.
     """
 
     name: ClassVar[str] = "influence"
@@ -46,13 +47,16 @@ class Influence(OnePassProbe):
         exit_cos: float = 0.995,
         keep_l2: float = 0.2,
         keep_relative: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
+        levels: Sequence[float] = LEVELS,
     ) -> None:
         super().__init__()
         if not filter_cos or not all(-1 < threshold < 1 for threshold in (*filter_cos, exit_cos)):
             raise InputError("cosine thresholds must lie between -1 and 1", "S1 uses 0.995")
         if keep_l2 <= 0 or any(threshold <= 0 for threshold in keep_relative):
             raise InputError("thresholds for kept tokens must be above 0", "S1 uses l2 >= 0.2")
-        self.filter_cos, self.exit_cos = tuple(filter_cos), exit_cos
+        if not levels or not all(0 <= level <= 1 for level in levels):
+            raise InputError("levels are shares of the samples, between 0 and 1", "Such as 0.5 and 0.9")
+        self.filter_cos, self.exit_cos, self.levels = tuple(filter_cos), exit_cos, tuple(levels)
         self.keep_l2, self.keep_relative = keep_l2, tuple(keep_relative)
 
     @property
@@ -62,6 +66,7 @@ class Influence(OnePassProbe):
             "exit_cos": self.exit_cos,
             "keep_l2": self.keep_l2,
             "keep_relative": list(self.keep_relative),
+            "levels": list(self.levels),
         }
 
     def measure(self, capture: Capture) -> dict[str, torch.Tensor]:
@@ -152,20 +157,22 @@ class Influence(OnePassProbe):
             "never_exited": int((some & ~out).sum()),
             "filter": {
                 **mean(found),
-                "quantiles": quantiles(found, LEVELS),
+                "quantiles": quantiles(found, self.levels),
                 "median_interval": _median_interval(found),
             },
-            "kept": {**mean(counts), "quantiles": quantiles(counts, LEVELS)},
+            "kept": {**mean(counts), "quantiles": quantiles(counts, self.levels)},
             "exit": {
                 **mean(leaves),
-                "quantiles": quantiles(leaves, LEVELS),
+                "quantiles": quantiles(leaves, self.levels),
                 "median_interval": _median_interval(leaves),
             },
-            "suggested": suggest(filters, kept, exits, layers),
+            "suggested": suggest(filters, kept, exits, layers, self.levels),
         }
 
 
-def suggest(filters: Array, kept: Array, exits: Array, layers: int) -> dict[str, dict[str, int]]:
+def suggest(
+    filters: Array, kept: Array, exits: Array, layers: int, levels: Sequence[float] = LEVELS
+) -> dict[str, dict[str, int]]:
     """Filter, budget and exit that fit a share of the samples, by share.
 
     At level q: the latest filter layer that comes no later than that of a share q of the samples, the smallest budget
@@ -180,7 +187,7 @@ def suggest(filters: Array, kept: Array, exits: Array, layers: int) -> dict[str,
             "keep": math.ceil(np.quantile(kept, level)),
             "exit": math.ceil(np.quantile(leaves, level)),
         }
-        for level in LEVELS
+        for level in levels
     }
 
 
