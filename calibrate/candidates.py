@@ -113,7 +113,7 @@ def policy(
     lengths = profile.probes["prompt"].values["visual"]
     equal = lengths["least"] == lengths["most"]
     budget = max(1, round(keep * lengths["most"])) if equal or keep >= 1 else keep
-    settings = dict(rule.settings) if filter_layer else {}
+    settings: dict[str, Any] = dict(rule.settings) if filter_layer else {}
     if exit_layer < layers:
         settings["exit"] = exit_layer
-    return VisiPruner(filter=filter_layer, keep=budget, rank_by=rank_by, **settings)
+    return VisiPruner(filter=filter_layer, keep=budget, **{**settings, "rank_by": rank_by})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL.Image import Transpose
 
 from calibrate.samples import Sample
 from planner.errors import SampleError, UnsupportedModelError
@@ -53,7 +54,7 @@ class Encoder:
         """
         images = [sample.pictures() for sample in samples]
         if flip:
-            images = [[picture.transpose(1) for picture in group] for group in images]  # 1: FLIP_TOP_BOTTOM
+            images = [[picture.transpose(Transpose.FLIP_TOP_BOTTOM) for picture in group] for group in images]
         text = [self.prompt(sample) for sample in samples]
         # A template that writes the text's first special token makes the tokenizer's own a second one.
         start = self.tokenizer.bos_token

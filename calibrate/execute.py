@@ -30,7 +30,7 @@ def executing(model: Any, schedule: Schedule | None, seed: int = 0) -> Iterator[
 def first_logits(model: Any, inputs: Inputs, schedule: Schedule | None = None, seed: int = 0) -> torch.Tensor:
     """Log-probabilities of the first answer token, ``[B, V]`` float32 on the CPU."""
     with torch.inference_mode(), executing(model, schedule, seed):
-        logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+        logits: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
     return logits.float().log_softmax(dim=-1).cpu()
 
 
@@ -39,7 +39,7 @@ def generate(
 ) -> torch.Tensor:
     """Greedy answers ``[B, <= max_new_tokens]``, on the CPU, padded on the right after the end token."""
     with torch.inference_mode(), executing(model, schedule, seed):
-        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+        ids: torch.Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
     return ids[:, inputs["input_ids"].shape[1] :].cpu()
 
 

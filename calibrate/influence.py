@@ -109,7 +109,7 @@ class Influence(OnePassProbe):
     def _exit(self, cos: Array, at: int, keep: Array) -> int:
         if not keep.any():
             return NEVER
-        quiet = ~(cos[:, keep] < self.exit_cos).any(axis=1)
+        quiet: Array = np.all(cos[:, keep] >= self.exit_cos, axis=1)
         for layer in range(at + 2, len(cos)):
             if quiet[layer - 1] and quiet[layer]:
                 return layer

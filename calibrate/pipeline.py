@@ -184,7 +184,7 @@ def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:
         raise InputError(
             "a model of your own needs samples of your own", "Give --data: JSONL, image folder, datasets id"
         )
-    reading = {"prompt": options.prompt, "columns": options.columns, "split": options.split}
+    reading: dict[str, Any] = {"prompt": options.prompt, "columns": options.columns, "split": options.split}
     data = bundled / "calibration.jsonl" if options.data is None else options.data
     samples = load_samples(data, **reading).choose(options.num_samples, options.seed)
     if options.decide and len(samples) < LEAST_SAMPLES:

@@ -157,8 +157,9 @@ class Search:
         return decoder_flops(self.spec, self._workload, self.schedule(point))
 
     def cheaper(self, point: Point, other: Point | None) -> bool:
-        """Whether a candidate costs less than another by more than a `TIE`; anything is cheaper than None."""
-        return other is None or self.flops(point) < self.flops(other) - TIE * self._dense_flops
+        """Whether a candidate costs less than another, or than the dense model, by more than a `TIE`."""
+        bound = self._dense_flops if other is None else self.flops(other)
+        return self.flops(point) < bound - TIE * self._dense_flops
 
     def retreats(self, point: Point) -> list[Point]:
         """Where to go if a candidate does not hold, or only with a large budget: later exits, shallower filters."""

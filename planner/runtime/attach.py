@@ -288,9 +288,9 @@ class Handle:
     def _before_tower(
         self, tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        cache = kwargs.get("past_key_values")
+        cache: Any = kwargs.get("past_key_values")
         if torch.compiler.is_compiling():
-            self._pruned = list(cache.layers)
+            self._pruned = [] if cache is None else list(cache.layers)
             return None
         layout, self._layout = self._layout, None
         self._prefill = None

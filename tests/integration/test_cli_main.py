@@ -1,0 +1,113 @@
+"""The main job through the command line: calibrate, show, run, bench, export, merge, on the bundled reference model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from calibrate.load import reference_path
+from planner import load_plan
+
+SAMPLES = reference_path("easy_vqa")
+
+
+def plan(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from planner.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+        cwd=cwd,
+    )
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short calibration: enough to pass through every step, not to judge the plan."""
+    out = tmp_path_factory.mktemp("calibrated")
+    done = plan("calibrate", "--num-samples", 96, "--eval-samples", 48, "--agreement", 0.9, "-o", out)
+    assert done.returncode == 0, done.stderr
+    assert "agreement with dense" in done.stdout
+    return out
+
+
+def test_calibrate_writes_a_whole_plan_with_evidence(calibrated: Path) -> None:
+    made = load_plan(calibrated / "plan.json")
+    assert made.evidence is not None
+    rows = made.evidence.rows
+    assert rows[0].policy == "dense" and rows[0].decoder_flops_ratio == 1
+    assert rows[0].accuracy is not None and rows[0].accuracy.value > 0.9
+    assert made.decision.policy != "dense", "the windowed model needs few tokens: some plan must hold"
+    assert any(row.policy.startswith("random") for row in rows)
+    assert rows[1].decoder_flops_ratio < 0.8
+    baselines = [row.decoder_flops for row in rows[2:]]
+    assert all(flops >= rows[1].decoder_flops for flops in baselines), "a baseline got less compute than the plan"
+    html = (calibrated / "report.html").read_text()
+    assert "<svg" in html and made.decision.policy in html
+
+
+def test_run_answers_and_draws(calibrated: Path, tmp_path: Path) -> None:
+    line = json.loads((SAMPLES / "evaluation.jsonl").read_text().splitlines()[0])
+    picture = tmp_path / "kept.png"
+    done = plan(
+        "run", calibrated / "plan.json", "--image", SAMPLES / line["image"], "--prompt", line["prompt"],
+        "--overlay", picture, "--dense",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 1, "one word is the answer"
+    assert "visual tokens per layer: 144 x " in done.stderr
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bench_measures_beside_predictions(calibrated: Path, tmp_path: Path) -> None:
+    done = plan("bench", calibrated / "plan.json", "--rounds", 2, "--new-tokens", 2, "--format", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    measured = found["measured"]
+    ratio = measured["planned"]["kv_cache_bytes"] / measured["dense"]["kv_cache_bytes"]
+    assert ratio == found["predicted_ratio"]["KV cache bytes"]
+
+
+def test_export_and_validate(calibrated: Path, tmp_path: Path) -> None:
+    target = tmp_path / "fastv.json"
+    done = plan("export", calibrated / "profile.json", "--policy", "fastv:k=2,ratio=0.5", "-o", target)
+    assert done.returncode == 0, done.stderr
+    assert "not measured" in done.stdout
+    assert plan("validate", target, "--model", reference_path("windowed")).returncode == 0
+    assert load_plan(target).evidence is None
+
+
+def test_shards_merge_to_the_profile_of_one_process(tmp_path: Path) -> None:
+    probes = ("--probes", "influence,sinks", "--num-samples", 20, "--batch-size", 4, "--profile-only")
+    whole = plan("calibrate", *probes, "-o", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    for index in range(2):
+        done = plan("calibrate", *probes, "--shard", f"{index}/2", "-o", tmp_path / "parts")
+        assert done.returncode == 0, done.stderr
+    states = sorted((tmp_path / "parts").glob("*.state.safetensors"))
+    merged = plan("merge", *states, "-o", tmp_path / "merged" / "profile.json")
+    assert merged.returncode == 0, merged.stderr
+    one, two = (json.loads((tmp_path / name / "profile.json").read_text()) for name in ("whole", "merged"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("calibrate", "no/such-model", "--data", "x.jsonl"), "Error: "),
+        (("calibrate", "--data", "none.jsonl"), "none.jsonl"),
+        (("calibrate", "--probes", "influenze"), "influence"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_left(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = plan(*arguments, "-o", tmp_path / "out")
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and words in errors[0]
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "out").glob("*")) == []
