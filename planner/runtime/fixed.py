@@ -51,7 +51,7 @@ class FixedLayer(PrunedLayer):
 
     @property
     def generated(self) -> int:
-        """One less than the room: with the token of a step, every appended column is offered and the mask hides unwritten ones."""
+        """One less than the room: with a step's token that offers every appended column; the mask hides the rest."""
         return self.room - 1
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

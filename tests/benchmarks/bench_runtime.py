@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_runtime --out reports/benchmark-runtime.md
 
-A random-weight LLaVA with a decoder of 16 layers and hidden size 1024 (and next to no vision encoder), float32. All variants
-take turns within a round; ratios are formed round by round and their median reported, so that a busy machine touches
-numerator and denominator alike. Times are of the text tower, with everything the plan does on the way in and out.
+A random-weight LLaVA with a decoder of 16 layers and hidden size 1024 (and next to no vision encoder), float32. All
+variants take turns within a round; ratios are formed round by round and their median reported, so that a busy machine
+touches numerator and denominator alike. Times are of the text tower, with everything the plan does on the way in and out.
 """
 
 from __future__ import annotations
@@ -151,10 +151,10 @@ def main() -> None:
     lines = [
         "# Dense against planned on a CPU",
         "",
-        f"Decoder of {LAYERS} layers, hidden size {HIDDEN}, FFN 2816, random weights, float32; {SYSTEM} text tokens, the image,",
-        f"{TEXT} text tokens; batch 1; {torch.get_num_threads()} thread(s); torch {torch.__version__}, transformers "
-        f"{transformers.__version__}; median of {options.rounds} rounds",
-        "in which all variants take turns. Predicted: share of the decoder's prefill FLOPs, `causal` convention. Made by",
+        f"Decoder of {LAYERS} layers, hidden size {HIDDEN}, FFN 2816, random weights, float32; {SYSTEM} text tokens,",
+        f"the image, {TEXT} text tokens; batch 1; {torch.get_num_threads()} thread(s); torch {torch.__version__},",
+        f"transformers {transformers.__version__}; median of {options.rounds} rounds in which all variants take turns.",
+        "Predicted: share of the decoder's prefill FLOPs, `causal` convention. Made by",
         "`OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_runtime --out reports/benchmark-runtime.md`.",
         "",
         "Plans: " + "; ".join(f"{name} = `{text}`" for name, text in PLANS.items()) + ".",
