@@ -177,6 +177,11 @@ def test_a_model_that_tolerates_nothing_stays_dense_and_says_so():
     assert len(held.executed) <= 9, "trials are bounded"
 
 
+def test_what_saves_nothing_is_no_plan():
+    found = run(Truth(64, 0, 144, LAYERS), Truth(192, 0, 144, LAYERS))
+    assert str(found.policy) == "dense", "selecting everything holds, and costs more than not selecting"
+
+
 def test_too_few_held_back_samples_are_refused():
     with pytest.raises(InputError, match="12 held-back samples cannot show"):
         run(Truth(4, 0, 20, 7), Truth(12, 0, 20, 7), agreement=0.98, confidence=0.8)
