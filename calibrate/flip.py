@@ -74,4 +74,5 @@ def _tops(model: Any, inputs: Inputs) -> list[Array]:
 
 
 def _overlap(one: Array, other: Array) -> Array:
-    return ((one & other).sum(axis=1) / np.maximum(one.sum(axis=1), 1)).astype(np.float32)
+    shared: Array = (one & other).sum(axis=1) / np.maximum(one.sum(axis=1), 1)
+    return shared.astype(np.float32)
