@@ -64,11 +64,12 @@ def layer_macs(
     else:
         text_pairs = words * words
     visual_pairs = read + own_pairs
+    edited = redistribute_macs(attention, segment.text, words + visual) if segment.redistributes else 0
     return (
         words * attention.projection_macs + alone * per_row,
         (text_pairs + visual_pairs) * attention.pair_macs,
         (words + alone) * ffn.macs,
-        0,
+        edited,
         visual_pairs * attention.pair_macs,
     )
 

@@ -12,63 +12,28 @@ from pydantic import ValidationError
 
 from planner.errors import ScheduleError
 from planner.schedule import Count, Fraction, Keep, Redistribute, Schedule, Select, Stage, Threshold, dense, kept
+from tests.strategies import schedules
 
-counts = st.builds(Count, count=st.integers(0, 3000))
-fractions = st.builds(Fraction, fraction=st.floats(0.001, 1.0))
-thresholds = st.builds(
-    Threshold,
-    threshold=st.floats(-10, 10),
-    relative=st.booleans(),
-    at_least=st.integers(1, 5),
-    at_most=st.integers(5, 50),
-    expected=st.none() | st.floats(0, 60),
-)
-keeps: st.SearchStrategy[Keep] = counts | fractions | thresholds
-nothing = st.just(Select(rank_by="none", keep=Count(count=0)))
-seeded = st.builds(Select, rank_by=st.just("random"), keep=counts | fractions, seed=st.integers(0, 99))
-absolute = keeps.filter(lambda keep: not (isinstance(keep, Threshold) and keep.relative))
-attended = st.builds(Select, rank_by=st.sampled_from(["last_attention", "text_raters"]), keep=absolute)
-crossed = st.builds(Select, rank_by=st.just("cross_self_attention"), keep=absolute)
-influences = st.builds(Select, rank_by=st.sampled_from(["influence_l2", "influence_cos"]), keep=keeps)
-received = st.builds(
-    Select, rank_by=st.just("attention_received"), keep=absolute, of=st.just("context"), protect=st.integers(1, 20)
-)
-edits = st.builds(Redistribute, sink_dims=st.lists(st.integers(0, 4095), min_size=1, max_size=3).map(tuple))
-
-
-@st.composite
-def stages(draw: st.DrawFn, first: int, last: int) -> Stage:
-    reads = draw(st.sampled_from(["full", "merge", "none"]))
-    caches = {"full": ["all", "kept", "none"], "merge": ["kept", "none"], "none": ["none"]}[reads]
-    sees = "self" if reads == "merge" else draw(st.sampled_from(["full", "self"]))
-    selects = nothing | seeded | received
-    if reads != "none":
-        selects |= attended | influences | (crossed if sees == "full" else st.nothing())
-    return Stage(
-        first=first,
-        last=last,
-        visual_attention=sees,  # type: ignore[arg-type]
-        text_to_visual=reads,  # type: ignore[arg-type]
-        cache_visual=draw(st.sampled_from(caches)),  # type: ignore[arg-type]
-        selects=tuple(draw(st.lists(selects, max_size=2))),
-        redistribute=draw(st.none() | edits) if reads == "full" else None,
+keeps: st.SearchStrategy[Keep] = (
+    st.builds(Count, count=st.integers(0, 3000))
+    | st.builds(Fraction, fraction=st.floats(0.001, 1.0))
+    | st.builds(
+        Threshold,
+        threshold=st.floats(-10, 10),
+        at_least=st.integers(1, 5),
+        at_most=st.integers(5, 50),
+        expected=st.none() | st.floats(0, 60),
     )
+)
+any_schedule = st.integers(1, 12).flatmap(lambda layers: schedules(layers, Redistribute(sink_dims=(1415, 2533))))
 
 
-@st.composite
-def schedules(draw: st.DrawFn) -> Schedule:
-    layers = draw(st.integers(1, 12))
-    cuts = draw(st.sets(st.integers(1, layers), max_size=4)) | {0, layers}
-    bounds = itertools.pairwise(sorted(cuts))
-    return Schedule(stages=tuple(draw(stages(a, b)) for a, b in bounds), entry=draw(st.none() | seeded))
-
-
-@given(schedules())
+@given(any_schedule)
 def test_json_round_trip_is_identity(schedule: Schedule) -> None:
     assert Schedule.model_validate_json(schedule.model_dump_json()) == schedule
 
 
-@given(schedules())
+@given(any_schedule)
 def test_stages_tile_the_layers(schedule: Schedule) -> None:
     owners = [schedule.stage_of(layer) for layer in range(schedule.layers)]
     assert [len(list(run)) for _, run in itertools.groupby(owners, key=lambda stage: stage.first)] == [
@@ -79,7 +44,7 @@ def test_stages_tile_the_layers(schedule: Schedule) -> None:
             schedule.stage_of(layer)
 
 
-@given(schedules())
+@given(any_schedule)
 def test_selects_come_in_order_and_tell_whether_shapes_are_static(schedule: Schedule) -> None:
     inner = [select for stage in schedule.stages for select in stage.selects]
     assert list(schedule.selects) == ([schedule.entry] if schedule.entry else []) + inner
@@ -87,7 +52,7 @@ def test_selects_come_in_order_and_tell_whether_shapes_are_static(schedule: Sche
     assert schedule.executable
 
 
-@given(schedules())
+@given(any_schedule)
 def test_only_the_dense_schedule_is_empty(schedule: Schedule) -> None:
     plain = [Stage(first=stage.first, last=stage.last) for stage in schedule.stages]
     assert schedule.empty == (schedule.entry is None and list(schedule.stages) == plain)
