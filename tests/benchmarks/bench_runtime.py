@@ -4,7 +4,7 @@
 
 A random-weight LLaVA with a decoder of 16 layers and hidden size 1024 (and next to no vision encoder), float32. All
 variants take turns within a round; ratios are formed round by round and their median reported, so that a busy machine
-touches numerator and denominator alike. Times are of the text tower, with everything the plan does on the way in and out.
+touches both sides alike. Times are of the text tower, with everything the plan does on the way in and out.
 """
 
 from __future__ import annotations
