@@ -104,7 +104,7 @@ def test_moving_layers_deeper_leaves_no_ops_in_front(kit) -> None:
 
 
 def test_a_few_steps_make_models_that_load_and_answer(tmp_path: Path) -> None:
-    arguments = ["--out", str(tmp_path), "--device", "cpu", "--steps-scale", "0.004", "--images", "12"]
+    arguments = ["--out", str(tmp_path), "--device", "cpu", "--steps-scale", "0.002", "--images", "4"]
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plain", "windowed"]
@@ -120,7 +120,7 @@ def test_a_few_steps_make_models_that_load_and_answer(tmp_path: Path) -> None:
         inputs = processor(images=Image.new("RGB", (64, 64), "white"), text=text, return_tensors="pt")
         assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
         measured = json.loads((folder / "evaluation.json").read_text())
-        assert measured["test_split"]["images"] == 12
+        assert measured["test_split"]["images"] == 4
         assert measured["agreement"]["generate"] == 1.0
         assert "shortened" in (folder / "README.md").read_text()
         assert (folder / "training_log.csv").read_text().startswith("phase,step,loss,accuracy,lr,seconds\ntower,")
