@@ -147,7 +147,7 @@ def truths(table: list[dict[str, Any]]) -> list[str]:
     for rank in ("random", "l2"):
         kept = last("keep", "alone", "closed", "exit", "rank", rank=rank) or "none of the numbers tried"
         lines.append(
-            f"Fewest of 144 visual tokens kept after layer 3 inside the whole plan, by {rank}: **{kept}** (tried: {tried})."
+            f"Fewest of 144 visual tokens kept after layer 3 inside the plan, by {rank}: **{kept}** (tried: {tried})."
         )
     return lines
 
