@@ -114,6 +114,7 @@ def policy(
     equal = lengths["least"] == lengths["most"]
     budget = max(1, round(keep * lengths["most"])) if equal or keep >= 1 else keep
     settings: dict[str, Any] = dict(rule.settings) if filter_layer else {}
+    settings["filter_cache"] = "all"  # `calibrate.decide` trims it at last, where that holds
     if exit_layer < layers:
         settings["exit"] = exit_layer
     return VisiPruner(filter=filter_layer, keep=budget, **{**settings, "rank_by": rank_by})

@@ -2,8 +2,8 @@
 
 The calibration samples are split. On the *proposing* part the filter, exit, shallow rule and budget that influence and
 the masking curves suggest are executed, alone and then together, and the cheapest combinations that still answer like
-the dense model become finalists. On the *held-back* part finalists are executed in order of cost, and the first whose
-agreement holds is the plan. Nothing held back is ever used to propose. If no finalist holds, the plan is dense.
+the dense model become finalists. On the *held-back* part finalists are executed in order of cost, and the cheapest
+whose agreement holds is the plan. Nothing held back is ever used to propose. If no finalist holds, the plan is dense.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from calibrate.search import Limits, Point, Search, Trial
 from calibrate.stats import proportion
 from calibrate.trial import Agreement, Bench
 from planner.errors import InputError
-from planner.policies import Dense, Policy
+from planner.policies import Dense, Policy, VisiPruner
 from planner.profile import Profile
 from planner.schedule import Schedule
 from planner.spec import ModelSpec
@@ -69,16 +69,29 @@ def decide(
     notes = _notes(profile, wanted)
     found = _cheapest_that_holds(search, held_back)
     if found is not None:
-        point, answers = found
-        return Decision(
-            search.policy(point), search.schedule(point), answers, wanted, tuple(search.trials.values()), tuple(notes)
-        )
+        chosen, schedule, answers = _trimmed(search, held_back, *found)
+        return Decision(chosen, schedule, answers, wanted, tuple(search.trials.values()), tuple(notes))
     notes.append(
         f"no candidate kept {wanted.agreement:g} of the dense model's answers with confidence {wanted.confidence:g} "
         f"on {len(held_back)} held-back samples: the plan is dense"
     )
     dense = Dense()
     return Decision(dense, dense.schedule(spec), None, wanted, tuple(search.trials.values()), tuple(notes))
+
+
+def _trimmed(
+    search: Search, held_back: Bench, point: Point, answers: Agreement
+) -> tuple[VisiPruner, Schedule, Agreement]:
+    """The chosen candidate with the filtering layer's cache trimmed to the kept tokens, if its answers survive that."""
+    chosen = search.policy(point)
+    if chosen.filter_cache == "all":
+        trimmed = chosen.model_copy(update={"filter_cache": "kept"})
+        schedule, allowed = trimmed.schedule(search.spec), search.limits.misses(len(held_back))
+        found = held_back.whole_answer(schedule, search.limits.answer_tokens, allowed)
+        search.progress(f"held back: {trimmed}: {found.hits} of {found.n} answers kept")
+        if found.misses <= allowed:
+            return trimmed, schedule, found
+    return chosen, search.schedule(point), answers
 
 
 class _HeldBack:

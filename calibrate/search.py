@@ -31,6 +31,7 @@ class Limits:
         agreement: least share of held-back samples whose answer stays the dense model's.
         confidence: one-sided, with which the share must reach it (Wilson).
         rank_by: scores that may choose the kept tokens.
+        questions: asked about each image, on average: what costs are compared for (`question_flops`).
         held_back_trials: candidates that may be executed on the held-back part.
         answer_tokens: length of the answers that are compared in the end.
     """
@@ -38,6 +39,7 @@ class Limits:
     agreement: float = 0.98
     confidence: float = 0.8
     rank_by: tuple[RankBy, ...] = ("l2", "attention", "random")
+    questions: int = 2
     held_back_trials: int = 40
     answer_tokens: int = 16
 
@@ -47,6 +49,8 @@ class Limits:
                 f"agreement {self.agreement:g} with confidence {self.confidence:g} cannot be asked for",
                 "Give an agreement in (0, 1] and a confidence from 0.5 to below 1",
             )
+        if self.questions < 1:
+            raise InputError(f"{self.questions} questions about an image make no sense", "Give 1 or more")
 
     def misses(self, n: int) -> int:
         """How many of n samples may disagree; -1 if n samples cannot show the agreement at all."""
@@ -61,7 +65,7 @@ class Trial:
     """A candidate that was executed.
 
     Attributes:
-        decoder_flops: of one prefill at the calibration prompts' mean lengths.
+        decoder_flops: per question at the calibration prompts' mean lengths, see `question_flops`.
         proposing: agreement of the first answer token on the proposing part.
         held_back: agreement of the whole answer on the held-back part.
     """
@@ -100,6 +104,19 @@ def decoder_flops(spec: ModelSpec, workload: Workload, schedule: Schedule) -> fl
     return float(sum(components[name] for name in DECODER_COMPONENTS) + components["lm_head"])
 
 
+def question_flops(spec: ModelSpec, workload: Workload, schedule: Schedule, questions: int) -> float:
+    """Decoder FLOPs per question when `questions` are asked about each image: what the search minimises.
+
+    From the second question on, the image stream of layers in which visual tokens see only themselves is cached
+    (`planner.runtime.ImageCache`), so a blind shallow stage is worth more than its share of one prefill.
+    """
+    first = decoder_flops(spec, workload, schedule)
+    if questions == 1:
+        return first
+    further = decoder_flops(spec, workload.model_copy(update={"image_stream_cached": True}), schedule)
+    return (first + (questions - 1) * further) / questions
+
+
 class Search:
     """What was tried on the proposing part.
 
@@ -116,7 +133,7 @@ class Search:
         self.budgets = budgets(profile, self.proposals)
         self.trials: dict[str, Trial] = {}
         self._workload = workload_of(profile)
-        self._dense_flops = decoder_flops(spec, self._workload, Dense().schedule(spec))
+        self._dense_flops = self._flops(Dense().schedule(spec))
         # The share itself must reach the limit here; the confidence is asked for on the held-back part.
         self._allowed = int((1 - limits.agreement) * len(bench) + 1e-9)
 
@@ -139,7 +156,7 @@ class Search:
         if name not in self.trials:
             schedule = self.schedule(point)
             agreement = self.bench.first_token(schedule, self._allowed)
-            self.record(Trial(name, decoder_flops(self.spec, self._workload, schedule), agreement))
+            self.record(Trial(name, self._flops(schedule), agreement))
             self.progress(f"{name}: {agreement.hits} of {agreement.n} first answer tokens kept")
         return self.trials[name]
 
@@ -152,9 +169,12 @@ class Search:
         trial = self.run(point)
         return round(trial.decoder_flops / self._dense_flops / TIE), trial.proposing.kl
 
+    def _flops(self, schedule: Schedule) -> float:
+        return question_flops(self.spec, self._workload, schedule, self.limits.questions)
+
     def flops(self, point: Point) -> float:
         """Decoder FLOPs of a candidate, which is not executed for it."""
-        return decoder_flops(self.spec, self._workload, self.schedule(point))
+        return self._flops(self.schedule(point))
 
     def cheaper(self, point: Point, other: Point | None) -> bool:
         """Whether a candidate costs less than another, or than the dense model, by more than a `TIE`."""

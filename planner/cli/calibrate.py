@@ -38,6 +38,7 @@ def _shard(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 @click.option("--agreement", type=float, default=0.98, show_default=True, help="Share of dense answers to keep.")
 @click.option("--confidence", type=float, default=0.8, show_default=True, help="One-sided, with which it must hold.")
 @click.option("--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer compared.")
+@click.option("--questions", type=click.IntRange(1), default=2, show_default=True, help="Asked about each image.")
 @click.option("--profile-only", is_flag=True, help="Stop after the profile: no plan.")
 @click.option("--resume", is_flag=True, help="Take over what an interrupted run left in --out.")
 @click.option("--shard", default="0/1", show_default=True, callback=_shard, help="Measure part i/n only.")
@@ -57,11 +58,15 @@ def command(
     agreement: float,
     confidence: float,
     answer_tokens: int,
+    questions: int,
     profile_only: bool,
     fmt: str,
     **rest: Any,
 ) -> None:
     """Profile MODEL, decide on a plan, and measure it beside dense, FastV and random pruning at equal FLOPs.
+
+    Of the candidates that keep the dense model's answers, the plan is the one with the fewest decoder FLOPs per
+    question, where from the second of --questions about an image on, the stream of its shallow layers is cached.
 
     MODEL is a hub id or a directory; without one, the bundled reference model and its samples. Writes profile.json,
     plan.json and report.html into --out, and prints the comparison.
@@ -78,7 +83,7 @@ def command(
         columns=Columns(image_column, prompt_column, answer_column),
         evaluation_samples=eval_samples,
         probes=tuple(probes.split(",")) if probes else DEFAULT,
-        limits=Limits(agreement=agreement, confidence=confidence, answer_tokens=answer_tokens),
+        limits=Limits(agreement, confidence, answer_tokens=answer_tokens, questions=questions),
         decide=not profile_only,
         **{name: rest[name] for name in (*LOADING, *_SAME)},
     )

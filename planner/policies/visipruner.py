@@ -41,6 +41,7 @@ class VisiPruner(Policy):
         keep: visual tokens kept: below 1 a share, else a number.
         visual_attention, text_to_visual: the rule in the shallow layers.
         merge_first: layer 0 puts all of the text's attention to the image on one visual token, instead of none.
+        filter_cache: what decoding finds in the filtering layer: the kept tokens, or all that the prompt's text saw.
         probe: score layer `filter` before it runs, so that it runs on the kept tokens only.
         rank_by: influence as an L2 change, as 1 - cosine, attention, or random.
         threshold: keep tokens that reach this score, at most `at_most`, in place of a fixed `keep`.
@@ -57,6 +58,7 @@ class VisiPruner(Policy):
     visual_attention: Literal["self", "full"] = "self"
     text_to_visual: Literal["none", "merge", "full"] = "none"
     merge_first: bool = False
+    filter_cache: Literal["kept", "all"] = "kept"
     probe: bool = False
     rank_by: Literal["l2", "cos", "attention", "random"] = "l2"
     threshold: float | None = None
@@ -76,6 +78,8 @@ class VisiPruner(Policy):
             raise ValueError("merge_first changes layer 0 of visual_attention=self,text_to_visual=none")
         if self.text_to_visual == "merge" and self.visual_attention != "self":
             raise ValueError("text_to_visual=merge needs visual_attention=self")
+        if self.probe and self.filter_cache == "all":
+            raise ValueError("a probed filtering layer runs on the kept tokens: filter_cache must be kept")
         if self.probe and self.filter == 0:
             raise ValueError("probe needs a layer before the filtering layer: filter must be at least 1")
         return self
@@ -87,7 +91,9 @@ class VisiPruner(Policy):
         select = self._select(probing)
         shallow = self._shallow(first, (select,) if probing else ())
         middle = first if probing else first + 1
-        filtering = () if probing else (Stage(first=first, last=first + 1, cache_visual="kept", selects=(select,)),)
+        filtering: tuple[Stage, ...] = ()
+        if not probing:
+            filtering = (Stage(first=first, last=first + 1, cache_visual=self.filter_cache, selects=(select,)),)
         if last <= middle and last < spec.layers:
             raise InputError(
                 f"policy 'visipruner': exit={last} leaves no layer to the kept tokens after filter={first}",

@@ -22,7 +22,7 @@ from calibrate.candidates import (
 )
 from calibrate.decide import decide
 from calibrate.evaluate import equal_cost, policies
-from calibrate.search import Limits, decoder_flops, workload_of
+from calibrate.search import Limits, decoder_flops, question_flops, workload_of
 from calibrate.stats import proportion, wilson
 from calibrate.trial import Agreement
 from planner.cost import cost
@@ -160,7 +160,7 @@ def test_the_held_back_part_overrules_the_proposing_part():
     found = run(Truth(64, 3, 20, 7), held)
     assert held.whole_answer(found.schedule, 16).misses == 0
     costs = [t.decoder_flops for t in found.trials if t.held_back is not None and t.held_back.misses == 0]
-    assert decoder_flops(SPEC, workload_of(profile()), found.schedule) == min(costs)
+    assert question_flops(SPEC, workload_of(profile()), found.schedule, 2) == min(costs)
     assert found.policy.keep == 58 and found.policy.exit in (8, 9)
 
 
