@@ -13,7 +13,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -32,10 +31,10 @@ from planner.runtime.image_cache import ImageCache, Stream, extent, fingerprint,
 from planner.runtime.layout import Layout, read, visual_rows
 from planner.runtime.masks import columns
 from planner.runtime.prefill import Prefill
-from planner.runtime.redistribute import redistribute
-from planner.runtime.stream import Loner
-from planner.runtime.weights import attention_weights, weighted_values
-from planner.schedule import Redistribute, Schedule
+from planner.runtime.redistribute import redistribute_step
+from planner.runtime.report import Report, kept_of, report_of
+from planner.runtime.stream import Loner, find_fast_form
+from planner.schedule import Schedule
 
 #: Text towers that have a plan attached.
 _attached: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -61,18 +60,6 @@ def attach(model: Any, schedule: Schedule, seed: int = 0, image_cache: ImageCach
 
 class _Encoded(Exception):
     """The image stream is complete; the rest of the forward is not needed."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What the last prefill computed.
-
-    Attributes:
-        visual, text: tokens that each layer ran, per sample: ``visual[layer][sample]``.
-    """
-
-    visual: tuple[tuple[int, ...], ...]
-    text: tuple[tuple[int, ...], ...]
 
 
 class Handle:
@@ -118,9 +105,7 @@ class Handle:
     @property
     def report(self) -> Report | None:
         """Tokens per layer of the last prefill with an image; None before the first."""
-        if self._last is None:
-            return None
-        return Report(tuple(v for v, _ in self._last.tokens), tuple(t for _, t in self._last.tokens))
+        return None if self._last is None else report_of(self._last)
 
     @property
     def kept(self) -> list[list[list[int]]]:
@@ -129,15 +114,7 @@ class Handle:
         Visual tokens are numbered among the sample's visual tokens (patch order), context tokens among the whole
         prompt.
         """
-        if self._last is None:
-            return []
-        layout = self._last.layout
-        number = layout.visual.cumsum(1) - 1
-        found = []
-        for select, rows in zip(self.schedule.selects, self._last.kept, strict=True):
-            index = rows.index if select.of == "context" else number.gather(1, rows.index.clamp(min=0))
-            found.append([sample[held].tolist() for sample, held in zip(index, rows.filled, strict=True)])
-        return found
+        return [] if self._last is None else kept_of(self._last)
 
     def encode_image(self, **inputs: Any) -> list[str]:
         """Compute the image stream of the images in a prompt ahead of any question, into the image cache.
@@ -208,35 +185,9 @@ class Handle:
             self._diverted = before
 
     def _check_fast_form(self) -> None:
-        """Find out, on three random rows through the tower, in which layers the fast form of running alone is exact."""
         probed = {int(stage.last) for stage in self.schedule.stages if any(s.probe for s in stage.selects)}
-        wanted = [
-            index
-            for index in range(len(self.parts.layers))
-            if self.schedule.stage_of(index).visual_attention == "self" or index in probed
-        ]
-        if not wanted:
-            return
-
-        def check(loner: Loner) -> Callable[..., None]:
-            def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                options = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-                loner.fast = loner.check(hidden, options)
-
-            return hook
-
-        embedding = self.parts.tower.get_input_embeddings()
-        # Weights that accelerate has put away are on no device; its hook says where they will run.
-        offloaded = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-        device = embedding.weight.device if offloaded is None else offloaded
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(1, 3, embedding.weight.shape[1], generator=generator).to(device, embedding.weight.dtype)
-        with ExitStack() as hooks, torch.no_grad():
-            for index in wanted:
-                hook = self.parts.layers[index].register_forward_pre_hook(check(self._loners[index]), with_kwargs=True)
-                hooks.callback(hook.remove)
-            self.parts.tower(inputs_embeds=rows, use_cache=False)
+        alone = (i for i in range(len(self.parts.layers)) if self.schedule.stage_of(i).visual_attention == "self")
+        find_fast_form(self.parts.tower, self._loners, probed | set(alone))
 
     # -- hooks -------------------------------------------------------------------------------------------------------
 
@@ -372,7 +323,7 @@ class Handle:
         if self._pruned:
             rule = self.schedule.stage_of(call.layer).redistribute
             if rule is not None:
-                output = self._redistribute(call, rule, self._pruned[call.layer], output)
+                output = redistribute_step(call, rule, self._pruned[call.layer], output)
         return output, weights
 
     def _decode_mask(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -389,17 +340,3 @@ class Handle:
         if key not in self._known:
             self._known[key] = (mask, columns(mask, cache.index, cache.filled, new))
         return self._known[key][1]  # type: ignore[no-any-return]
-
-    def _redistribute(self, call: Call, rule: Redistribute, cache: PrunedLayer, output: Tensor) -> Tensor:
-        """Every row of a decode step is text after the image."""
-        if cache.sinks is None or cache.visual is None or cache.index is None:
-            return output
-        held = cache.index.clamp(min=0)
-        filled = cache.index >= 0
-        tail = (0, call.key.shape[2] - held.shape[1])
-        sinks, visual = (
-            nn.functional.pad(flags.to(held.device).gather(1, held) & filled, tail)
-            for flags in (cache.sinks, cache.visual)
-        )
-        weights = attention_weights(call.query, call.key, call.mask, call.scaling, call.softcap)
-        return weighted_values(redistribute(weights, sinks, visual, rule), call.value).to(output.dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ from torch import nn
 
 from planner.errors import InputError
 from planner.runtime.adapters import find_parts
-from planner.runtime.attach import Report, attach
+from planner.runtime.attach import attach
+from planner.runtime.report import Report
 from planner.schedule import Schedule
 
 
@@ -190,7 +191,7 @@ def _measure(model: Any, inputs: dict[str, Any], new_tokens: int) -> tuple[float
     device = inputs["input_ids"].device
     gc.collect()
     with _PeakMemory(device) as memory:
-        with _tower_clock(model, device) as spans:
+        with tower_clock(model, device) as spans:
             start = _now(device)
             output = model(**inputs, use_cache=True, logits_to_keep=1)
             prefill = _now(device) - start
@@ -211,17 +212,21 @@ def _now(device: torch.device) -> float:
 
 
 @contextmanager
-def _tower_clock(model: Any, device: torch.device) -> Iterator[list[float]]:
-    """Seconds of each forward of the text tower, the plan's work on the way in and out included."""
+def tower_clock(model: Any, device: torch.device, now: Callable[[], float] | None = None) -> Iterator[list[float]]:
+    """Seconds of each forward of the text tower, the plan's work on the way in and out included.
+
+    `now` is another clock than wall time, such as `time.process_time` on a shared machine.
+    """
+    clock = now or (lambda: _now(device))
     tower = find_parts(model).tower
     spans: list[float] = []
     started: list[float] = []
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
-        started.append(_now(device))
+        started.append(clock())
 
     def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        spans.append(_now(device) - started.pop())
+        spans.append(clock() - started.pop())
 
     with ExitStack() as stack:
         for hook in (tower.register_forward_pre_hook(enter, prepend=True), tower.register_forward_hook(leave)):

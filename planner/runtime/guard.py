@@ -53,6 +53,12 @@ def check_prompt(kwargs: dict[str, Any], past: int) -> None:
             "an image arrived in a later turn, with a KV cache that already holds a prompt",
             "Give all images in the first prompt and no pixel values in later turns, or detach the plan",
         )
+    cache = kwargs.get("past_key_values")
+    if past == 0 and getattr(cache, "is_compileable", False):
+        raise RuntimeStateError(
+            f"a plan cannot shrink a {type(cache).__name__}, whose shapes are fixed before the prompt is known",
+            "Leave cache_implementation unset; to decode over fixed shapes, use planner.runtime.fix after the prompt",
+        )
     mask = kwargs.get("attention_mask")
     if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
         raise RuntimeStateError(

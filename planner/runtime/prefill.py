@@ -7,7 +7,6 @@ dropped from wherever it is, and the streams part or join as the stage says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from planner.runtime.redistribute import redistribute
 from planner.runtime.rows import Rows, gather
 from planner.runtime.scores import Scored
 from planner.runtime.select import survivors
+from planner.runtime.sight import Alone, Sight
 from planner.runtime.stream import Loner, first, part_of_kwargs, with_first
 from planner.runtime.weights import sink_value, weighted_values, working_dtype
 from planner.schedule import Redistribute, Schedule, Select, Stage, Threshold
@@ -67,7 +67,7 @@ class Prefill:
         self.kept: list[Rows] = []
         self.tokens: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         self._scored: Scored | None = None
-        self._sight: _Sight | None = None
+        self._sight: Sight | None = None
         self._held: list[Rows] = []
         self._known: dict[Any, Any] = {}
 
@@ -82,7 +82,7 @@ class Prefill:
         alone = self._run_alone(layer, stage, kwargs) if self.alone is not None else None
         keys = self._union() if alone is not None and alone.key is not None else self.main
         mask = self._mask(kwargs.get("attention_mask"), keys, stage)
-        self._sight = _Sight(stage, hidden, keys, alone)
+        self._sight = Sight(stage, hidden, keys, alone)
         return hidden, part_of_kwargs(kwargs, self.main, mask, self._known)
 
     def attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
@@ -255,7 +255,7 @@ class Prefill:
         self.main = rows
         return hidden
 
-    def _run_alone(self, layer: int, stage: Stage, kwargs: dict[str, Any]) -> _Alone:
+    def _run_alone(self, layer: int, stage: Stage, kwargs: dict[str, Any]) -> Alone:
         assert self.alone is not None and self.alone_hidden is not None
         rows, before = self.alone, self.alone_hidden
         reads = stage.text_to_visual != "none"
@@ -264,7 +264,7 @@ class Prefill:
         value: Tensor | None
         if self.stream is not None and layer < self.stream.depth and self.stream.given is not None:
             if not reads:
-                return _Alone(before, None, None, None)
+                return Alone(before, None, None, None)
             before = self.stream.give(layer, rows, before)
             call = self.loners[layer].project(before, inside, keys=True, values=True)
             key, value = call.key, call.value
@@ -273,15 +273,15 @@ class Prefill:
                 self.stream.take(layer, before, rows)
             self.alone_hidden, key, value = self.loners[layer].run(before, inside, reads)
         if not reads:
-            return _Alone(before, None, None, None)
+            return Alone(before, None, None, None)
         if stage.text_to_visual != "merge":
-            return _Alone(before, key, value, None)
+            return Alone(before, key, value, None)
         # The first visual row of a sample stands behind its empty slots.
         start = torch.tensor(
             [min(rows.width - count, rows.width - 1) for count in rows.counts], device=rows.index.device
         )
         merged = Rows(rows.index.gather(1, start[:, None]), tuple(min(count, 1) for count in rows.counts), rows.length)
-        return _Alone(before, key, gather(value, start[:, None], dim=2).expand_as(value), merged)
+        return Alone(before, key, gather(value, start[:, None], dim=2).expand_as(value), merged)
 
     def _mask(self, mask: Tensor | None, keys: Rows, stage: Stage) -> Tensor | None:
         hides = stage.visual_attention == "full" and stage.text_to_visual == "none"
@@ -308,18 +308,18 @@ class Prefill:
 
     # -- attention and cache -----------------------------------------------------------------------------------------
 
-    def _layer_input(self, sight: _Sight) -> tuple[Tensor, Rows]:
+    def _layer_input(self, sight: Sight) -> tuple[Tensor, Rows]:
         """Hidden states of all present rows at the layer's input."""
         if self.alone is None or sight.alone is None:
             return sight.hidden, self.main
         union = self._union()
         return gather(torch.cat([sight.alone.hidden, sight.hidden], dim=1), self._order(union)), union
 
-    def _scored_by(self, sight: _Sight, call: Call, output: Tensor) -> Scored:
+    def _scored_by(self, sight: Sight, call: Call, output: Tensor) -> Scored:
         hidden, rows = self._layer_input(sight)
         return Scored(call, output, self.main, sight.keys, hidden, rows, self.layout)
 
-    def _redistribute(self, rule: Redistribute, sight: _Sight, call: Call, output: Tensor) -> Tensor:
+    def _redistribute(self, rule: Redistribute, sight: Sight, call: Call, output: Tensor) -> Tensor:
         """Text rows after the image, with edited weights; the other rows as the kernel gave them."""
         scored = self._scored_by(sight, call, output)
         visual = sight.keys.pick(self.layout.visual)
@@ -344,7 +344,7 @@ class Prefill:
         )
         return tuple(text - before for text, before in zip(self.text.counts, system, strict=True))
 
-    def _fill(self, cache: PrunedLayer, sight: _Sight) -> None:
+    def _fill(self, cache: PrunedLayer, sight: Sight) -> None:
         """Put into the layer's cache what decoding may attend to (selections at the end of the stage may trim it)."""
         rows, alone, stage = self.main, sight.alone, sight.stage
         cache.fill(cache.keys, cache.values, rows)
@@ -378,33 +378,6 @@ class Prefill:
         rows = Rows.of(text | self.visual.mask, tuple(t + v for t, v in zip(counts, self.visual.counts, strict=True)))
         self.caches[layer].keep(rows, held)
         self._held[layer] = rows
-
-
-@dataclass
-class _Alone:
-    """Visual rows outside the main stream, in one layer.
-
-    Attributes:
-        hidden: ``[B, a, d]`` the layer's input.
-        key, shown: ``[B, Hkv, a, dh]`` keys and the values that text sees, None where no text reads them.
-        merged: after a merge, the one row per sample whose value is shown.
-    """
-
-    hidden: Tensor
-    key: Tensor | None
-    shown: Tensor | None
-    merged: Rows | None
-
-
-@dataclass
-class _Sight:
-    """What one layer is working on."""
-
-    stage: Stage
-    hidden: Tensor
-    keys: Rows
-    alone: _Alone | None
-    sinks: Tensor | None = None
 
 
 def _scores_here(select: Select) -> bool:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from planner.runtime.attention import Call
+from planner.runtime.cache import PrunedLayer
+from planner.runtime.weights import attention_weights, weighted_values
 from planner.schedule import Redistribute
 
 
@@ -29,3 +32,16 @@ def redistribute(weights: Tensor, sinks: Tensor, visual: Tensor, rule: Redistrib
     lost = moved / on_sinks.clamp(min=torch.finfo(weights.dtype).tiny)
     gained = moved / on_others.clamp(min=torch.finfo(weights.dtype).tiny)
     return weights * (1 - lost * sinks[:, None, None, :] + gained * others)
+
+
+def redistribute_step(call: Call, rule: Redistribute, cache: PrunedLayer, output: Tensor) -> Tensor:
+    """The attention output of a decode step with edited weights: every row of it is text after the image."""
+    if cache.sinks is None or cache.visual is None or cache.index is None:
+        return output
+    held, filled = cache.index.clamp(min=0), cache.index >= 0
+    tail = (0, call.key.shape[2] - held.shape[1])
+    sinks, visual = (
+        nn.functional.pad(flags.to(held.device).gather(1, held) & filled, tail) for flags in (cache.sinks, cache.visual)
+    )
+    weights = attention_weights(call.query, call.key, call.mask, call.scaling, call.softcap)
+    return weighted_values(redistribute(weights, sinks, visual, rule), call.value).to(output.dtype)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
-from planner.errors import InputError, PlannerError, RuntimeStateError, ScheduleError, UnsupportedModelError
+from planner.errors import InputError, RuntimeStateError, ScheduleError, UnsupportedModelError
 from planner.runtime import attach, observe
 from planner.schedule import Count, Schedule, Select, Stage
 from tests import tiny
@@ -89,7 +89,7 @@ def test_a_static_cache() -> None:
     with attach(model, FASTV), torch.no_grad():
         with pytest.raises(RuntimeStateError, match="StaticCache"):
             model(**inputs, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=64))
-        with pytest.raises(PlannerError):
+        with pytest.raises(RuntimeStateError, match="StaticCache"):
             model.generate(**inputs, max_new_tokens=2, cache_implementation="static")
 
 

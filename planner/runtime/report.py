@@ -1,0 +1,34 @@
+"""What a prefill did, for people: tokens per layer, and which tokens were kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.runtime.prefill import Prefill
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the last prefill computed.
+
+    Attributes:
+        visual, text: tokens that each layer ran, per sample: ``visual[layer][sample]``.
+    """
+
+    visual: tuple[tuple[int, ...], ...]
+    text: tuple[tuple[int, ...], ...]
+
+
+def report_of(prefill: Prefill) -> Report:
+    """Tokens per layer of a prefill."""
+    return Report(tuple(visual for visual, _ in prefill.tokens), tuple(text for _, text in prefill.tokens))
+
+
+def kept_of(prefill: Prefill) -> list[list[list[int]]]:
+    """``kept[select][sample]``: visual tokens numbered among the sample's own, context tokens in the prompt."""
+    number = prefill.layout.visual.cumsum(1) - 1
+    found = []
+    for select, rows in zip(prefill.schedule.selects, prefill.kept, strict=True):
+        index = rows.index if select.of == "context" else number.gather(1, rows.index.clamp(min=0))
+        found.append([sample[held].tolist() for sample, held in zip(index, rows.filled, strict=True)])
+    return found
