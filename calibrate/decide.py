@@ -155,6 +155,18 @@ def _cheapest_that_holds(search: Search, held_back: Bench) -> tuple[Point, Agree
 
 
 def _notes(profile: Profile, limits: Limits) -> list[str]:
-    if "masking" in profile.probes and "influence" in profile.probes:
-        return contradictions(profile.probes["masking"], profile.probes["influence"], limits.agreement)
-    return []
+    """Where the papers' thresholds do not fit the model, and where the masking curves contradict what they suggest."""
+    influence = profile.probes.get("influence")
+    if influence is None:
+        return []
+    notes = []
+    threshold = influence.settings["filter_cos"][0]
+    silent = influence.values["stages"][f"{threshold:g}"]["absolute"]["never_filtered"]
+    if 2 * silent > influence.n:
+        notes.append(
+            f"the published threshold (cosine below {threshold:g}) never fires on {silent} of {influence.n} samples: "
+            "the plan rests on masking curves and executed candidates"
+        )
+    if "masking" in profile.probes:
+        notes += contradictions(profile.probes["masking"], influence, limits.agreement)
+    return notes

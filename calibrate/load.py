@@ -78,9 +78,16 @@ def load(
         model = _attempt(source, AutoModelForImageTextToText.from_pretrained, **settings)
     if device_map is None:
         model = model.to(where)
-    local = Path(source).is_dir()
-    identity = f"reference/{REFERENCE}" if name is None else Path(source).resolve().name if local else source
-    return Loaded(model.eval(), _processor(source, config, hub), identity, revision)
+    return Loaded(model.eval(), _processor(source, config, hub), _identity(source), revision)
+
+
+def _identity(source: str) -> str:
+    """The hub id; for a directory its name, and for the bundled models the name that finds them again."""
+    path = Path(source).resolve()
+    if not path.is_dir():
+        return source
+    bundled = path.parent == reference_path(path.name).resolve().parent
+    return f"reference/{path.name}" if bundled else path.name
 
 
 def _device(name: str) -> torch.device:

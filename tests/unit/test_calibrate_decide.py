@@ -86,7 +86,12 @@ def profile(alone=0, exit_layer=7, least=144):
         probes={
             "prompt": ProbeResult(n=4, settings={}, values=lengths),
             "influence": ProbeResult(
-                n=4, settings={}, values={"suggested": {"0.5": {"filter": 0, "keep": 5, "exit": 2}}}
+                n=4,
+                settings={"filter_cos": [0.995]},
+                values={
+                    "suggested": {"0.5": {"filter": 0, "keep": 5, "exit": 2}},
+                    "stages": {"0.995": {"absolute": {"never_filtered": 3}}},
+                },
             ),
             "masking": ProbeResult(n=4, settings={}, values=curves),
         },
@@ -141,6 +146,7 @@ def test_a_window_is_found_with_its_shallow_stage_exit_and_budget():
     ]  # fmt: skip
     assert found.measured == proportion(192, 192)
     assert [note for note in found.notes if "exit layer 2" in note], "influence is contradicted by the curve"
+    assert [note for note in found.notes if "never fires on 3 of 4 samples" in note]
 
 
 def test_a_shallow_rule_that_holds_everywhere_is_tried_up_to_the_exit():
