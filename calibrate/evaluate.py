@@ -1,30 +1,27 @@
-"""What a plan is worth: beside dense, and FastV and random at equal FLOPs, on samples the decision never saw."""
+"""What a plan is worth: beside dense and other policies at equal FLOPs, random among them, on samples the decision
+never saw."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from calibrate.answers import RULE, matches
-from calibrate.search import decoder_flops
+from calibrate.equal_cost import EqualCost, Shapes, mean_flops, workloads
 from calibrate.stats import proportion
 from calibrate.timing import prefill_ms
 from calibrate.trial import Bench
 from planner.cost import cost
 from planner.plan import Measured, Row
-from planner.policies import Dense, FastV, Policy, Random
+from planner.policies import Composition, Dense, Policy, parse
 from planner.schedule import Schedule
 from planner.spec import ModelSpec
-from planner.workload import Workload
 
-#: FastV's and random's layer after which tokens go; 1 where 2 dense layers cost more than the whole plan.
-BASELINE_LAYERS = (2, 1)
-_BISECTIONS = 30
-
-Shapes = Counter[tuple[int, int, int]]
+#: What a plan is always compared with.
+RIVALS = ("fastv", "random")
+AnyPolicy = Policy | Composition
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Evaluation:
     """Executed policies on an evaluation set.
 
     Attributes:
-        rows: dense, the plan, the baselines.
+        rows: dense, the plan, the rivals.
         by_kind: accuracy by question type, per policy, where samples have types and answers.
         answers: every policy's answers, in the samples' order.
     """
@@ -57,23 +54,25 @@ class _Figures:
 def evaluate(
     bench: Bench,
     spec: ModelSpec,
-    plan: tuple[Policy, Schedule],
+    plan: tuple[AnyPolicy, Schedule],
     *,
+    against: Sequence[str] = RIVALS,
     answer_tokens: int = 16,
     rounds: int = 15,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Execute dense, the plan and the baselines on every sample, and time one prefill of the first sample.
+    """Execute dense, the plan and its rivals on every sample, and time one prefill of the first sample.
 
     Args:
+        against: names of policies that are brought to the plan's cost, and full spellings.
         answer_tokens: longest answer.
         rounds: timing rounds; 0 leaves the times out.
         seed: of random selections.
     """
     samples = bench.batches.samples
     shapes: Shapes = Counter(bench.batches.shapes())
-    chosen = policies(spec, plan, shapes)
+    chosen = rivals(against, spec, plan, shapes)
     figures = {name: _figures(spec, schedule, shapes) for name, schedule in chosen.items()}
     answers: dict[str, list[str]] = {}
     for name, schedule in chosen.items():
@@ -103,61 +102,36 @@ def evaluate(
     return Evaluation(tuple(rows), by_kind, answers, samples.digest, len(samples))
 
 
-def policies(spec: ModelSpec, plan: tuple[Policy, Schedule], shapes: Shapes) -> dict[str, Schedule]:
-    """Schedules by spelling: dense, the plan, and FastV and random that cost just as much or a token more.
+def rivals(
+    names: Sequence[str], spec: ModelSpec, plan: tuple[AnyPolicy, Schedule], shapes: Shapes
+) -> dict[str, Schedule]:
+    """Schedules by spelling: dense, the plan, and other policies.
 
-    A plan that changes nothing has no equal: then dense stands alone.
+    Args:
+        names: of policies that are to cost what the plan costs (`calibrate.equal_cost`), or full spellings, which are
+            taken as they are. Nothing costs what a plan that changes nothing costs: beside it names are left out.
     """
+    policy, schedule = plan
     found = {"dense": Dense().schedule(spec)}
-    name, schedule = str(plan[0]), plan[1]
-    if schedule.empty:
-        return found
-    found[name] = schedule
-    budget = _mean_flops(spec, schedule, shapes)
-    for kind in (FastV, Random):
-        baseline = equal_cost(kind, spec, budget, shapes)
-        found.setdefault(str(baseline), baseline.schedule(spec))
+    if not schedule.empty:
+        found[str(policy)] = schedule
+    equal = EqualCost(spec, schedule, shapes)
+    for name in names:
+        if ":" in name:
+            found.setdefault(str(parse(name)), equal.schedule(parse(name)))
+        elif not schedule.empty:
+            found.setdefault(str(equal.policy(name)), equal.schedule(equal.policy(name)))
     return found
-
-
-def equal_cost(
-    kind: type[FastV] | type[Random], spec: ModelSpec, budget_flops: float, shapes: Shapes
-) -> FastV | Random:
-    """The policy that drops as much as it can while costing no less than the budget (decoder FLOPs, mean over samples).
-
-    So a baseline is never given less compute than the plan, unless even dropping everything after layer 1 costs more.
-    """
-    for k in BASELINE_LAYERS:
-        if _mean_flops(spec, kind(k=k, ratio=1.0).schedule(spec), shapes) <= budget_flops:
-            break
-    low, high = 0.0, 1.0  # costs more, costs less
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        costs_more = _mean_flops(spec, kind(k=k, ratio=middle).schedule(spec), shapes) >= budget_flops
-        low, high = (middle, high) if costs_more else (low, middle)
-    # Rounded down, so that the cost is rounded up: at most one token in ten thousand.
-    return kind(k=k, ratio=math.floor(low * 1e4) / 1e4)
-
-
-def workload(shape: tuple[int, int, int]) -> Workload:
-    """One sample's tokens before the image, of the image and after it, as a request with a one-token answer."""
-    system, visual, text = shape
-    return Workload(visual_tokens=visual, text_tokens=text, system_tokens=system, output_tokens=1)
-
-
-def _mean_flops(spec: ModelSpec, schedule: Schedule, shapes: Shapes) -> float:
-    total = sum(decoder_flops(spec, workload(shape), schedule) * count for shape, count in shapes.items())
-    return total / shapes.total()
 
 
 def _figures(spec: ModelSpec, schedule: Schedule, shapes: Shapes) -> _Figures:
     visual_attention = kv_cache_bytes = 0.0
-    for shape, count in shapes.items():
-        found = cost(spec, workload(shape), schedule)
+    for request, count in workloads(shapes):
+        found = cost(spec, request, schedule)
         visual_attention += float(found.visual_attention) * count
         kv_cache_bytes += found.kv_cache_bytes * count
     n = shapes.total()
-    return _Figures(_mean_flops(spec, schedule, shapes), visual_attention / n, kv_cache_bytes / n)
+    return _Figures(mean_flops(spec, schedule, shapes), visual_attention / n, kv_cache_bytes / n)
 
 
 def _accuracy(answers: Sequence[str], samples: Sequence[Any]) -> Measured:

@@ -20,6 +20,7 @@ from planner.errors import PlannerError
 VERBS = {
     "calibrate": "calibrate",
     "report": "report",
+    "evaluate": "evaluate",
     "export": "export",
     "run": "run",
     "bench": "bench",

@@ -10,9 +10,24 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def sampling(function: F) -> F:
+    """How samples are read."""
+    return _with(
+        function,
+        [
+            click.option("--prompt", help="The question for every image of a folder."),
+            click.option("--image-column", default="image", show_default=True, help="Columns of a datasets id."),
+            click.option("--prompt-column", default="prompt", show_default=True),
+            click.option("--answer-column", default="answer", show_default=True),
+            click.option("--split", default="test", show_default=True, help="Split of a datasets id."),
+        ],
+    )
+
+
 def loading(function: F) -> F:
     """How a model is loaded."""
-    for option in reversed(
+    return _with(
+        function,
         [
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ..."),
             click.option(
@@ -26,8 +41,12 @@ def loading(function: F) -> F:
             click.option("--trust-remote-code", is_flag=True, help="Run model code from the hub."),
             click.option("--attn-implementation", help="sdpa (transformers' default) or eager."),
             click.option("--device-map", help="auto: spread a model over several devices."),
-        ]
-    ):
+        ],
+    )
+
+
+def _with(function: F, options: list[Callable[[F], F]]) -> F:
+    for option in reversed(options):
         function = option(function)
     return function
 

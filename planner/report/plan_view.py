@@ -7,7 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from planner.plan import Evidence, Measured, Plan, Prediction
+from planner.plan import Evidence, Measured, Plan, Prediction, Row
 from planner.schedule import Count, Fraction, Schedule, Select
 
 STAGE_HEADERS = ("layers", "image sees image", "text sees image", "decoding sees", "then")
@@ -97,10 +97,15 @@ def prediction_table(prediction: Prediction, fmt: str = "table") -> str:
 
 def evidence_table(evidence: Evidence, fmt: str = "table") -> str:
     """Accuracy and agreement as measured, dense first, baselines at equal FLOPs last."""
-    return _table(EVIDENCE_HEADERS, evidence_rows(evidence), fmt)
+    return rows_table(evidence.rows, fmt)
 
 
-def evidence_rows(evidence: Evidence) -> list[list[str]]:
+def rows_table(rows: Sequence[Row], fmt: str = "table") -> str:
+    """Executed policies, one row each."""
+    return _table(EVIDENCE_HEADERS, evidence_rows(rows), fmt)
+
+
+def evidence_rows(rows: Sequence[Row]) -> list[list[str]]:
     """Cells under `EVIDENCE_HEADERS`."""
     return [
         [
@@ -114,7 +119,7 @@ def evidence_rows(evidence: Evidence) -> list[list[str]]:
             f"{row.kv_cache_ratio:.3f}",
             "" if row.prefill_ms is None else f"{row.prefill_ms:.1f}",
         ]
-        for row in evidence.rows
+        for row in rows
     ]
 
 

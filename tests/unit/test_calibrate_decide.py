@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -21,13 +18,12 @@ from calibrate.candidates import (
     suggested,
 )
 from calibrate.decide import decide
-from calibrate.evaluate import equal_cost, policies
 from calibrate.search import Limits, decoder_flops, question_flops, workload_of
 from calibrate.stats import proportion, wilson
 from calibrate.trial import Agreement
 from planner.cost import cost
 from planner.errors import InputError
-from planner.policies import FastV, Random, VisiPruner
+from planner.policies import VisiPruner
 from planner.profile import ModelIdentity, ProbeResult, Profile, PromptShape, SampleIdentity
 from planner.spec import ModelSpec
 
@@ -235,30 +231,6 @@ def test_a_budget_is_a_number_of_tokens_only_where_prompts_are_alike():
         "everything is a count that nobody exceeds"
     )
     assert policy(profile(), UNTOUCHED, 2, 0.5, 7, "l2").visual_attention == "full"
-
-
-@pytest.mark.parametrize("kind", [FastV, Random])
-@pytest.mark.parametrize("keep", [10, 60])
-def test_baselines_cost_what_the_plan_costs_or_one_token_more(kind, keep):
-    shapes = Counter({(4, 144, 10): 3, (4, 144, 14): 1})
-    schedule = VisiPruner(filter=3, keep=keep, exit=7).schedule(SPEC)
-
-    def flops(chosen):
-        workloads = [SimpleNamespace(shape=shape, count=count) for shape, count in shapes.items()]
-        from calibrate.evaluate import workload
-
-        return sum(decoder_flops(SPEC, workload(w.shape), chosen) * w.count for w in workloads) / 4
-
-    baseline = equal_cost(kind, SPEC, flops(schedule), shapes)
-    kept = round((1 - baseline.ratio) * 144)
-    fewer = kind(k=baseline.k, ratio=1 - (kept - 1) / 144)
-    assert flops(baseline.schedule(SPEC)) >= flops(schedule) > flops(fewer.schedule(SPEC))
-
-
-def test_a_dense_plan_has_no_baselines():
-    from planner.policies import Dense
-
-    assert list(policies(SPEC, (Dense(), Dense().schedule(SPEC)), Counter({(4, 144, 10): 1}))) == ["dense"]
 
 
 def test_decoder_flops_leave_the_tower_out():

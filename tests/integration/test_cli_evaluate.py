@@ -1,0 +1,50 @@
+"""`plan evaluate` on the shipped model: rows at equal cost, the random control, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from calibrate.load import reference_path
+from planner.cli import cli
+from planner.errors import InputError
+from planner.plan import load_plan
+
+PLAN = "reports/reference/windowed/plan.json"
+
+
+@pytest.fixture
+def plan_path(request):
+    return str(request.config.rootpath / PLAN)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_policies_stand_beside_the_plan_at_its_cost(plan_path):
+    done = run(plan_path, "--num-samples", 24, "--rounds", 0, "--format", "json", "--policy", "random", "--policy",
+               "prellm-norm", "--policy", "fastv:k=2,ratio=0.5")  # fmt: skip
+    found = json.loads(done.stdout)
+    rows = {row["policy"]: row for row in found["rows"]}
+    plan = load_plan(plan_path).decision.policy
+    dense, planned, random, prellm, spelled = rows.values()
+    assert list(rows)[:2] == ["dense", plan] and list(rows)[4] == "fastv:k=2,ratio=0.5"
+    assert dense["agreement"]["value"] == 1 and found["samples"] == 24
+    for rival in (random, prellm):
+        assert 0 <= rival["decoder_flops_ratio"] - planned["decoder_flops_ratio"] < 0.01
+    assert spelled["decoder_flops_ratio"] > planned["decoder_flops_ratio"] + 0.1
+    assert planned["accuracy"]["value"] >= prellm["accuracy"]["value"]
+    assert set(found["by_kind"]) == set(rows)
+
+
+def test_samples_of_ones_own_are_needed_for_a_model_of_ones_own(plan_path):
+    with pytest.raises(InputError, match="samples of your own"):
+        run(plan_path, "--model", reference_path("windowed"))
+
+
+def test_a_misspelled_policy_is_refused_before_the_samples_run(plan_path):
+    with pytest.raises(InputError, match="no form for a given cost"):
+        run(plan_path, "--num-samples", 2, "--policy", "pyramidrop")

@@ -1,0 +1,74 @@
+"""Rivals get what the plan gets: bisection against an exhaustive search, and cases with no solution."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from calibrate.equal_cost import SCALED, EqualCost, mean_flops
+from calibrate.evaluate import rivals
+from planner.cost import cost
+from planner.errors import InputError
+from planner.policies import Dense, VisiPruner
+from planner.schedule import dense
+from planner.spec import ModelSpec
+from planner.workload import Workload
+
+SPEC = ModelSpec.from_config("llava-1.5-7b")
+SHAPES = Counter({(35, 576, 24): 3, (35, 576, 60): 1})
+PLAN = VisiPruner(filter=8, keep=10, exit=24).schedule(SPEC)
+
+
+def flops(schedule):
+    """Decoder and head, mean over the prompts: written out, not shared with the code under test."""
+    total = 0.0
+    for (system, visual, text), count in SHAPES.items():
+        request = Workload(visual_tokens=visual, text_tokens=text, system_tokens=system, output_tokens=1)
+        found = cost(SPEC, request, schedule)
+        total += count * (found.prefill_flops - found.prefill["vision"] - found.prefill["projector"])
+    return total / SHAPES.total()
+
+
+def test_mean_flops():
+    assert mean_flops(SPEC, PLAN, SHAPES) == pytest.approx(flops(PLAN), rel=1e-15)
+
+
+@pytest.mark.parametrize("name", sorted(SCALED))
+def test_rivals_cost_what_the_plan_costs_or_little_more(name):
+    equal = EqualCost(SPEC, PLAN, SHAPES)
+    found = equal.schedule(equal.policy(name))
+    # One visual token more in all layers is 1/576 of dense; fitprune's counts round layer by layer.
+    assert flops(PLAN) <= flops(found) <= flops(PLAN) + 2 * flops(dense(SPEC.layers)) / 576
+
+
+@pytest.mark.parametrize("name", ["fastv", "random"])
+@pytest.mark.parametrize("keep", [10, 60])
+def test_one_token_fewer_would_cost_less(name, keep):
+    schedule = VisiPruner(filter=8, keep=keep, exit=24).schedule(SPEC)
+    rival = EqualCost(SPEC, schedule, SHAPES).policy(name)
+    kept = round((1 - rival.ratio) * 576)
+    fewer = rival.model_copy(update={"ratio": 1 - (kept - 1) / 576})
+    assert flops(fewer.schedule(SPEC)) < flops(schedule) <= flops(rival.schedule(SPEC))
+
+
+def test_a_budget_nobody_reaches_gives_the_cheapest_member():
+    tiny = VisiPruner(filter=0, keep=0, exit=2).schedule(SPEC)
+    rival = EqualCost(SPEC, tiny, SHAPES).policy("fastv")
+    assert (rival.k, rival.ratio) == (1, 0.9999)
+    assert flops(rival.schedule(SPEC)) > flops(tiny)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(InputError, match="pyramiddrop"):
+        EqualCost(SPEC, PLAN, SHAPES).policy("pyramidrop")
+
+
+def test_full_spellings_are_taken_as_they_are():
+    found = rivals(["fastv", "fastv:k=3,ratio=0.25"], SPEC, (VisiPruner(filter=8, keep=10, exit=24), PLAN), SHAPES)
+    assert list(found)[0] == "dense" and list(found)[1].startswith("visipruner") and len(found) == 4
+    assert list(found)[3] == "fastv:k=3,ratio=0.25"
+
+
+def test_a_plan_that_changes_nothing_has_no_rivals():
+    assert list(rivals(["fastv", "random"], SPEC, (Dense(), dense(SPEC.layers)), SHAPES)) == ["dense"]
