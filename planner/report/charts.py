@@ -1,113 +1,272 @@
-"""Pictures of a plan and a profile as SVG text, for the HTML report. matplotlib is imported on first use only."""
+"""Kinds of pictures as SVG text: lines with intervals, bars, heat maps, points.
+
+matplotlib is imported on first use only. Colours are Okabe and Ito's, which colour-blind readers tell apart; series
+differ in marker and line style too, for print.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from planner.plan import Plan, Row
-
-#: One colour per role, readable in print and by colour-blind readers (Okabe and Ito's palette).
-DENSE, PLAN, OTHER, MARK = "#999999", "#0072B2", "#E69F00", "#D55E00"
-
-
-def staircase(plan: Plan) -> str | None:
-    """Visual tokens per layer, dense and planned; None when the plan carries no prediction."""
-    if not plan.prediction:
-        return None
-    figure, axes = _figure()
-    layers = range(plan.model.layers)
-    axes.bar(layers, plan.prediction[0].dense.visual_tokens_per_layer, color="#e4e4e4", width=0.92, label="dense")
-    axes.bar(layers, plan.prediction[0].planned.visual_tokens_per_layer, color=PLAN, width=0.92, label="planned")
-    alone = [i for i in layers if plan.decision.schedule.stage_of(i).visual_attention == "self"]
-    if alone:
-        heights = [plan.prediction[0].planned.visual_tokens_per_layer[i] for i in alone]
-        axes.bar(alone, heights, color="#56B4E9", width=0.92, hatch="//", edgecolor="white", label="planned, alone")
-    axes.set(xlabel="decoder layer", ylabel="visual tokens", xticks=list(layers)[:: max(1, len(layers) // 16)])
-    # Above the picture: bars fill it.
-    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    return _svg(figure)
+INK, GRID, PALE = "#1d2733", "#e9edf1", "#d3dae2"
+DENSE, PLAN, OTHER, MARK = "#8a939d", "#0072b2", "#e69f00", "#d55e00"
+COLOURS = (PLAN, OTHER, "#009e73", "#cc79a7", "#56b4e9", "#7d6608")
+MARKERS, _STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
+#: Width and height in inches of a picture that shares a line with another, and of one that has its own.
+HALF, WIDE = (5.6, 3.1), (11.4, 3.3)
+#: Letters that a line of a legend holds, with some for each handle.
+LINE_LETTERS = 78
 
 
-def accuracy_against_cost(rows: Sequence[Row]) -> str:
-    """Accuracy (agreement where there are no answers) with its interval, over the share of dense decoder FLOPs."""
-    figure, axes = _figure()
-    for i, row in enumerate(rows):
-        share = row.accuracy or row.agreement
-        colour = DENSE if i == 0 else PLAN if i == 1 else OTHER
-        error = [[share.value - share.low], [share.high - share.value]]
-        axes.errorbar(row.decoder_flops_ratio, share.value, yerr=error, fmt="o", color=colour, capsize=3)
-        axes.annotate(
-            row.policy.split(":")[0], (row.decoder_flops_ratio, share.value), xytext=(7, 5), textcoords="offset points",
-            fontsize=9,
-        )  # fmt: skip
-    axes.set(
-        xlabel="decoder FLOPs, share of dense",
-        ylabel="accuracy" if rows[0].accuracy else "agreement with dense",
-        xlim=(0, 1.12),
-        ylim=(0, 1.04),
-    )
-    return _svg(figure)
+class Series(NamedTuple):
+    """Values with the bounds of their intervals; NaN where there is none."""
+
+    value: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
 
 
-def trials_against_cost(trials: Sequence[tuple[float, float]], chosen: tuple[float, float] | None, limit: float) -> str:
-    """Every candidate that was executed: agreement over the share of dense decoder FLOPs, and the limit it had to hold.
-
-    Args:
-        trials: (share of dense decoder FLOPs, agreement) per candidate.
-        chosen: the plan's.
-        limit: least agreement.
-    """
-    figure, axes = _figure()
-    axes.scatter(*zip(*trials, strict=True), s=14, color=OTHER, label="candidate")
-    if chosen is not None:
-        axes.scatter(*chosen, s=60, color=PLAN, label="plan", zorder=3)
-    axes.axhline(limit, color=MARK, linestyle=":", linewidth=1.2)
-    axes.annotate("limit", (0, limit), xytext=(2, -11), textcoords="offset points", fontsize=8.5, color=MARK)
-    axes.set(xlabel="decoder FLOPs, share of dense", ylabel="agreement with dense", xlim=(0, 1.05))
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
-    return _svg(figure)
+def exact(values: Sequence[float]) -> Series:
+    """A series without intervals."""
+    nothing = [float("nan")] * len(values)
+    return Series(values, nothing, nothing)
 
 
-def per_layer(
-    series: Mapping[str, Sequence[float]],
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Series],
+    *,
+    xlabel: str,
     ylabel: str,
     marks: Mapping[str, float] | None = None,
-    xlabel: str = "decoder layer",
+    level: tuple[str, float] | None = None,
+    share: bool = False,
+    zoom: bool = False,
+    log: bool = False,
+    pairs: bool = False,
+    dense: bool = False,
+    whole: bool = True,
 ) -> str:
-    """Lines over layers, with named vertical marks (a filtering layer, an exit layer)."""
-    figure, axes = _figure()
-    colours = (PLAN, OTHER, "#009E73", "#CC79A7", "#56B4E9", "#000000")
-    for (name, values), colour in zip(series.items(), colours * len(series), strict=False):
-        axes.plot(range(len(values)), values, marker="o", markersize=3.5, color=colour, label=name)
-    for name, at in (marks or {}).items():
-        axes.axvline(at, color=MARK, linestyle=":", linewidth=1.2)
-        axes.annotate(name, (at, 1), xycoords=("data", "axes fraction"), xytext=(3, -11), textcoords="offset points",
-                      fontsize=8.5, color=MARK)  # fmt: skip
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=9)
-    return _svg(figure)
+    """Lines with shaded 95 % intervals.
+
+    Args:
+        marks: named vertical lines (a filtering layer, an exit layer).
+        level: a named horizontal line (chance, a limit).
+        share: the values are shares; the axis shows all of 0 to 100 %, with `zoom` only what is needed.
+        log: logarithmic values.
+        pairs: every two series belong together and share a colour; the second one is dashed and not in the legend.
+        dense: too many values for a marker at each.
+        whole: x are whole numbers (layers), ticked as such.
+    """
+    figure, axes = new_figure()
+    for number, (name, (value, low, high)) in enumerate(series.items()):
+        colour = COLOURS[(number // 2 if pairs else number) % len(COLOURS)]
+        style = _STYLES[number % 2] if pairs else _STYLES[number % len(_STYLES)]
+        marker = None if dense else MARKERS[(number // 2 if pairs else number) % len(MARKERS)]
+        # matplotlib leaves names with an underscore out of the legend.
+        label = f"_{name}" if pairs and number % 2 else name
+        axes.plot(x, value, marker=marker, markersize=3.8, linewidth=1.6, linestyle=style, color=colour, label=label)
+        axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+    _label(axes, xlabel, ylabel, share, log)
+    if zoom:
+        axes.set_ylim(0, None, auto=True)
+        axes.autoscale(axis="y")
+        axes.set_ylim(bottom=0)
+    if whole:
+        _whole(axes.xaxis)
+    _draw_marks(axes, marks or {})
+    draw_level(axes, level)
+    _legend(figure, axes, len(series))
+    return to_svg(figure)
 
 
-def _figure() -> tuple[Any, Any]:
+def bars(
+    names: Sequence[str],
+    series: Mapping[str, Series],
+    *,
+    ylabel: str,
+    xlabel: str = "",
+    level: tuple[str, float] | None = None,
+    share: bool = False,
+    wide: bool = False,
+) -> str:
+    """Groups of bars with 95 % intervals, one group per name."""
+    figure, axes = new_figure(WIDE if wide else HALF)
+    width = 0.8 / len(series)
+    for number, (name, (value, low, high)) in enumerate(series.items()):
+        at = [i + (number - (len(series) - 1) / 2) * width for i in range(len(names))]
+        axes.bar(at, value, width=width * 0.92, color=COLOURS[number % len(COLOURS)], label=name)
+        for place, bottom, top in zip(at, low, high, strict=True):
+            axes.plot([place, place], [bottom, top], color=INK, linewidth=1)
+    step = -(-len(names) // (48 if wide else 24))
+    axes.set_xticks(range(0, len(names), step), names[::step])
+    _label(axes, xlabel, ylabel, share, False)
+    draw_level(axes, level)
+    _legend(figure, axes, len(series))
+    return to_svg(figure)
+
+
+def heat(
+    cells: Sequence[Sequence[float]],
+    *,
+    label: str,
+    xlabel: str = "decoder layer",
+    ylabel: str = "head",
+    low: float | None = None,
+    high: float | None = None,
+    diverging: bool = False,
+    framed: Collection[tuple[int, int]] = (),
+) -> str:
+    """A table of values as colours.
+
+    Args:
+        cells: ``[columns, rows]``, such as layers and heads; NaN stays blank.
+        label: what the colours mean, with its unit.
+        diverging: colours on both sides of 0, as far in both.
+        framed: cells ``(column, row)`` to point out.
+    """
+    figure, axes = new_figure()
+    known = [value for column in cells for value in column if value == value]
+    if diverging:
+        high = max((abs(value) for value in known), default=1.0) or 1.0
+        low = -high
+    shown = axes.imshow(
+        [list(row) for row in zip(*cells, strict=True)],
+        cmap="PuOr_r" if diverging else _sequential(), vmin=low, vmax=high, aspect="auto", interpolation="none",
+        origin="lower",
+    )  # fmt: skip
+    for column, row in framed:
+        axes.add_patch(_frame(column, row))
+    axes.grid(visible=False)
+    _label(axes, xlabel, ylabel, False, False)
+    _whole(axes.xaxis)
+    _whole(axes.yaxis)
+    bar = figure.colorbar(shown, ax=axes, pad=0.02, aspect=24)
+    bar.set_label(label, color=INK)
+    bar.ax.tick_params(labelcolor=INK, color=INK)
+    bar.outline.set_visible(False)
+    bar.solids.set_rasterized(True)
+    return to_svg(figure)
+
+
+def points(
+    groups: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    curve: Sequence[tuple[float, float]] = (),
+    curve_name: str = "",
+    share: bool = False,
+) -> str:
+    """Points in named groups, and a curve through them; with `share` the values are shares, and all of 0 to 100 % is
+    shown."""
+    figure, axes = new_figure()
+    for number, (name, at) in enumerate(groups.items()):
+        x, y = zip(*at, strict=True) if at else ((), ())
+        marker = MARKERS[number % len(MARKERS)]
+        colour = COLOURS[number % len(COLOURS)]
+        axes.scatter(x, y, s=22, alpha=0.85, linewidth=0, color=colour, marker=marker, label=name)
+    if curve:
+        axes.plot(*zip(*curve, strict=True), color=MARK, linewidth=1.5, label=curve_name)
+    _label(axes, xlabel, ylabel, share, False)
+    _legend(figure, axes, len(groups) + bool(curve))
+    return to_svg(figure)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def new_figure(size: tuple[float, float] = HALF) -> tuple[Any, Any]:
+    """A figure and its axes in the style of all pictures."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    # Not pyplot: it keeps figures alive and picks a window system.
-    figure = Figure(figsize=(5.6, 3.1), layout="constrained")
-    axes = figure.subplots()
+    ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    with matplotlib.rc_context(ink):
+        # Not pyplot: it keeps figures alive and picks a window system.
+        figure = Figure(figsize=size, layout="constrained", facecolor="none")
+        axes = figure.subplots()
+    axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#eeeeee")
+    axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
     return figure, axes
 
 
-def _svg(figure: Any) -> str:
+def _label(axes: Any, xlabel: str, ylabel: str, share: bool, log: bool) -> None:
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if share:
+        from matplotlib.ticker import PercentFormatter
+
+        axes.set_ylim(0, 1.04)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    if log:
+        axes.set_yscale("log")
+
+
+def _whole(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 4, 5, 10]))
+
+
+def _draw_marks(axes: Any, marks: Mapping[str, float]) -> None:
+    first, last = axes.get_xlim()
+    ends = [first, first]  # how far names reach in the two rows above the picture
+    for name, at in sorted(marks.items(), key=lambda mark: mark[1]):
+        axes.axvline(at, color=MARK, linestyle=":", linewidth=1.2)
+        half = 0.012 * len(name) * (last - first) / 2
+        row = 0 if at - half > ends[0] or ends[0] <= ends[1] else 1
+        ends[row] = at + half
+        axes.annotate(
+            name, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3 + 11 * row), textcoords="offset points",
+            fontsize=8.5, color=MARK, ha="center",
+        )  # fmt: skip
+
+
+def draw_level(axes: Any, level: tuple[str, float] | None, colour: str = DENSE) -> None:
+    """A named horizontal line; nothing for None."""
+    if level is None:
+        return
+    name, at = level
+    axes.axhline(at, color=colour, linestyle="--", linewidth=1.1)
+    axes.annotate(
+        name, (1, at), xycoords=("axes fraction", "data"), xytext=(-2, -10), textcoords="offset points",
+        fontsize=8.5, color=colour, ha="right",
+    )  # fmt: skip
+
+
+def _legend(figure: Any, axes: Any, series: int) -> None:
+    if series > 1:
+        handles, labels = axes.get_legend_handles_labels()
+        columns = max(1, min(series, LINE_LETTERS // (max(map(len, labels)) + 8)))
+        # Above the picture, where no data is.
+        figure.legend(handles, labels, frameon=False, fontsize=9, ncols=columns, labelcolor=INK,
+                      loc="outside upper left")  # fmt: skip
+
+
+def _sequential() -> Any:
+    """Pale yellow to blue, without the ends that blank cells would be taken for on white or on black."""
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap([matplotlib.colormaps["YlGnBu"](0.1 + 0.72 * step / 255) for step in range(256)])
+
+
+def _frame(column: int, row: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=MARK, linewidth=1.6)
+
+
+def to_svg(figure: Any) -> str:
+    """A figure as SVG text, a function of what it shows alone."""
     import matplotlib
 
     text = io.StringIO()
-    # A fixed salt and no date: the same plan gives the same file.
+    # A fixed salt and no date.
     with matplotlib.rc_context({"svg.hashsalt": "plan", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

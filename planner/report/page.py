@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Protocol
 
 from planner.plan import Evidence, Plan
 from planner.profile import Profile
-from planner.report import charts
+from planner.report import plan_charts
+from planner.report.inline import inline
 from planner.report.plan_view import EVIDENCE_HEADERS, STAGE_HEADERS, evidence_rows, provenance, share, stage_rows
+from planner.report.probes import Decode, sections
+from planner.report.probes.masking import window
+from planner.report.profile_view import measured_on
+
+#: Tables up to this long are open, beside a picture and below; longer ones are folded.
+OPEN_BESIDE, OPEN_BELOW = 12, 6
 
 
 class Trial(Protocol):
@@ -25,26 +33,67 @@ class Trial(Protocol):
     def proposing(self) -> Any: ...
 
 
-def page(plan: Plan, profile: Profile | None = None, trials: Sequence[Trial] = ()) -> str:
-    """The report as HTML text; with the profile its per-layer pictures, with the trials what was tried."""
-    from jinja2 import Environment
+def page(plan: Plan, profile: Profile | None = None, trials: Sequence[Trial] = (), decode: Decode | None = None) -> str:
+    """The report of a plan as HTML text.
 
+    Args:
+        profile: adds a section per probe.
+        trials: adds what was tried.
+        decode: token ids to text, for profiles that hold token ids only.
+
+    Raises:
+        PlanError: findings that this release cannot read; see `planner.report.probes.sections`.
+    """
     evidence = plan.evidence
-    template = (resources.files("planner.report") / "page.html.jinja").read_text(encoding="utf-8")
-    return Environment(autoescape=True).from_string(template).render(
+    return _render(
         plan=plan,
-        tiles=_tiles(plan),
+        tiles=_plan_tiles(plan),
         headers=EVIDENCE_HEADERS,
-        rows=evidence_rows(evidence) if evidence else [],
+        rows=evidence_rows(evidence.rows) if evidence else [],
         provenance=provenance(evidence) if evidence else "",
         notes=evidence.notes if evidence else (),
         stage_headers=STAGE_HEADERS,
         stages=stage_rows(plan.decision.schedule),
-        charts=_charts(plan, profile, trials),
+        charts=_plan_charts(plan, trials),
+        model=plan.model,
+        title=f"Plan for {plan.model.id}",
+        **_measured(profile, plan, decode),
     )
 
 
-def _tiles(plan: Plan) -> list[tuple[str, str]]:
+def profile_page(profile: Profile, decode: Decode | None = None) -> str:
+    """The report of a profile alone as HTML text: a section per probe.
+
+    Raises:
+        PlanError: findings that this release cannot read; see `planner.report.probes.sections`.
+    """
+    return _render(
+        plan=None,
+        tiles=_profile_tiles(profile),
+        model=profile.model,
+        title=f"Profile of {profile.model.id}",
+        **_measured(profile, None, decode),
+    )
+
+
+def _render(**values: Any) -> str:
+    from jinja2 import Environment
+
+    template = (resources.files("planner.report") / "page.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    numbers = itertools.count(1)
+    environment.filters["inline"] = lambda svg, title: inline(svg, next(numbers), title)
+    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    return environment.from_string(template).render(open_beside=OPEN_BESIDE, open_below=OPEN_BELOW, **values)
+
+
+def _measured(profile: Profile | None, plan: Plan | None, decode: Decode | None) -> dict[str, Any]:
+    if profile is None:
+        return {"sections": [], "measured_on": []}
+    return {"sections": sections(profile, plan, decode), "measured_on": measured_on(profile)}
+
+
+def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
     """The figures a reader wants first."""
     tiles: list[tuple[str, str]] = []
     rows = plan.evidence.rows if plan.evidence else ()
@@ -63,33 +112,37 @@ def _tiles(plan: Plan) -> list[tuple[str, str]]:
     return tiles
 
 
-def _charts(plan: Plan, profile: Profile | None, trials: Sequence[Trial]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str | None]] = [("Visual tokens per decoder layer", charts.staircase(plan))]
+def _profile_tiles(profile: Profile) -> list[tuple[str, str]]:
+    prompt = profile.prompt
+    tiles = [
+        (f"{profile.samples.n}", "samples"),
+        (f"{prompt.visual_tokens}", f"visual tokens beside {prompt.system_tokens + prompt.text_tokens} of text"),
+    ]
+    masking, influence = profile.probes.get("masking"), profile.probes.get("influence")
+    reading = window(masking.values) if masking is not None else None
+    if reading is not None:
+        tiles.append((f"{reading[1] - reading[0]} of {profile.model.layers}", f"layers read the image: "
+                      f"[{reading[0]}, {reading[1]})"))  # fmt: skip
+    stages = influence.values.get("suggested", {}) if influence is not None else {}
+    for stage in list(stages.values())[:1]:
+        text = f"visual tokens kept at layer {stage['filter']} suffice for half of the samples, by their influence"
+        tiles.append((f"{stage['keep']}", text))
+    return tiles
+
+
+def _plan_charts(plan: Plan, trials: Sequence[Trial]) -> list[tuple[str, str]]:
+    found: list[tuple[str, str | None]] = [("Visual tokens per decoder layer", plan_charts.staircase(plan))]
     if plan.evidence and plan.evidence.rows:
         title = "Accuracy against cost on samples the decision never saw, with 95 % intervals"
-        found.append((title, charts.accuracy_against_cost(plan.evidence.rows)))
+        found.append((title, plan_charts.accuracy_against_cost(plan.evidence.rows)))
     if trials and plan.evidence:
         found.append(("Candidates executed on the proposing samples", _trials_chart(plan, plan.evidence, trials)))
-    if profile is not None:
-        found.extend(_profile_charts(plan, profile))
     return [(title, svg) for title, svg in found if svg is not None]
 
 
 def _trials_chart(plan: Plan, evidence: Evidence, trials: Sequence[Trial]) -> str:
     dense = evidence.rows[0].decoder_flops if evidence.rows else max(trial.decoder_flops for trial in trials)
     points = {trial.policy: (trial.decoder_flops / dense, trial.proposing.value) for trial in trials}
-    return charts.trials_against_cost(
+    return plan_charts.trials_against_cost(
         list(points.values()), points.get(plan.decision.policy), evidence.agreement_limit
     )
-
-
-def _profile_charts(plan: Plan, profile: Profile) -> list[tuple[str, str | None]]:
-    found: list[tuple[str, str | None]] = []
-    marks = {f"layer {stage.first:g}": float(stage.first) for stage in plan.decision.schedule.stages[1:]}
-    if "influence" in profile.probes:
-        values: dict[str, Any] = dict(profile.probes["influence"].values)
-        shares = [entry["value"] for entry in values["triggered_samples"]]
-        threshold = profile.probes["influence"].settings["filter_cos"][0]
-        title = f"Influence: share of samples in which some visual token moves the last token (cosine < {threshold})"
-        found.append((title, charts.per_layer({"samples": shares}, "share of samples", marks)))
-    return found

@@ -1,0 +1,67 @@
+"""Pictures of a plan: its staircase, what it keeps against what it costs, and what was tried on the way to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planner.plan import Plan, Row
+from planner.report.charts import COLOURS, DENSE, MARK, MARKERS, OTHER, PALE, PLAN, draw_level, new_figure, to_svg
+
+
+def staircase(plan: Plan) -> str | None:
+    """Visual tokens per layer, dense and planned; None when the plan carries no prediction."""
+    if not plan.prediction:
+        return None
+    figure, axes = new_figure()
+    layers = range(plan.model.layers)
+    axes.bar(layers, plan.prediction[0].dense.visual_tokens_per_layer, color=PALE, width=0.92, label="dense")
+    axes.bar(layers, plan.prediction[0].planned.visual_tokens_per_layer, color=PLAN, width=0.92, label="planned")
+    alone = [i for i in layers if plan.decision.schedule.stage_of(i).visual_attention == "self"]
+    if alone:
+        heights = [plan.prediction[0].planned.visual_tokens_per_layer[i] for i in alone]
+        axes.bar(alone, heights, color="#56b4e9", width=0.92, hatch="//", edgecolor="white", label="planned, alone")
+    axes.set(xlabel="decoder layer", ylabel="visual tokens", xticks=list(layers)[:: max(1, len(layers) // 16)])
+    # Above the picture: bars fill it.
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    return to_svg(figure)
+
+
+def accuracy_against_cost(rows: Sequence[Row]) -> str:
+    """Accuracy (agreement where there are no answers) with its interval, over the share of dense decoder FLOPs."""
+    figure, axes = new_figure()
+    colours = (DENSE, PLAN, *COLOURS[1:])
+    lows = []
+    for i, row in enumerate(rows):
+        share = row.accuracy or row.agreement
+        error = [[share.value - share.low], [share.high - share.value]]
+        axes.errorbar(
+            row.decoder_flops_ratio, share.value, yerr=error, fmt=MARKERS[i % len(MARKERS)], markersize=7,
+            color=colours[i % len(colours)], capsize=3, label=row.policy.split(":")[0],
+        )  # fmt: skip
+        lows.append(share.low)
+    axes.set(
+        xlabel="decoder FLOPs, share of dense",
+        ylabel="accuracy" if rows[0].accuracy else "agreement with dense",
+        xlim=(0, 1.05),
+        ylim=(max(0.0, min(lows) - 0.08), 1.01),
+    )
+    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(0.97, 0.02))
+    return to_svg(figure)
+
+
+def trials_against_cost(trials: Sequence[tuple[float, float]], chosen: tuple[float, float] | None, limit: float) -> str:
+    """Every candidate that was executed: agreement over the share of dense decoder FLOPs, and the limit it had to hold.
+
+    Args:
+        trials: (share of dense decoder FLOPs, agreement) per candidate.
+        chosen: the plan's.
+        limit: least agreement.
+    """
+    figure, axes = new_figure()
+    axes.scatter(*zip(*trials, strict=True), s=16, color=OTHER, label="candidate")
+    if chosen is not None:
+        axes.scatter(*chosen, s=70, color=PLAN, marker="s", label="plan", zorder=3)
+    draw_level(axes, (f"limit {limit:g}", limit), MARK)
+    axes.set(xlabel="decoder FLOPs, share of dense", ylabel="agreement with dense", xlim=(0, 1.05))
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    return to_svg(figure)

@@ -1,0 +1,132 @@
+"""What each probe shows: one function a probe, from its findings to a `Section`.
+
+To show another probe: write a function ``Subject -> Section`` and name it in `SECTIONS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from planner.errors import PlanDigestError, PlanError
+from planner.plan import Plan
+from planner.profile import Arrays, ProbeResult, Profile
+from planner.report.section import Section, Subject, Table, figure
+
+#: Probe to the function that shows it, in the order of a report; modules are imported when asked for.
+SECTIONS: dict[str, str] = {
+    "influence": "influence:section",
+    "masking": "masking:section",
+    "sparsity": "attention:sparsity",
+    "value_norms": "attention:value_norms",
+    "flip": "attention:flip",
+    "sinks": "sinks:section",
+    "sink_masking": "sink_masking:section",
+    "attribution": "attribution:section",
+    "context": "context:section",
+}
+#: Shown at the head of a report instead.
+_HEAD = "prompt"
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def sections(profile: Profile, plan: Plan | None = None, decode: Decode | None = None) -> list[Section]:
+    """A section per probe of the profile; probes that nothing here knows come last, as plain values.
+
+    Args:
+        plan: its layers are pointed out, and its limit is the one that curves are judged by.
+        decode: token ids to text, for profiles that hold token ids only.
+
+    Raises:
+        PlanError: a probe's findings lack something that this release writes.
+        PlanDigestError: the tables beside the profile belong to another.
+    """
+    arrays = _tables(profile)
+    known = [name for name in SECTIONS if name in profile.probes]
+    other = [name for name in profile.probes if name not in SECTIONS and name != _HEAD]
+    influence = profile.probes.get("influence")
+    suggested = influence.values.get("suggested", {}) if influence is not None else {}
+    heads = _heads(profile)
+    found = []
+    for name in [*known, *other]:
+        probe = profile.probes[name]
+        subject = Subject(
+            probe=probe,
+            prompt=profile.prompt,
+            layers=profile.model.layers,
+            heads=heads,
+            marks=_marks(plan, suggested),
+            limit=plan.evidence.agreement_limit if plan is not None and plan.evidence is not None else Subject.limit,
+            suggested=suggested,
+            arrays={key.partition("/")[2]: table for key, table in arrays.items() if key.startswith(f"{name}/")},
+            decode=decode,
+        )
+        found.append(_shown(name, subject) if probe.values else _empty(name, probe))
+    return found
+
+
+def _shown(name: str, subject: Subject) -> Section:
+    if name not in SECTIONS:
+        return _plain(name, subject)
+    module, function = SECTIONS[name].split(":")
+    show: Callable[[Subject], Section] = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    try:
+        return show(subject)
+    except KeyError as error:
+        cause = f"what the profile says about {name} lacks {error}, which this release reads"
+        raise PlanError(cause, "Make the profile again with `plan calibrate`") from error
+
+
+def _tables(profile: Profile) -> Arrays:
+    """Per-sample tables; empty where they are not kept beside the profile, which costs a few pictures only."""
+    try:
+        return profile.arrays
+    except PlanDigestError:
+        raise
+    except PlanError:
+        return {}
+
+
+def _heads(profile: Profile) -> int:
+    from planner.spec import ModelSpec
+
+    return max(layer.attention.heads for layer in ModelSpec.from_config(profile.model.config).decoder.layers)
+
+
+def _marks(plan: Plan | None, suggested: Mapping[str, Any]) -> dict[str, float]:
+    """Layers to point out: where a plan selects and drops visual tokens, else what influence suggests for half of the
+    samples."""
+    if plan is None:
+        stage = next(iter(suggested.values()), None)
+        return {} if stage is None else {f"suggested {key} {stage[key]}": stage[key] for key in ("filter", "exit")}
+    marks: dict[str, float] = {}
+    for stage in plan.decision.schedule.stages:
+        for select in stage.selects:
+            if select.of == "visual":
+                exits = select.rank_by == "none"
+                at = stage.last if exits else stage.last - 1
+                marks[f"plan {'exit' if exits else 'selects'} {at:g}"] = at
+    return marks
+
+
+def _plain(name: str, subject: Subject) -> Section:
+    """Single values of a probe that nothing here knows."""
+    rows = [[key, value if isinstance(value, str) else figure(float(value))] for key, value in _flat(subject.values)]
+    table = Table("Values", ("value", ""), rows)
+    return Section(name, name.replace("_", " ").capitalize(), "A probe of your own.", [], (), [table])
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{before}{key}, ")
+        elif isinstance(value, (str, int, float)):
+            found.append((before + key, value))
+    return found
+
+
+def _empty(name: str, probe: ProbeResult) -> Section:
+    return Section(name, name.replace("_", " ").capitalize(), "", [f"Measured on {probe.n} samples: nothing to show."])

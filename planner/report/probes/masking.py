@@ -1,0 +1,185 @@
+"""Masking curves: where the text needs the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from planner.report import charts
+from planner.report.charts import Series, exact
+from planner.report.section import Picture, Section, Subject, Table, percent, series, shown
+
+#: What each curve does to the layers before, from, or at k.
+MEANINGS = {
+    "alone_before": "[0, k) hidden from text, image tokens alone (as a plan runs it)",
+    "masked_before": "[0, k) hidden from text",
+    "self_before": "[0, k) image tokens alone, text sees them",
+    "merged_before": "layer 0 merged, [1, k) hidden",
+    "masked_from": "dropped from layer k on",
+    "skipped": "layer k alone hidden",
+}
+
+
+def section(subject: Subject) -> Section:
+    """Agreement with the dense model where layers are closed to the image, and what that says of filter and exit."""
+    values = subject.values
+    curves = {name: values[name] for name in MEANINGS if name in values}
+    pictures = []
+    for names, caption in (
+        (("alone_before", "masked_from"),
+         "Does the first answer token survive? Hidden from the text in the layers before k, and dropped from layer k "
+         "on, with 95 % intervals. Between the fall of the one and the rise of the other the image is read."),
+        (("alone_before", "masked_before", "self_before", "merged_before"),
+         "Four ways to run the layers before k cheaper. Where they part, the model does not tolerate the cheaper way."),
+        (("skipped", "masked_from"),
+         "Hiding the image in layer k alone, against dropping it from layer k on: a layer that can be skipped but "
+         "not discarded passes on what later layers need."),
+    ):  # fmt: skip
+        chosen = {name: curves[name] for name in names if name in curves}
+        if chosen:
+            pictures.append(Picture(caption, _drawing(chosen, subject)))
+    if "uncached" in values:
+        pictures.append(
+            Picture(
+                f"Generated text cannot attend to visual keys and values in these layers: share of answers "
+                f"({subject.probe.settings['answer_tokens']} tokens) that stay the same.",
+                lambda: charts.bars(_ranges(values), {"answers": series(values["uncached"]["agreement"])},
+                                    xlabel="layers without visual KV cache", ylabel="same answer", share=True),
+            )
+        )  # fmt: skip
+    return Section(
+        "masking",
+        "Where the text needs the image",
+        "Layers are closed to the image, one range at a time, the model is executed, and its first answer token is "
+        "compared with the dense model's (VisiPruner, figure 3 and tables 1-3, 8 and 10). This is what a suggested "
+        "filter or exit layer is checked against.",
+        _findings(subject, curves),
+        pictures,
+        [table for table in (_checks(subject, curves), *_tables(curves)) if table.rows],
+    )
+
+
+def _drawing(chosen: Mapping[str, Any], subject: Subject) -> Any:
+    xs = sorted({k for curve in chosen.values() for k in curve["k"]})
+
+    def spread(curve: Any) -> Series:
+        """The curve over all k of the picture, NaN where it has none."""
+        found = series(curve["agreement"])
+        places = {k: i for i, k in enumerate(curve["k"])}
+        return Series(*([one[places[k]] if k in places else math.nan for k in xs] for one in found))
+
+    drawn = {_short(name): spread(curve) for name, curve in chosen.items()}
+    if len(drawn) > 2:  # more intervals than two hide each other
+        drawn = {name: exact(found.value) for name, found in drawn.items()}
+    return lambda: charts.lines(xs, drawn, xlabel="layer k", ylabel="same first token", marks=subject.marks, share=True,
+                                level=(f"limit {percent(subject.limit)}", subject.limit))  # fmt: skip
+
+
+def _findings(subject: Subject, curves: Mapping[str, Any]) -> list[str]:
+    found, limit = [], subject.limit
+    blind, done = reads_from(curves, limit), done_from(curves, limit)
+    if blind is not None:
+        curve = curves["alone_before"]
+        if blind == 0:
+            found.append(f"The image is read from layer 0 on: hidden there, only "
+                         f"{percent(curve['agreement'][0]['value'])} of the answers survive.")  # fmt: skip
+        else:
+            then = _at(curve, blind + 1)
+            fall = f"; before layer {blind + 1} it is {percent(then)}" if then is not None else ", as many as there are"
+            found.append(f"Text need not see the image before layer {blind} ({percent(_at(curve, blind))} of the "
+                         f"answers survive){fall}.")  # fmt: skip
+    if done is not None:
+        curve, before = curves["masked_from"], _at(curves["masked_from"], done - 1)
+        if done > curve["k"][-1]:
+            found.append(f"It is needed to the end: dropped from layer {curve['k'][-1]} on, "
+                         f"{percent(curve['agreement'][-1]['value'])} survive.")  # fmt: skip
+        else:
+            cost = f"; from layer {done - 1} on it is {percent(before)}" if before is not None else ""
+            found.append(f"Dropped from layer {done} on, {percent(_at(curve, done))} survive{cost}.")
+    reading = window(curves, limit)
+    if reading is not None:
+        first, last = reading
+        found.append(f"So {last - first} of {subject.layers} layers read the image: [{first}, {last}).")
+    accuracy = subject.values["dense_first_token_accuracy"]
+    if accuracy["n"]:
+        found.append(f"The dense model itself starts {percent(accuracy['value'])} of {accuracy['n']} answers right.")
+    return found
+
+
+def window(values: Mapping[str, Any], limit: float = Subject.limit) -> tuple[int, int] | None:
+    """Layers ``[first, last)`` that the image is read in; None where the curves do not tell."""
+    blind, done = reads_from(values, limit), done_from(values, limit)
+    return (blind, done) if blind is not None and done is not None and blind < done else None
+
+
+def reads_from(curves: Mapping[str, Any], limit: float) -> int | None:
+    """Most first layers that can be closed, each count before it included, with agreement at the limit; None without
+    that curve."""
+    if "alone_before" not in curves:
+        return None
+    last = 0
+    for k, entry in zip(curves["alone_before"]["k"], curves["alone_before"]["agreement"], strict=True):
+        if entry["value"] < limit:
+            break
+        last = k
+    return last
+
+
+def done_from(curves: Mapping[str, Any], limit: float) -> int | None:
+    """First layer from which the image, there and at every later layer, can be dropped; None without that curve."""
+    if "masked_from" not in curves:
+        return None
+    curve = curves["masked_from"]
+    first: int = curve["k"][-1] + 1
+    for k, entry in zip(reversed(curve["k"]), reversed(curve["agreement"]), strict=True):
+        if entry["value"] < limit:
+            break
+        first = k
+    return first
+
+
+def _at(curve: Any, k: int) -> float | None:
+    return curve["agreement"][curve["k"].index(k)]["value"] if k in curve["k"] else None
+
+
+def _checks(subject: Subject, curves: Mapping[str, Any]) -> Table:
+    """Filter and exit layers that influence suggests, judged by the curves: contradicted where even the interval's
+    upper end is below the limit."""
+    rows = []
+    for level, stage in subject.suggested.items():
+        for key, name in (("filter", "alone_before"), ("exit", "masked_from")):
+            if name not in curves or stage[key] not in curves[name]["k"]:
+                continue
+            entry = curves[name]["agreement"][curves[name]["k"].index(stage[key])]
+            verdict = "contradicted" if entry["high"] < subject.limit else (
+                "confirmed" if entry["value"] >= subject.limit else "doubtful")  # fmt: skip
+            rows.append([f"{key} {stage[key]}", f"{percent(float(level))} of the samples", shown(entry, True), verdict])
+    return Table("What influence suggests, and what the curves say of it",
+                 ("suggested layer", "to fit", "agreement there (95 %)", "verdict"), rows)  # fmt: skip
+
+
+def _tables(curves: Mapping[str, Any]) -> list[Table]:
+    """What each condition does at each k, one table a measure."""
+
+    def table(title: str, cell: Callable[[Any, int], str]) -> Table:
+        ks = sorted({k for curve in curves.values() for k in curve["k"]})
+        rows = [
+            [f"k = {k}", *(cell(curve, curve["k"].index(k)) if k in curve["k"] else "" for curve in curves.values())]
+            for k in ks
+        ]
+        return Table(title, ("", *(_short(name) for name in curves)), rows)
+
+    found = [table("Same first token as the dense model (95 %)", lambda curve, i: shown(curve["agreement"][i], True))]
+    if any(entry["n"] for curve in curves.values() for entry in curve["first_token_accuracy"]):
+        found.append(table("Right first token (95 %)", lambda curve, i: shown(curve["first_token_accuracy"][i], True)))
+    found.append(table("KL divergence from the dense model, nats", lambda curve, i: f"{curve['kl']['value'][i]:.4f}"))
+    return found
+
+
+def _short(name: str) -> str:
+    return MEANINGS[name].partition(" (")[0]
+
+
+def _ranges(values: Any) -> list[str]:
+    return [f"[{first}, {last})" for first, last in values["uncached"]["ranges"]]

@@ -1,0 +1,166 @@
+"""Attention sinks: massive hidden dimensions, the tokens that carry them, and what heads make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from planner.report import charts
+from planner.report.charts import Series
+from planner.report.section import (
+    Picture,
+    Section,
+    Subject,
+    Table,
+    count,
+    figure,
+    highest,
+    layer_names,
+    percent,
+    series,
+    shown,
+)
+
+
+def section(subject: Subject) -> Section:
+    """Sink dimensions and tokens, image-centric and sink heads, and attention on the first token."""
+    values = subject.values
+    layers = list(range(subject.layers))
+    attention = {
+        "image": series(values["visual_attention"]),
+        "first token": series(values["first_token_attention"]),
+    }
+    pictures = [
+        Picture(
+            "Attention of the last prompt token, mean over heads: on the image, and on the prompt's first token, where "
+            "models park attention they have no use for.",
+            lambda: charts.lines(layers, attention, xlabel="decoder layer", ylabel="attention", share=True),
+        )
+    ]
+    tokens = _token_shares(subject)
+    if any(np.nanmax(found.value) > 0 for found in tokens.values()):
+        pictures.append(
+            Picture(
+                "Share of visual and of text tokens (the first token left out) that are sinks, with 95 % intervals.",
+                lambda: charts.lines(layers, tokens, xlabel="decoder layer", ylabel="tokens", share=True, zoom=True),
+            )
+        )
+    for title, heads in _head_lists(subject).items():
+        if heads["heads"]:
+            pictures.append(_map(subject, title, heads))
+    mass = subject.rows("visual_mass")
+    if mass:
+        pictures.append(
+            Picture(
+                "Share of each head's attention that goes to the image, mean over samples.",
+                lambda: charts.heat(np.mean(mass, axis=0).tolist(), label="attention on the image", low=0, high=1),
+            )
+        )
+    return Section(
+        "sinks",
+        "Attention sinks",
+        "A hidden dimension whose value is massive in a few tokens makes those tokens sinks: they draw attention and "
+        "give little (See What You Are Told: Visual Attention Sink). Dimensions, sink tokens and heads are found from "
+        "the model itself. A head is image-centric where much attention goes to image tokens that are no sinks, and a "
+        "sink head where most of its image attention lands on sinks.",
+        _findings(subject),
+        pictures,
+        [_heads_table(subject), *_sink_heads(values)],
+    )
+
+
+def _token_shares(subject: Subject) -> dict[str, Series]:
+    """Sink tokens per layer over how many tokens of the kind there are."""
+    prompt = subject.prompt
+    totals = {
+        "text": max(prompt.system_tokens + prompt.text_tokens - 1, 1),
+        "visual": max(prompt.visual_tokens, 1),
+    }
+    counts = {kind: series(subject.values["sink_tokens"][kind]) for kind in totals}
+    return {kind: Series(*([value / totals[kind] for value in one] for one in counts[kind])) for kind in totals}
+
+
+def _head_lists(subject: Subject) -> dict[str, Any]:
+    """Image-centric heads at the middle rho, and sink heads."""
+    rhos = subject.probe.settings["rho"]
+    rho = rhos[len(rhos) // 2]
+    return {
+        f"Image-centric heads (at least {percent(rho)} of their image attention on tokens that are no sinks)":
+            subject.values["image_centric_heads"][f"rho {rho:g}"],
+        f"Sink heads (at least {percent(subject.probe.settings['rho_sink'])} of their image attention on sinks)":
+            subject.values["sink_heads"],
+    }  # fmt: skip
+
+
+def _map(subject: Subject, title: str, found: Mapping[str, Any]) -> Picture:
+    cells = np.full((subject.layers, subject.heads), np.nan)
+    for head in found["heads"]:
+        cells[head["layer"], head["head"]] = head["samples"]["value"]
+    caption = (
+        f"{title}: share of samples in which each head is one; blank heads are in fewer than "
+        f"{percent(subject.probe.settings['most'])}. {_stability(found)}"
+    )
+    return Picture(caption, lambda: charts.heat(cells.tolist(), label="samples", low=0, high=1))
+
+
+def _stability(found: Mapping[str, Any]) -> str:
+    overlap = found["split_half_overlap"]
+    if overlap is None:
+        return "Too few samples to tell how stable the set is."
+    return f"Two halves of the samples agree on {percent(overlap)} of the heads that either names."
+
+
+def _findings(subject: Subject) -> list[str]:
+    values = subject.values
+    dims, tau = values["sink_dims"], values["tau"]
+    attention, first = series(values["visual_attention"]).value, series(values["first_token_attention"]).value
+    top, low = highest(first), highest(attention)
+    last = (
+        f"The last token looks at the image most in layer {low} ({percent(attention[low])}), at the first token most "
+        f"in layer {top} ({percent(first[top])})."
+    )
+    if not dims:
+        return [
+            f"No hidden dimension is massive (none reaches {figure(tau)} times a token's root mean square in most "
+            f"middle layers; {figure(values['largest_possible'])} is the most possible), so this model has no sink "
+            "tokens.",
+            last,
+        ]
+    names = ", ".join(map(str, dims))
+    visual = series(values["sink_tokens"]["visual"]).value
+    most = highest(visual)
+    first_hot = series(values["sink_tokens"]["first token"]).value
+    sinks = values["sink_heads"]["heads"]
+    return [
+        f"Hidden {'dimension' if len(dims) == 1 else 'dimensions'} {names} {'is' if len(dims) == 1 else 'are'} "
+        f"massive; {percent(values['samples_with_visual_sinks']['value'])} of {subject.probe.n} samples have visual "
+        f"sink tokens, at most {figure(visual[most])} on average (layer {most}). The prompt's first token is one in "
+        f"{layer_names([i for i, share in enumerate(first_hot) if share >= 0.5])} for most samples.",
+        f"{count(len(sinks), 'head is a sink head', 'heads are sink heads').capitalize()}. "
+        f"{_stability(values['sink_heads'])}",
+        last,
+    ]
+
+
+def _heads_table(subject: Subject) -> Table:
+    total = subject.layers * subject.heads
+    lists = {f"image-centric, {name}": found for name, found in sorted(subject.values["image_centric_heads"].items())}
+    lists["sink heads"] = subject.values["sink_heads"]
+    rows = [
+        [name, f"{len(found['heads'])} of {total}",
+         "" if found["split_half_overlap"] is None else f"{found['split_half_overlap']:.2f}"]
+        for name, found in lists.items()
+    ]  # fmt: skip
+    return Table("Heads and how stable their set is", ("kind", "heads", "overlap of two halves of the samples"), rows)
+
+
+def _sink_heads(values: Mapping[str, Any]) -> list[Table]:
+    rows = [
+        [f"layer {head['layer']}, head {head['head']}", shown(head["samples"], True),
+         figure(head.get("sink_share", {}).get("0.5"))]
+        for head in values["sink_heads"]["heads"]
+    ]  # fmt: skip
+    headers = ("sink head", "share of samples (95 %)", "median sink share of its image attention")
+    return [Table("Sink heads", headers, rows)] if rows else []
