@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from calibrate.encode import Encoder, Inputs, to_device
 from calibrate.probe import Batch
 from calibrate.samples import SampleSet
@@ -49,11 +47,4 @@ class Batches:
 
     def shapes(self) -> list[tuple[int, int, int]]:
         """Tokens of each sample before the image, of the image, and after it."""
-        found = []
-        for batch in self:
-            visual = torch.isin(batch.inputs["input_ids"], self.encoder.visual_ids.to(batch.inputs["input_ids"].device))
-            valid = batch.inputs.get("attention_mask", torch.ones_like(visual)).bool()
-            begun = visual.cumsum(dim=1) > 0
-            parts = (valid & ~begun, visual, valid & begun & ~visual)
-            found += [tuple(counts) for counts in torch.stack([part.sum(dim=1) for part in parts], dim=1).tolist()]
-        return found
+        return [tuple(lengths) for batch in self for lengths in batch.lengths().tolist()]

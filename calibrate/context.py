@@ -6,9 +6,8 @@ token compared with the dense model's at that length and with the accepted answe
 fitted by a quadratic, which a plan with ``rate: "auto"`` reads.
 
 Beside the grid, at the default rate: ranking by the mean over heads or at random instead of the maximum (S2 figure
-    9), pruning over the
-first 7 or 13 layers of 32 instead of 10 (figure 13, scaled to the model's depth), entropy of attention before and
-after (proposition 1), visual dependency (eq. 2) and information flow (eq. 18-23).
+9), pruning over the first 7 or 13 layers of 32 instead of 10 (figure 13, scaled to the model's depth), entropy of
+attention before and after (proposition 1), visual dependency (eq. 2) and information flow (eq. 18-23).
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from calibrate.probe import Batch, ExecutedProbe
 from calibrate.samples import Sample
 from calibrate.stats import Array, mean, plain, proportion
 from planner.errors import CalibrationError, InputError
+from planner.profile import PromptShape
 from planner.schedule import Schedule
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -57,6 +57,7 @@ class ContextProbe(ExecutedProbe):
 
     name: ClassVar[str] = "context"
     default_samples: ClassVar[int] = 16
+    alone: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -71,7 +72,9 @@ class ContextProbe(ExecutedProbe):
         if lengths is not None and (not lengths or min(lengths) < 1 or list(lengths) != sorted(set(lengths))):
             raise InputError(f"context lengths must ascend from 1, got {list(lengths)}", "S2 uses 500 to 2500 tokens")
         if len(rates) < ADJACENT or list(rates) != sorted(set(rates)) or rates[0] < 0 or rates[-1] >= 1:
-            raise InputError(f"give {ADJACENT} or more ascending rates from 0 to below 1, got {list(rates)}", "")
+            raise InputError(
+                f"{list(rates)} are not {ADJACENT} or more ascending rates from 0 to below 1", "S2 uses 0 to 0.9"
+            )
         self.lengths = None if lengths is None else tuple(lengths)
         self.rates, self.texts, self.flow, self.seed = tuple(rates), texts, flow, seed
         self._made: tuple[ContextTexts, Model] | None = None
@@ -89,7 +92,18 @@ class ContextProbe(ExecutedProbe):
 
     def forwards(self, layers: int) -> int:
         lengths = LENGTHS if self.lengths is None else len(self.lengths)
-        return lengths * (1 + len(self.rates) + len(VARIANTS) + 2)
+        return lengths * self._passes
+
+    @property
+    def _passes(self) -> int:
+        """Per length: the dense answer, the grid, the variants, and attention with and without pruning."""
+        return 1 + len(self.rates) + len(VARIANTS) + 2
+
+    def work(self, layers: int, prompt: PromptShape) -> float:
+        """Passes over prompts with a context, two of them with gradients, which cost twice as much again."""
+        tokens = prompt.system_tokens + prompt.visual_tokens + prompt.text_tokens
+        lengths = _spaced(LONGEST) if self.lengths is None else self.lengths
+        return (self._passes + 4 * self.flow) * sum(1 + length / tokens for length in lengths)
 
     def run(self, batch: Batch) -> None:
         """Measure the batch's samples one by one: their contexts differ in length.
@@ -118,8 +132,7 @@ class ContextProbe(ExecutedProbe):
         # A few tokens of slack: text cut by tokens does not always encode to the same number again.
         room = None if positions is None else int(positions * 0.97) - short["input_ids"].shape[1]
         if self.lengths is None:
-            longest = LONGEST if room is None else min(LONGEST, room)
-            return [longest * (step + 1) // LENGTHS for step in range(LENGTHS)]
+            return _spaced(LONGEST if room is None else min(LONGEST, room))
         if room is not None and self.lengths[-1] > room:
             raise InputError(
                 f"{self.lengths[-1]} tokens of context do not fit: the model has {positions} positions",
@@ -213,6 +226,11 @@ class ContextProbe(ExecutedProbe):
             run: {f"S_{name}": plain(flow[:, number, :, which]) for which, name in enumerate(FLOWS)}
             for number, run in enumerate(("dense", "pruned"))
         }
+
+
+def _spaced(longest: int) -> list[int]:
+    """Equally spaced lengths up to the longest."""
+    return [longest * (step + 1) // LENGTHS for step in range(LENGTHS)]
 
 
 def _flow(run: Attended) -> Array:

@@ -6,9 +6,8 @@ same to all rows that stay and leaves every row in place to be compared with the
 over heads that no plan offers (the mean).
 
 Information flow needs gradients: ``I = sum_h |A_h * dL/dA_h|`` (S2 eq. 17). The gradient of an attention weight is
-    the gradient of the
-row's output times the key's value vector, so only the outputs' gradients are kept and no n x n matrix is: rows are
-worked off in chunks.
+the gradient of the row's output times the key's value vector, so only the outputs' gradients are kept and no n x n
+matrix is: rows are worked off in chunks.
 """
 
 from __future__ import annotations

@@ -4,49 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from calibrate.stats import Array
+from planner.context_rate import RateFit
 from planner.errors import CalibrationError
 
 #: S2 takes the best rate as the mean of the best three adjacent ones, so that one lucky rate does not decide.
 ADJACENT = 3
-
-
-@dataclass(frozen=True)
-class RateFit:
-    """``rate = c2 * n^2 + c1 * n + c0`` for a context of n tokens, inside the lengths that were measured.
-
-    Attributes:
-        coefficients: ``(c2, c1, c0)``.
-        shortest, longest: lengths the fit rests on.
-        highest: largest rate that was measured.
-        r2: share of the variance of the best rates explained; None where they are all equal.
-    """
-
-    coefficients: tuple[float, float, float]
-    shortest: float
-    longest: float
-    highest: float
-    r2: float | None
-
-    def rate(self, tokens: float) -> float:
-        """The rate for a context length, which is held to the range of what was measured."""
-        held = min(max(tokens, self.shortest), self.longest)
-        return float(min(max(np.polyval(self.coefficients, held), 0.0), self.highest))
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON types, see `from_json`."""
-        return {**vars(self), "coefficients": list(self.coefficients)}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> RateFit:
-        """The inverse of `as_json`."""
-        return cls(**{**values, "coefficients": tuple(values["coefficients"])})
 
 
 def best_rate(rates: Sequence[float], performance: Array) -> float:

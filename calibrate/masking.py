@@ -106,7 +106,7 @@ class Masking(ExecutedProbe):
         answer_tokens: length of the answers generated for ``uncached``, whose first token never changes.
 
     Raises:
-        InputError: an unknown curve.
+        InputError: an unknown curve, or answers without a token.
     """
 
     name: ClassVar[str] = "masking"
@@ -121,6 +121,8 @@ class Masking(ExecutedProbe):
             raise InputError(
                 f"no masking curve {', '.join(sorted(unknown))}", f"There are {', '.join(CURVES)}, uncached"
             )
+        if answer_tokens < 1:
+            raise InputError(f"answers of {answer_tokens} tokens cannot be compared", "Give answer_tokens of 1 or more")
         self.curves, self.answer_tokens = tuple(curves), answer_tokens
 
     @property

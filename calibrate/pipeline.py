@@ -13,11 +13,12 @@ from calibrate.batches import Batches
 from calibrate.decide import Decision, decide
 from calibrate.encode import Encoder
 from calibrate.evaluate import Evaluation, evaluate
-from calibrate.identity import identify
+from calibrate.identity import Model, identify
 from calibrate.load import Loaded, load, reference_path
 from calibrate.masking import Masking
-from calibrate.probe import DEFAULT
+from calibrate.probe import DEFAULT, build_probes
 from calibrate.ranks import Ranks, leave, world
+from calibrate.reuse import take_profile
 from calibrate.run import calibrate
 from calibrate.samples import Columns, SampleSet, load_samples
 from calibrate.search import Limits
@@ -38,12 +39,12 @@ class Options:
     Attributes:
         model: hub id or directory; None for the bundled reference model.
         data: JSONL, image folder or `datasets` id; None for the reference model's calibration set.
-        evaluation_data: the same for the final comparison; None for the reference model's evaluation set, and without
-        it
-            for a user's model no evaluation.
+        evaluation_data: the same for the final comparison; None for the reference model's evaluation set, and for a
+            user's model no evaluation.
         prompt: for image folders.
         num_samples: how many calibration samples are drawn by `seed`; None: all.
         probes, settings: which, and their constructor arguments by name.
+        profile: decide from this profile, measured before, in place of measuring.
         out: folder for states; nothing is written there by this function but states.
         shard: ``(i, n)``.
         decide: False stops after the profile.
@@ -69,6 +70,7 @@ class Options:
     device_map: str | None = None
     probes: tuple[str, ...] = DEFAULT
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    profile: Path | None = None
     out: Path | None = None
     resume: bool = False
     shard: tuple[int, int] = (0, 1)
@@ -109,46 +111,74 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
     say = say if ranks.first else lambda line: None
     seconds: dict[str, float] = {}
     samples, evaluation = _samples(options)
+    settings = _settings(options, samples)
+    build_probes(options.probes, settings)  # refuses a wrong setting before a model is loaded
     with _Clock(seconds, "load"):
         loaded = _load(options)
-    settings = {name: dict(chosen) for name, chosen in options.settings.items()}
-    if options.decide and "masking" in options.probes:
-        # Masking curves propose: they must not see the samples that decide.
-        settings.setdefault("masking", {}).setdefault("samples", min(Masking.default_samples, _proposing(samples)))
-    with _Clock(seconds, "profile"):
-        profile = calibrate(
-            loaded.model,
-            loaded.processor,
-            samples,
-            model_id=loaded.id,
-            revision=loaded.revision,
-            probes=options.probes,
-            settings=settings,
-            batch_size=options.batch_size,
-            out=options.out,
-            resume=options.resume,
-            shard=options.shard,
-            echo=say,
-        )
+    known = identify(loaded.model, loaded.id, loaded.revision)
+    encoder = Encoder(loaded.processor, known.visual_ids)
+    profile: Profile | None = None
+    if options.profile is None:
+        with _Clock(seconds, "profile"):
+            profile = calibrate(
+                loaded.model,
+                loaded.processor,
+                samples,
+                model_id=loaded.id,
+                revision=loaded.revision,
+                probes=options.probes,
+                settings=settings,
+                batch_size=options.batch_size,
+                out=options.out,
+                resume=options.resume,
+                shard=options.shard,
+                echo=say,
+            )
+    elif ranks.first:
+        profile = take_profile(options.profile, known, samples, encoder)
+        _check_masking(profile.probes["masking"].n if "masking" in profile.probes else 0, samples)
     if profile is None or not options.decide:
         return Outcome(profile, None, None, seconds)
-    return _plan(options, loaded, profile, samples, evaluation, seconds, say)
+    return _plan(options, loaded.model, known, encoder, profile, samples, evaluation, seconds, say)
+
+
+def _settings(options: Options, samples: SampleSet) -> dict[str, dict[str, Any]]:
+    """Probe settings, with masking curves on the proposing samples only where a decision is to follow.
+
+    Raises:
+        InputError: more samples were asked for.
+    """
+    settings = {name: dict(chosen) for name, chosen in options.settings.items()}
+    if options.decide and "masking" in options.probes:
+        masking = settings.setdefault("masking", {})
+        masking.setdefault("samples", min(Masking.default_samples, _proposing(samples)))
+        _check_masking(masking["samples"] or Masking.default_samples, samples)
+    return settings
+
+
+def _check_masking(measured: int, samples: SampleSet) -> None:
+    """Masking curves propose: they must not see the samples that decide."""
+    proposing = _proposing(samples)
+    if measured > proposing:
+        raise InputError(
+            f"masking curves over {measured} samples see some that decide: of {len(samples)} only {proposing} propose",
+            f"Measure them with --set masking.samples={proposing}, or give more samples",
+        )
 
 
 def _plan(
     options: Options,
-    loaded: Loaded,
+    model: Any,
+    known: Model,
+    encoder: Encoder,
     profile: Profile,
     samples: SampleSet,
     evaluation: SampleSet | None,
     seconds: dict[str, float],
     say: Callable[[str], None],
 ) -> Outcome:
-    known = identify(loaded.model, loaded.id, loaded.revision)
-    encoder = Encoder(loaded.processor, known.visual_ids)
-
     def bench(chosen: SampleSet) -> Bench:
-        return Bench(Batches(chosen, encoder, loaded.model, options.batch_size))
+        return Bench(Batches(chosen, encoder, model, options.batch_size))
 
     proposing, held_back = samples.split(_proposing(samples))
     with _Clock(seconds, "decide"):

@@ -4,8 +4,7 @@ A probe looks at batches of samples and keeps one small row per sample in a `Tab
 probes, `result` summarises them. There are two kinds:
 
 * a `OnePassProbe` reads the decoder layers of an ordinary forward pass as they run: `update(capture)` once per layer.
-All
-  of them share one pass.
+  All of them share one pass.
 * an `ExecutedProbe` runs the model itself: `run(batch)` once per batch, on the first `samples` samples only.
 
 To add one: write a file with a subclass, and name it in `REGISTRY`.
@@ -13,7 +12,6 @@ To add one: write a file with a subclass, and name it in `REGISTRY`.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -27,7 +25,8 @@ import torch
 from calibrate.samples import Sample, SampleSet
 from calibrate.stats import Array, Table
 from planner.errors import InputError
-from planner.profile import ProbeResult
+from planner.policies.base import nearest
+from planner.profile import ProbeResult, PromptShape
 
 if TYPE_CHECKING:
     from calibrate.encode import Encoder, Inputs
@@ -62,6 +61,13 @@ class Batch:
     encoder: Encoder
     sample_set: SampleSet
 
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each sample before the image, of the image, and after its first token: ``[B, 3]``."""
+        ids = self.inputs["input_ids"]
+        visual = torch.isin(ids, self.encoder.visual_ids.to(ids.device))
+        valid = self.inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        return segments(visual, valid).sum(dim=2)
+
 
 class Capture:
     """One decoder layer of one batch; what several probes need is computed once.
@@ -92,9 +98,18 @@ class Capture:
 
     @cached_property
     def segments(self) -> torch.Tensor:
-        """``[B, 3, n]``: text before the image, visual tokens, text after the first visual token."""
-        begun = self.visual.cumsum(dim=1) > 0
-        return torch.stack([self.valid & ~begun, self.visual, self.valid & begun & ~self.visual], dim=1)
+        """``[B, 3, n]``, see `segments`."""
+        return segments(self.visual, self.valid)
+
+
+def segments(visual: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Masks ``[B, 3, n]`` of text before the image, visual tokens, and text after the first visual token.
+
+    Args:
+        visual, valid: ``[B, n]``, visual tokens and what is no padding.
+    """
+    begun = visual.cumsum(dim=1) > 0
+    return torch.stack([valid & ~begun, visual, valid & begun & ~visual], dim=1)
 
 
 class Probe(ABC):
@@ -167,14 +182,25 @@ class OnePassProbe(Probe):
 
 
 class ExecutedProbe(Probe):
-    """Runs the model under conditions of its own, on few samples."""
+    """Runs the model under conditions of its own, on few samples.
+
+    Args:
+        samples: how many of the first samples; None for `default_samples`.
+
+    Raises:
+        InputError: fewer than one.
+    """
 
     #: How many samples are measured unless told otherwise.
     default_samples: ClassVar[int]
+    #: Samples are measured one by one, so that a killed run has lost none that was finished.
+    alone: ClassVar[bool] = False
 
     def __init__(self, samples: int | None = None) -> None:
         super().__init__()
         self.samples = self.default_samples if samples is None else samples
+        if self.samples < 1:
+            raise InputError(f"probe '{self.name}' cannot measure {self.samples} samples", "Give 1 or more")
 
     def wants(self, sample: int) -> bool:
         return sample < self.samples
@@ -182,6 +208,10 @@ class ExecutedProbe(Probe):
     @abstractmethod
     def forwards(self, layers: int) -> int:
         """Forward passes per sample, for the cost that is shown beforehand."""
+
+    def work(self, layers: int, prompt: PromptShape) -> float:
+        """Work per sample in ordinary forward passes over its prompt, where passes are longer or shorter than that."""
+        return float(self.forwards(layers))
 
     @abstractmethod
     def run(self, batch: Batch) -> None:
@@ -195,9 +225,7 @@ def probe_class(name: str) -> type[Probe]:
         InputError: there is none of this name.
     """
     if name not in REGISTRY:
-        close = difflib.get_close_matches(name, REGISTRY, n=1)
-        hint = f"Did you mean '{close[0]}'?" if close else f"There are: {', '.join(REGISTRY)}"
-        raise InputError(f"there is no probe '{name}'", hint)
+        raise InputError(f"there is no probe '{name}'", f"{nearest(name, REGISTRY)}Probes: {', '.join(REGISTRY)}")
     module, attribute = REGISTRY[name].split(":")
     found: type[Probe] = getattr(importlib.import_module(module), attribute)
     return found

@@ -9,21 +9,21 @@ few kilobytes a sample, nothing of order n^2. Rows and the peak are stated at th
 from __future__ import annotations
 
 import platform
-import resource
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from calibrate.encode import Encoder, to_device
+from calibrate.encode import Encoder
+from calibrate.estimate import announce
 from calibrate.identity import Model, identify
-from calibrate.probe import DEFAULT, Batch, Capture, ExecutedProbe, OnePassProbe, Probe, build_probes
+from calibrate.measure import Job, measure
+from calibrate.memory import peak_bytes
+from calibrate.probe import DEFAULT, Probe, build_probes
 from calibrate.prompt_shape import SEGMENTS
 from calibrate.ranks import Ranks, world
 from calibrate.samples import SampleSet
@@ -31,21 +31,6 @@ from calibrate.state import SUFFIX, absorb, check_headers, load_state, save_stat
 from planner.document import digest
 from planner.errors import CalibrationError, InputError
 from planner.profile import ModelIdentity, ProbeResult, Profile, PromptShape, SampleIdentity
-from planner.runtime import observe
-
-#: Seconds between two writings of the state: what a killed run loses at most, beside the batch at hand.
-STATE_INTERVAL_S = 10.0
-
-
-@dataclass
-class Timing:
-    """Seconds spent, for the lines shown afterwards; never part of the profile."""
-
-    forward_s: float = 0.0
-    probes_s: dict[str, float] = field(default_factory=dict)
-
-    def add(self, probe: str, seconds: float) -> None:
-        self.probes_s[probe] = self.probes_s.get(probe, 0.0) + seconds
 
 
 def calibrate(
@@ -91,19 +76,15 @@ def calibrate(
     say = say if ranks.first else lambda line: None
     if resume and out is not None:
         _take_over(out, header, chosen, say)
-    timing = Timing()
     units = [range(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
     mine = [unit for turn, unit in enumerate(units[shard[0] :: shard[1]]) if turn % ranks.size == ranks.rank]
     name = f"{shard[0]}-of-{shard[1]}" + (f"-rank{ranks.rank}-of-{ranks.size}" if ranks.size > 1 else "")
-    path = None if out is None else out / f"{name}{SUFFIX}"
-    _announce(chosen, known.layers, len(samples), say)
-    _measure(_Job(model, encoder, samples, known, chosen, timing), mine, path, header, ranks)
-    for name, seconds in timing.probes_s.items():
-        say(f"{name}: {seconds:.1f} s")
-    if timing.forward_s:
-        say(f"shared forward passes: {timing.forward_s:.1f} s")
-    rows = sum(probe.table.nbytes for probe in chosen.values())
-    say(f"memory: {rows / 2**20:.1f} MiB of rows, {_peak_bytes(model) / 2**20:.0f} MiB at the peak")
+    job = Job(model, encoder, samples, known, chosen)
+    if ranks.first:
+        announce(job, mine, ranks.size, say)
+    save = None if out is None else partial(save_state, out / f"{name}{SUFFIX}", header, chosen)
+    measure(job, mine, save, ranks.first)
+    _tell_spent(job, say)
     for gathered in ranks.gather({name: probe.table for name, probe in chosen.items()})[1:]:
         absorb(chosen, gathered)
     if not ranks.first or shard[1] > 1:
@@ -126,16 +107,6 @@ def merge_states(paths: Sequence[Path]) -> Profile:
     for _, _, found in loaded:
         absorb(chosen, found)
     return _profile(header, chosen)
-
-
-@dataclass
-class _Job:
-    model: Any
-    encoder: Encoder
-    samples: SampleSet
-    known: Model
-    probes: Mapping[str, Probe]
-    timing: Timing
 
 
 def _check(model: Any, batch_size: int, shard: tuple[int, int], ranks: Ranks, out: Path | None, resume: bool) -> None:
@@ -185,98 +156,14 @@ def _take_over(out: Path, header: Mapping[str, Any], probes: Mapping[str, Probe]
     say("resumed: " + (", ".join(f"{name} {count} samples" for name, count in done.items()) or "nothing to take over"))
 
 
-def _announce(probes: Mapping[str, Probe], layers: int, samples: int, say: Any) -> None:
-    shared = [name for name, probe in probes.items() if isinstance(probe, OnePassProbe)]
-    if shared:
-        say(f"{', '.join(shared)}: one forward pass over {samples} samples together")
-    for name, probe in probes.items():
-        if isinstance(probe, ExecutedProbe):
-            count = min(samples, probe.samples)
-            say(f"{name}: {probe.forwards(layers)} forward passes over {count} samples")
-
-
-def _measure(job: _Job, units: Sequence[range], path: Path | None, header: Mapping[str, Any], ranks: Ranks) -> None:
-    saved = time.monotonic()
-    with tqdm(units, desc="calibrate", unit="batch", disable=None if ranks.first else True) as bar:
-        for unit in bar:
-            worked = _unit(job, unit)
-            if worked and path is not None and time.monotonic() - saved > STATE_INTERVAL_S:
-                save_state(path, header, job.probes)
-                saved = time.monotonic()
-    if path is not None:
-        save_state(path, header, job.probes)
-
-
-def _unit(job: _Job, unit: range) -> bool:
-    """Measure one batch with every probe that has not seen it; False when there was nothing to do."""
-
-    def waiting(probe: Probe) -> bool:
-        return any(probe.wants(i) and i not in probe.table for i in unit)
-
-    shared = {n: p for n, p in job.probes.items() if isinstance(p, OnePassProbe) and waiting(p)}
-    executed = {n: p for n, p in job.probes.items() if isinstance(p, ExecutedProbe) and waiting(p)}
-    if not shared and not executed:
-        return False
-    batches: dict[tuple[int, ...], Batch] = {}
-    with torch.inference_mode():
-        if shared:
-            _shared_pass(job, _batch(job, tuple(unit), batches), shared)
-        for name, probe in executed.items():
-            # Exactly the samples the probe wants: others may be held back from it.
-            batch = _batch(job, tuple(i for i in unit if probe.wants(i)), batches)
-            begun = time.perf_counter()
-            probe.run(batch)
-            job.timing.add(name, time.perf_counter() - begun)
-    return True
-
-
-def _batch(job: _Job, ids: tuple[int, ...], made: dict[tuple[int, ...], Batch]) -> Batch:
-    """The encoded batch of some samples, made once."""
-    if ids not in made:
-        samples = tuple(job.samples[i] for i in ids)
-        inputs = to_device(job.encoder(samples), job.model)
-        made[ids] = Batch(ids, samples, inputs, job.model, job.encoder, job.samples)
-    return made[ids]
-
-
-def _shared_pass(job: _Job, batch: Batch, probes: Mapping[str, OnePassProbe]) -> None:
-    spent = 0.0
-    norms: list[torch.Tensor] = []
-
-    def look(view: Any) -> None:
-        nonlocal spent
-        capture = Capture(view, job.known.layers, batch.ids)
-        norms.append(capture.influence.output_norm)
-        for name, probe in probes.items():
-            begun = time.perf_counter()
-            probe.update(capture)
-            seconds = time.perf_counter() - begun
-            spent += seconds
-            job.timing.add(name, seconds)
-
-    begun = time.perf_counter()
-    with observe(job.model, look):
-        job.model(**batch.inputs, use_cache=False, logits_to_keep=1)
-    job.timing.forward_s += time.perf_counter() - begun - spent
-    _check_finite(torch.stack([norm.cpu() for norm in norms]), batch)
-
-
-def _check_finite(norms: torch.Tensor, batch: Batch) -> None:
-    """Refuse NaN and infinity; `norms [L, B]` of last rows' attention outputs, finite only if all they read is."""
-    if not bool(torch.isfinite(norms).all()):
-        layer, sample = (int(i) for i in (~torch.isfinite(norms)).nonzero()[0])
-        raise CalibrationError(
-            f"activations are not finite in layer {layer} for the sample {batch.samples[sample].where}",
-            "Use --dtype bfloat16 or float32, or remove the sample",
-        )
-
-
-def _peak_bytes(model: Any) -> int:
-    """Most memory held so far: of the accelerator that runs the model, else of the process."""
-    if model.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(model.device))
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+def _tell_spent(job: Job, say: Any) -> None:
+    for name, seconds in job.timing.probes_s.items():
+        say(f"{name}: {seconds:.1f} s")
+    if job.timing.forward_s:
+        say(f"shared forward passes: {job.timing.forward_s:.1f} s")
+    rows, peak = sum(probe.table.nbytes for probe in job.probes.values()), peak_bytes(job.model.device)
+    held = "" if peak is None else f", {peak / 2**20:.0f} MiB at the peak"
+    say(f"memory: {rows / 2**20:.1f} MiB of rows{held}")
 
 
 def _profile(header: Mapping[str, Any], probes: Mapping[str, Probe]) -> Profile:

@@ -18,6 +18,7 @@ from calibrate.execute import divergence, first_logits
 from calibrate.probe import Batch, ExecutedProbe
 from calibrate.sinks import FIRST_LAYER, hot_tokens
 from calibrate.stats import Array, mean
+from planner.errors import InputError
 from planner.runtime import LayerView, observe
 from planner.runtime.adapters import find_parts
 from planner.runtime.attention import Call, seam
@@ -30,6 +31,9 @@ class SinkMasking(ExecutedProbe):
     Args:
         samples: how many.
         tau: threshold on ``|x_d| / RMS(x)``; None for the sink probe's default.
+
+    Raises:
+        InputError: a threshold that is not above 0.
     """
 
     name: ClassVar[str] = "sink_masking"
@@ -37,6 +41,8 @@ class SinkMasking(ExecutedProbe):
 
     def __init__(self, samples: int | None = None, tau: float | None = None) -> None:
         super().__init__(samples)
+        if tau is not None and tau <= 0:
+            raise InputError(f"a sink threshold of {tau:g} makes every token a sink", "S3 uses tau 20")
         self.tau = tau
 
     @property

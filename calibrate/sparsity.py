@@ -11,6 +11,7 @@ import torch
 
 from calibrate.probe import Capture, OnePassProbe
 from calibrate.stats import mean
+from planner.errors import InputError
 
 #: S0 looks at the top quarter of the tokens.
 TOP_SHARE = 0.25
@@ -23,18 +24,31 @@ def top_tokens(attention: torch.Tensor, among: torch.Tensor, share: float = TOP_
     return (rank < (among.sum(dim=1, keepdim=True) * share).ceil()) & among
 
 
-class Sparsity(OnePassProbe):
-    """Share of the image attention on the top 25 % image tokens, and the image's share of all attention."""
+class TopTokensProbe(OnePassProbe):
+    """A probe that sets a share of the most attended tokens apart.
 
-    name: ClassVar[str] = "sparsity"
+    Args:
+        top_share: which share.
+
+    Raises:
+        InputError: it is not above 0 and at most 1.
+    """
 
     def __init__(self, top_share: float = TOP_SHARE) -> None:
         super().__init__()
+        if not 0 < top_share <= 1:
+            raise InputError(f"top_share {top_share:g} is no share of the tokens", "S0 uses 0.25")
         self.top_share = top_share
 
     @property
     def settings(self) -> dict[str, Any]:
         return {"top_share": self.top_share}
+
+
+class Sparsity(TopTokensProbe):
+    """Share of the image attention on the most attended image tokens, and the image's share of all attention."""
+
+    name: ClassVar[str] = "sparsity"
 
     def measure(self, capture: Capture) -> dict[str, torch.Tensor]:
         attention = capture.weights.mean(dim=1)

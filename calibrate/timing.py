@@ -27,16 +27,17 @@ def prefill_ms(model: Any, inputs: Inputs, schedules: Sequence[Schedule], rounds
         for offset in range(len(schedules)):
             index = (turn + offset) % len(schedules)
             with torch.inference_mode(), executing(model, schedules[index]):
-                _synchronize(model)
+                synchronize(model)
                 begun = time.perf_counter()
                 model(**inputs, use_cache=True, logits_to_keep=1)
-                _synchronize(model)
+                synchronize(model)
                 seconds = time.perf_counter() - begun
             if turn >= WARM_UP_ROUNDS:
                 spent[index].append(seconds)
     return [1000 * statistics.median(times) for times in spent]
 
 
-def _synchronize(model: Any) -> None:
+def synchronize(model: Any) -> None:
+    """Wait until the model's accelerator has done what it was given."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

@@ -10,25 +10,17 @@ from typing import Any, ClassVar
 
 import torch
 
-from calibrate.probe import Capture, OnePassProbe
-from calibrate.sparsity import TOP_SHARE, top_tokens
+from calibrate.probe import Capture
+from calibrate.sparsity import TopTokensProbe, top_tokens
 from calibrate.stats import mean
 
 SEGMENTS = ("system", "image", "text")
 
 
-class ValueNorms(OnePassProbe):
+class ValueNorms(TopTokensProbe):
     """Norms per layer and segment; a sample without tokens in a segment is left out there."""
 
     name: ClassVar[str] = "value_norms"
-
-    def __init__(self, top_share: float = TOP_SHARE) -> None:
-        super().__init__()
-        self.top_share = top_share
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {"top_share": self.top_share}
 
     def measure(self, capture: Capture) -> dict[str, torch.Tensor]:
         norms = capture.view.value_norms().float().mean(dim=1)  # [B, n]

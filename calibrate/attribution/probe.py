@@ -1,4 +1,4 @@
-"""Head attribution as a probe: a few samples, each with thousands of ablated forwards, and what they have in common."""
+"""Which heads carry the image into the answer, by thousands of ablated forwards on each of a few samples (S4)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from calibrate.probe import Batch, ExecutedProbe
 from calibrate.samples import Sample, SampleSet
 from calibrate.stats import Array, mean, plain, proportion
 from planner.errors import CalibrationError, InputError
+from planner.profile import PromptShape
 
 MEAN_IMAGES = 100
 TOP_HEADS = 5
@@ -44,6 +45,7 @@ class AttributionProbe(ExecutedProbe):
 
     name: ClassVar[str] = "attribution"
     default_samples: ClassVar[int] = 8
+    alone: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -73,8 +75,14 @@ class AttributionProbe(ExecutedProbe):
         }
 
     def forwards(self, layers: int) -> int:
-        """Passes over the text rows only; the whole prompt runs once per sample, and once per image of the mean."""
+        """Passes over the text rows only, see `work`."""
         return self.masks + self.image_masks
+
+    def work(self, layers: int, prompt: PromptShape) -> float:
+        """The text rows of each mask; the whole prompt once per sample, and once per image of the mean."""
+        tokens = prompt.system_tokens + prompt.visual_tokens + prompt.text_tokens
+        rows = self.forwards(layers) * prompt.text_tokens / tokens
+        return rows + 1 + self.mean_images / self.samples
 
     def run(self, batch: Batch) -> None:
         """Attribute the batch's samples that are wanted and not done.

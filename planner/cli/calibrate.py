@@ -21,6 +21,19 @@ def _shard(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
     return int(index), int(count)
 
 
+def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Typed by the probes' constructors; a wrong one is wrong usage."""
+    if not values:
+        return {}
+    from calibrate.settings import parse_settings
+    from planner.errors import InputError
+
+    try:
+        return parse_settings(values)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command("calibrate")
 @click.argument("model", required=False)
 @click.option("--data", help="Calibration samples: JSONL, an image folder, or a datasets id.")
@@ -35,6 +48,19 @@ def _shard(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--probes", help="Comma-separated; `plan ls probes` names them.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    callback=_settings,
+    metavar="PROBE.KEY=VALUE",
+    help="A probe's setting, such as masking.samples=16; repeatable.",
+)
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    help="Decide from a profile measured before (`plan merge`) on these samples; nothing is measured again.",
+)
 @click.option("--agreement", type=float, default=0.98, show_default=True, help="Share of dense answers to keep.")
 @click.option("--confidence", type=float, default=0.8, show_default=True, help="One-sided, with which it must hold.")
 @click.option("--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer compared.")
@@ -55,6 +81,7 @@ def command(
     answer_column: str,
     eval_samples: int | None,
     probes: str | None,
+    settings: dict[str, dict[str, Any]],
     agreement: float,
     confidence: float,
     answer_tokens: int,
@@ -76,13 +103,22 @@ def command(
     from calibrate.samples import Columns
     from calibrate.search import Limits
 
+    chosen = tuple(probes.split(",")) if probes else DEFAULT
+    measuring = {"--probes": probes, "--set": settings, "--profile-only": profile_only, "--resume": rest["resume"]}
+    clash = [name for name, value in {**measuring, "--shard": rest["shard"] != (0, 1)}.items() if value]
+    if rest["profile"] is not None and clash:
+        raise click.UsageError(f"{', '.join(clash)} cannot go with --profile: nothing is measured again")
+    idle = [name for name in settings if name not in chosen]
+    if idle:
+        raise click.UsageError(f"--set is given for {', '.join(idle)}, which --probes does not choose")
     options = Options(
         model=model,
         data=data,
         evaluation_data=eval_data,
         columns=Columns(image_column, prompt_column, answer_column),
         evaluation_samples=eval_samples,
-        probes=tuple(probes.split(",")) if probes else DEFAULT,
+        probes=chosen,
+        settings=settings,
         limits=Limits(agreement, confidence, answer_tokens=answer_tokens, questions=questions),
         decide=not profile_only,
         **{name: rest[name] for name in (*LOADING, *_SAME)},
@@ -96,7 +132,7 @@ def command(
 
 
 #: Options that `Options` calls by the same name.
-_SAME = ("prompt", "split", "num_samples", "batch_size", "seed", "resume", "shard", "out", "verbose")
+_SAME = ("prompt", "split", "num_samples", "batch_size", "seed", "profile", "resume", "shard", "out", "verbose")
 
 
 def _writable(out: Path | None) -> None:
@@ -105,7 +141,7 @@ def _writable(out: Path | None) -> None:
 
     if out is not None:
         write_atomic(out / ".writable", "")
-        (out / ".writable").unlink()
+        (out / ".writable").unlink(missing_ok=True)  # another process of the same launch may have been here
 
 
 def _write(options: Options, outcome: Outcome, fmt: str) -> None:

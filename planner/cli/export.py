@@ -10,10 +10,19 @@ import click
 @click.command("export")
 @click.argument("profile_path", metavar="PROFILE", type=click.Path(path_type=Path))
 @click.option("--policy", required=True, help="As in `plan report`, such as visipruner:filter=3,keep=20,exit=7.")
+@click.option(
+    "--context-tokens",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Long context before the question, added to the profile's prompt.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random selections.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("plan.json"), show_default=True)
-def command(profile_path: Path, policy: str, seed: int, out: Path) -> None:
+def command(profile_path: Path, policy: str, context_tokens: int, seed: int, out: Path) -> None:
     """Write a plan that applies a policy to the model of PROFILE, with its predicted cost.
+
+    What a policy leaves to the profile (context:rate=auto) is settled, and stands in the plan.
 
     Its accuracy is not measured; the plan says so. `plan calibrate` decides by measurement and writes what it measured.
     """
@@ -26,8 +35,10 @@ def command(profile_path: Path, policy: str, seed: int, out: Path) -> None:
 
     profile = Profile.load(profile_path)
     spec = ModelSpec.from_config(profile.model.config)
-    workload = Workload(**profile.prompt.model_dump())
-    chosen = parse(policy)
+    prompt = profile.prompt.model_dump()
+    prompt["text_tokens"] += context_tokens
+    workload = Workload(**prompt, context_tokens=context_tokens)
+    chosen = parse(policy).resolve(spec, workload, profile)
     schedule = chosen.schedule(spec, workload, profile)
     plan = Plan(
         model=profile.model,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
@@ -13,7 +15,7 @@ import click
 @click.option("--format", "fmt", type=click.Choice(["table", "md", "json"]), default="table", show_default=True)
 def command(what: str, fmt: str) -> None:
     """List shipped models, known families, policies, hardware rows, FLOP conventions or calibration probes."""
-    rows = {
+    rows: Sequence[Mapping[str, Any]] = {
         "models": _models,
         "families": _families,
         "policies": _policies,
@@ -26,8 +28,14 @@ def command(what: str, fmt: str) -> None:
         return
     from tabulate import tabulate
 
-    style = {"table": "simple", "md": "github"}[fmt]
-    click.echo(tabulate(rows, headers="keys", tablefmt=style, disable_numparse=True))
+    style, line_break = {"table": ("simple", "\n"), "md": ("github", "<br>")}[fmt]
+    shown = [{name: _cell(value, line_break) for name, value in row.items()} for row in rows]
+    click.echo(tabulate(shown, headers="keys", tablefmt=style, disable_numparse=True))
+
+
+def _cell(value: str | dict[str, str], line_break: str) -> str:
+    """A table's cell; key=value line by line for a dictionary."""
+    return value if isinstance(value, str) else line_break.join(f"{key}={one}" for key, one in value.items())
 
 
 def _models() -> list[dict[str, str]]:
@@ -94,12 +102,20 @@ def _conventions() -> list[dict[str, str]]:
     ]
 
 
-def _probes() -> list[dict[str, str]]:
+def _probes() -> list[dict[str, Any]]:
     from calibrate.probe import ALWAYS, DEFAULT, REGISTRY
+    from calibrate.settings import spelled_defaults
 
     found = []
     for name, place in REGISTRY.items():
         module = importlib.import_module(place.partition(":")[0])
         when = "always" if name == ALWAYS else "by default" if name in DEFAULT else "on request"
-        found.append({"probe": name, "runs": when, "what it measures": (module.__doc__ or "").strip().split("\n\n")[0]})
+        found.append(
+            {
+                "probe": name,
+                "runs": when,
+                "settings": spelled_defaults(name),
+                "what it measures": " ".join((module.__doc__ or "").split("\n\n")[0].split()),
+            }
+        )
     return found

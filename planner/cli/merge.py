@@ -11,9 +11,13 @@ import click
 @click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("profile.json"), show_default=True)
 def command(shards: tuple[Path, ...], out: Path) -> None:
-    """Unite SHARDS (states written by `plan calibrate --shard i/n`) into the profile one process would have made."""
+    """Unite SHARDS (states written by `plan calibrate --shard i/n`) into the profile one process would have made.
+
+    `plan calibrate MODEL --profile PROFILE` then decides on a plan, on one machine.
+    """
     from calibrate.run import merge_states
 
     profile = merge_states(shards)
     profile.save(out)
     click.echo(f"wrote {out}: {profile.samples.n} samples, probes {', '.join(profile.probes)}", err=True)
+    click.echo(f"decide on a plan with `plan calibrate MODEL --profile {out}` and the same samples", err=True)

@@ -111,7 +111,11 @@ def command(
 
             sheets.append(sweep_csv(target, workload, swept, convention, row))
             continue
-        chosen = [(name, policy.schedule(target.spec, workload, target.profile)) for name, policy in parsed]
+        settled = [(name, policy.resolve(target.spec, workload, target.profile)) for name, policy in parsed]
+        for (_, policy), (name, found) in zip(parsed, settled, strict=True):
+            if found != policy:
+                click.echo(f"{name} is {found}", err=True)
+        chosen = [(name, policy.schedule(target.spec, workload, target.profile)) for name, policy in settled]
         reports.append(report(target, workload, [*target.plans, *chosen], convention, row, head, alone))
     _write("\n".join(sheets) if swept is not None else render(reports, fmt), output)
 

@@ -53,6 +53,16 @@ class Policy(BaseModel):
         """
         raise NotImplementedError
 
+    def resolve(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Policy:
+        """The policy with every parameter settled that it takes from workload and profile, as a plan states it.
+
+        Itself, unless a subclass has such parameters.
+
+        Raises:
+            InputError: one cannot be settled.
+        """
+        return self
+
     @field_validator("*", mode="before")
     @classmethod
     def _split_lists(cls, value: Any, info: Any) -> Any:

@@ -41,6 +41,10 @@ class Composition:
             result = overlay(result, part.schedule(spec, workload, profile))
         return result
 
+    def resolve(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Composition:
+        """Every part resolved, see `Policy.resolve`."""
+        return Composition(tuple(part.resolve(spec, workload, profile) for part in self.parts))
+
     def __str__(self) -> str:
         return "+".join(str(part) for part in self.parts)
 

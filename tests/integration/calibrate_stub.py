@@ -24,6 +24,10 @@ class Tokenizer:
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [FIRST_TEXT + ord(c) % (LAST_TEXT - FIRST_TEXT) for c in text]}
 
+    def decode(self, ids: list[int]) -> str:
+        codes = [token - FIRST_TEXT for token in ids]
+        return "".join(chr(code if code >= ord(" ") else code + LAST_TEXT - FIRST_TEXT) for code in codes)
+
     def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool = True) -> list[str]:
         return [" ".join(str(token) for token in row.tolist() if token != PAD) for row in ids]
 

@@ -14,11 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from calibrate import estimate
+from calibrate.attribution.probe import AttributionProbe
+from calibrate.context import ContextProbe
+from calibrate.masking import Masking
 from calibrate.ranks import Ranks
 from calibrate.run import calibrate, merge_states
-from calibrate.state import SUFFIX
+from calibrate.state import SUFFIX, load_state
 from planner.errors import CalibrationError, InputError
-from planner.profile import Profile
+from planner.profile import Profile, PromptShape
 from tests.integration import calibrate_stub as stub
 
 PROBES = ("influence", "sinks", "sparsity", "value_norms", "masking", "flip")
@@ -26,13 +30,24 @@ SETTINGS = {
     "masking": {"samples": 5, "curves": ("masked_from", "uncached"), "answer_tokens": 2},
     "flip": {"samples": 4},
 }
+#: Probes that only run on request, on samples without answers: a random model answers none rightly.
+REQUESTED = {
+    "probes": ("flip", "sink_masking", "attribution", "context"),
+    "settings": {
+        "flip": {"samples": 3},
+        "sink_masking": {"samples": 4},
+        "attribution": {"samples": 3, "masks": 200, "image_masks": 200, "mean_images": 4},
+        "context": {"samples": 3, "lengths": (8, 16, 24), "rates": (0.0, 0.3, 0.6)},
+    },
+}
+ORDINARY = {"probes": PROBES, "settings": SETTINGS}
 BATCH = 2
 ROOT = Path(__file__).parents[2]
 
 
 def run(chosen, built=None, lines=None, **options):
     echo = (lines if lines is not None else []).append
-    options = {"probes": PROBES, "settings": SETTINGS, "batch_size": BATCH, "echo": echo, **options}
+    options = {**ORDINARY, "batch_size": BATCH, "echo": echo, **options}
     return calibrate(built or stub.model(), stub.Processor(), chosen, **options)
 
 
@@ -51,6 +66,16 @@ def whole(chosen):
     return run(chosen)
 
 
+@pytest.fixture(scope="module")
+def unanswered_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("unanswered")
+
+
+@pytest.fixture(scope="module")
+def unanswered(unanswered_folder):
+    return stub.samples(unanswered_folder, count=8, answer=None)
+
+
 def saved(profile, folder):
     profile.save(folder / "profile.json")
     return (folder / "profile.json").read_bytes() + (folder / "profile.safetensors").read_bytes()
@@ -59,6 +84,16 @@ def saved(profile, folder):
 @pytest.fixture(scope="module")
 def expected(whole, tmp_path_factory):
     return saved(whole, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture(scope="module")
+def requested(unanswered):
+    return run(unanswered, **REQUESTED)
+
+
+@pytest.fixture(scope="module")
+def requested_bytes(requested, tmp_path_factory):
+    return saved(requested, tmp_path_factory.mktemp("requested"))
 
 
 def test_profile_is_complete_and_survives_storage(whole, tmp_path, chosen):
@@ -77,10 +112,51 @@ def test_profile_is_complete_and_survives_storage(whole, tmp_path, chosen):
 def test_cost_is_shown_before_and_time_after(chosen):
     lines = []
     run(chosen, lines=lines, probes=("influence", "masking"))
-    assert "prompt, influence: one forward pass over 12 samples together" in lines
+    before, after = lines[:3], lines[3:]
+    assert before[0].startswith("prompt, influence: one forward pass over 12 samples together, about ")
     # Dense and 4 discards; dense, everywhere, and up to and from each of 3 quarters.
-    assert "masking: 13 forward passes over 5 samples" in lines
-    assert any(line.startswith("masking: ") and line.endswith(" s") for line in lines[2:])
+    assert before[1].startswith("masking: 13 forward passes over 5 samples, up to about ")
+    assert before[2].startswith("in all up to about ") and before[2].endswith(" ms per sample")
+    for name in ("prompt", "influence", "masking", "shared forward passes"):
+        assert any(line.startswith(f"{name}: ") and line.endswith(" s") for line in after), name
+    assert "MiB of rows" in after[-1]
+
+
+def test_the_cost_of_every_probe_is_shown(unanswered):
+    lines = []
+    run(unanswered, lines=lines, probes=(*PROBES, *REQUESTED["probes"]), settings={**SETTINGS, **REQUESTED["settings"]})
+    before = lines[: next(i for i, line in enumerate(lines) if line.startswith("in all"))]
+    shared, *executed = before
+    assert shared.startswith("prompt, influence, sinks, sparsity, value_norms: one forward pass over 8 samples")
+    assert [line.split(":")[0] for line in executed] == ["masking", *REQUESTED["probes"]]
+    assert executed[3].startswith("attribution: 400 forward passes over 3 samples")
+
+
+def test_estimated_seconds_are_forward_passes_times_their_time(unanswered, monkeypatch):
+    monkeypatch.setattr("calibrate.estimate._sample_s", lambda batch: 0.5)
+    lines = []
+    run(unanswered, lines=lines, probes=("flip",), settings=REQUESTED["settings"])
+    assert lines[0] == "prompt: one forward pass over 8 samples together, about 4 s"
+    assert lines[1] == "flip: 2 forward passes over 3 samples, up to about 3 s"
+    assert lines[2] == "in all up to about 7 s, by a forward pass of 500.0 ms per sample"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.04, "0.04 s"), (99, "99 s"), (119, "2 min"), (5400, "90 min"), (9000, "2.5 h")]
+)
+def test_times_are_shown_in_their_unit(seconds, shown):
+    assert estimate._time(seconds) == shown
+
+
+def test_work_counts_short_and_long_passes():
+    prompt = PromptShape(visual_tokens=80, text_tokens=10, system_tokens=10)
+    # 2,000 masks over a tenth of the prompt each, the prompt itself, and 4 images of the mean for 2 samples.
+    attribution = AttributionProbe(samples=2, masks=1500, image_masks=500, mean_images=4)
+    assert attribution.work(32, prompt) == 200 + 1 + 2
+    # Dense, 3 rates, 5 variants, attention twice, each 2, 3 and 4 times as long as without a context.
+    context = ContextProbe(lengths=(100, 200, 300), rates=(0.0, 0.3, 0.6), flow=False)
+    assert context.work(32, prompt) == (1 + 3 + 5 + 2) * (2 + 3 + 4)
+    assert Masking(curves=("masked_from",)).work(4, prompt) == 5
 
 
 def test_shards_in_any_order_give_the_profile_of_one_process(chosen, expected, tmp_path):
@@ -94,14 +170,23 @@ def test_shards_in_any_order_give_the_profile_of_one_process(chosen, expected, t
         merge_states(paths[:2])
 
 
+def test_probes_on_request_do_not_care_about_shards_either(unanswered, requested, requested_bytes, tmp_path):
+    assert requested.probes["attribution"].values["attributed"] >= 1
+    assert "coefficients" in requested.probes["context"].values["fit"]
+    for index in range(2):
+        run(unanswered, out=tmp_path, shard=(index, 2), **REQUESTED)
+    paths = sorted(tmp_path.glob(f"*{SUFFIX}"))
+    assert saved(merge_states(paths[::-1]), tmp_path / "merged") == requested_bytes
+
+
 def test_resume_runs_no_finished_sample_again(chosen, expected, tmp_path):
     run(chosen, out=tmp_path, shard=(0, 2))
     built, forwards = stub.model(fresh=True), []
     built.register_forward_pre_hook(lambda m, a, k: forwards.append(len(k["input_ids"])), with_kwargs=True)
     assert saved(run(chosen, built, out=tmp_path, resume=True), tmp_path / "profile") == expected
     # Shard 0 had batches 0, 2 and 4. Batch 1 (samples 2 and 3): the shared pass, 5 prefills and 8 answers of 2 tokens
-    # for masking, 2 for flip. Batches 3 and 5: the shared pass only.
-    assert len(forwards) == (1 + 5 + 8 * 2 + 2) + 2
+    # for masking, 2 for flip. Batches 3 and 5: the shared pass only. Before them, two for the estimate.
+    assert len(forwards) == 2 + (1 + 5 + 8 * 2 + 2) + 2
     forwards.clear()
     assert saved(run(chosen, built, out=tmp_path, resume=True), tmp_path / "profile") == expected
     assert forwards == []
@@ -112,17 +197,17 @@ import sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-import calibrate.run
+import calibrate.measure
 from calibrate.samples import load_samples
-from tests.integration import calibrate_stub as stub
-from tests.integration.test_calibrate_run import run
-calibrate.run.STATE_INTERVAL_S = 0.0
-unit = calibrate.run._unit
+from tests.integration import test_calibrate_run as tests
+calibrate.measure.STATE_INTERVAL_S = 0.0
+steps = calibrate.measure._steps
 def slow(*args):
-    time.sleep(float(sys.argv[4]))
-    return unit(*args)
-calibrate.run._unit = slow
-profile = run(load_samples(sys.argv[2]), out=Path(sys.argv[3]))
+    for step in steps(*args):
+        time.sleep(float(sys.argv[4]))
+        yield step
+calibrate.measure._steps = slow
+profile = tests.run(load_samples(sys.argv[2]), out=Path(sys.argv[3]), **getattr(tests, sys.argv[5]))
 if profile is not None:
     profile.save(Path(sys.argv[3]) / "profile.json")
 """
@@ -132,26 +217,41 @@ def environment(**extra):
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **extra}
 
 
-def launch(folder, out, pause=0.0, **extra):
-    command = [sys.executable, "-c", LAUNCH, str(ROOT), str(folder / "samples.jsonl"), str(out), str(pause)]
+def launch(folder, out, pause=0.0, options="ORDINARY", **extra):
+    command = [sys.executable, "-c", LAUNCH, str(ROOT), str(folder / "samples.jsonl"), str(out), str(pause), options]
     return subprocess.Popen(command, env=environment(**extra), stderr=subprocess.PIPE, text=True)
 
 
-def test_killed_in_the_middle_and_resumed_gives_the_identical_profile(chosen, folder, expected, tmp_path):
-    process = launch(folder, tmp_path, pause=0.5)
-    state = tmp_path / f"0-of-1{SUFFIX}"
+def kill_when(state_holds, folder, out, options):
+    """Start a slowed run, and kill -9 it once its state on disk holds what it should."""
+    process = launch(folder, out, pause=0.3, options=options)
+    state = out / f"0-of-1{SUFFIX}"
     deadline = time.monotonic() + 120
-    while not state.exists():
+    while not (state.exists() and state_holds({name: len(table) for name, table in load_state(state)[1].items()})):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (tmp_path / "profile.json").exists()
+    assert not (out / "profile.json").exists()
+
+
+def test_killed_in_the_middle_and_resumed_gives_the_identical_profile(chosen, folder, expected, tmp_path):
+    kill_when(lambda rows: rows["influence"] >= 2, folder, tmp_path, "ORDINARY")
     lines = []
     assert saved(run(chosen, lines=lines, out=tmp_path, resume=True), tmp_path / "resumed") == expected
     assert lines[0].startswith("resumed: prompt ")
     done = int(lines[0].split("prompt ")[1].split()[0])
     assert 0 < done < len(chosen)
+
+
+def test_killed_between_two_samples_of_a_batch(unanswered, unanswered_folder, requested_bytes, tmp_path, monkeypatch):
+    # Attribution takes samples one by one: the first of the batch is not attributed again.
+    kill_when(lambda rows: rows["attribution"] == 1, unanswered_folder, tmp_path, "REQUESTED")
+    attributed, row = [], AttributionProbe._row
+    monkeypatch.setattr(AttributionProbe, "_row", lambda *a: attributed.append(a[-1].where) or row(*a))
+    found = run(unanswered, out=tmp_path, resume=True, **REQUESTED)
+    assert saved(found, tmp_path / "resumed") == requested_bytes
+    assert [where.rpartition(":")[2] for where in attributed] == ["2", "3"]
 
 
 def test_two_gloo_processes_give_the_profile_of_one(folder, expected, tmp_path):
@@ -209,7 +309,7 @@ def test_nan_activations_name_layer_and_sample(chosen):
 
     def spoil(module, args, kwargs):
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        if len(seen) == 1:  # the second batch, its second sample
+        if len(seen) == 3:  # after two passes for the estimate and the first batch: the second, its second sample
             hidden[1, 7] = float("nan")
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 

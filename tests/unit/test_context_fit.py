@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from calibrate.context import ContextProbe, _common_suffix
-from calibrate.context_fit import RateFit, best_rate, fit_rates
+from calibrate.context_fit import best_rate, fit_rates
 from calibrate.context_texts import ContextTexts, read_texts
 from calibrate.samples import Sample, SampleSet
+from planner.context_rate import RateFit
 from planner.errors import CalibrationError, InputError, SampleError
 
 
