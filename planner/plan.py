@@ -28,7 +28,7 @@ from planner.schedule import Schedule, dense
 from planner.workload import Workload
 
 if TYPE_CHECKING:
-    from planner.runtime import Handle
+    from planner.runtime import Handle, ImageStream
     from planner.spec import ModelSpec
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -206,6 +206,24 @@ class Plan(Document):
             yield handle
         finally:
             handle.detach()
+
+    def encode_image(self, model: Any, **inputs: Any) -> ImageStream:
+        """What the plan's shallow layers make of the images in a prompt, apart from any question.
+
+            stream = plan.encode_image(model, **inputs)      # stream.bytes, stream.save(path)
+            with plan.apply(model, image_stream=stream):
+                model.generate(**inputs)
+
+        Args:
+            model: an unmodified transformers model in evaluation mode.
+            inputs: what the processor gives for any prompt that holds the images; its text does not matter.
+
+        Raises:
+            PlanMismatchError: the plan is for another model.
+            InputError: the prompt holds no image, or the plan's visual tokens do not start alone.
+        """
+        with self.apply(model) as handle:
+            return handle.encode_image(**inputs)
 
 
 def predict(spec: ModelSpec, workload: Workload, schedule: Schedule, convention: str = "exact") -> Prediction:

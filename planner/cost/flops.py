@@ -248,10 +248,16 @@ def _scorings(spec: ModelSpec, segment: Segment, generic: bool) -> Number:
         rows = segment.system + scoring.text + (0 if spec.decoder.cross else scoring.visual)
         for layer, prefix in spec.decoder.kinds:
             here = between(prefix, scoring.layer, scoring.layer + 1)
-            macs = score_macs(
-                scoring.select, layer.attention, spec.hidden_size, rows, scoring.visual, scoring.text, generic
+            total += here * score_macs(
+                scoring.select,
+                layer.attention,
+                spec.hidden_size,
+                rows,
+                scoring.visual if scoring.ranked is None else scoring.ranked,
+                scoring.text,
+                generic,
+                scoring.repeated,
             )
-            total += here * macs
     return total
 
 

@@ -48,30 +48,41 @@ def layer_macs(
             edited,
             visual_pairs * attention.pair_macs,
         )
+    is_read = segment.merge or segment.reads
     alone = 0 * visual if segment.streamed else visual
     fast = not generic and attention.separable
-    if fast:
-        # A visual query that sees only itself puts out its value: no query, no score, and a key only where text
-        # reads it.
-        keys = attention.key_macs if segment.merge or segment.reads else 0
-        per_row, own_pairs = attention.value_macs + attention.output_macs + keys, 0 * alone
-    else:
-        per_row, own_pairs = attention.projection_macs, alone
-    read = words * visual if segment.merge or segment.reads else 0 * visual
+    per_row = _alone_macs(attention, is_read, segment.streamed, fast)
+    own_pairs = 0 * visual if fast else alone
+    read = words * visual if is_read else 0 * visual
     if convention.pairs == "causal":
-        text_pairs, own_pairs = _causal(attention, 0, words), 0 * alone
-        read = _text_to_visual(attention, segment) if segment.merge or segment.reads else 0 * visual
+        text_pairs, own_pairs = _causal(attention, 0, words), 0 * visual
+        read = _text_to_visual(attention, segment) if is_read else 0 * visual
     else:
         text_pairs = words * words
     visual_pairs = read + own_pairs
     edited = redistribute_macs(attention, segment.text, words + visual) if segment.redistributes else 0
     return (
-        words * attention.projection_macs + alone * per_row,
+        words * attention.projection_macs + visual * per_row,
         (text_pairs + visual_pairs) * attention.pair_macs,
         (words + alone) * ffn.macs,
         edited,
         visual_pairs * attention.pair_macs,
     )
+
+
+def _alone_macs(attention: Attention, is_read: bool, streamed: bool, fast: bool) -> int:
+    """Projections of one visual row that sees only itself.
+
+    Its attention output is its value: no query, and a key only where text reads it. Where its states come from a
+    cached stream, keys and values are all that text needs of it. The generic form leaves nothing out.
+    """
+    if streamed and not is_read:
+        return 0
+    if fast:
+        inputs = attention.value_macs + (attention.key_macs if is_read else 0)
+    else:
+        inputs = attention.projection_macs - attention.output_macs
+    return inputs if streamed else inputs + attention.output_macs
 
 
 def _pairs(

@@ -2,7 +2,8 @@
 exactly these.
 
 ``n`` rows are present in the scoring layer (text and visual), of which ``v`` are visual and ``t`` are text after the
-image; the layer has H query heads of size dh (keys) and dv (values), hidden size d. One multiply-add is one mac.
+image; ``r`` rows are ranked; the layer has H query heads of size dh (keys) and dv (values), hidden size d. One
+multiply-add is one mac.
 Elementwise work (softmax, squares, means, sorting, gathering) is not counted, as in every count here.
 
 | rank_by                | products                                                      | macs                 |
@@ -10,13 +11,17 @@ Elementwise work (softmax, squares, means, sorting, gathering) is not counted, a
 | none, random           | none                                                          | 0                    |
 | last_attention         | last row's query with the keys of all n rows                  | H dh n               |
 | influence_l2           | the same; the values' squared norms are elementwise           | H dh n               |
-| influence_cos          | the same; and the head's output with the v visual values      | H dh n + H dv v      |
-| text_raters            | similarity of t text rows and v visual rows; t query rows     | d t v + H dh t n     |
-| cross_self_attention   | t text and v visual query rows with all keys                  | H dh (t + v) n       |
+| influence_cos          | the same; and the head's output with the r ranked values      | H dh n + H dv r      |
+| text_raters            | similarity of t text rows and r ranked rows; t query rows     | d t r + H dh t n     |
+| cross_self_attention   | t text and r ranked query rows with all keys                  | H dh (t + r) n       |
 | attention_received     | t text query rows with all keys                               | H dh t n             |
 | encoder_attention      | per tile of N tower tokens: the class token's row with N keys | H dh N               |
 |                        | towers without a class token: all N query rows                | H dh N N             |
 | encoder_norm           | none                                                          | 0                    |
+
+The first selection of a stage ranks all visual rows, r = v; a later one those that are left, though its score still
+reads the whole layer. Where nothing is left to rank (no visual token, or `protect` covers all text) nothing is
+computed. The last row's weights (H dh n) are computed once for all selections of a stage that read them.
 
 Several query rows of one score are all computed, also those that a later mean leaves out (raters depend on the
 sample, shapes must not).
@@ -45,8 +50,19 @@ from planner.spec.facts import Attention, Tower
 Number = Any
 
 
+#: Scores made of the last prompt row's attention weights.
+BY_LAST_ROW = ("last_attention", "influence_l2", "influence_cos")
+
+
 def score_macs(
-    select: Select, attention: Attention, hidden: int, rows: Number, visual: Number, text: Number, generic: bool = False
+    select: Select,
+    attention: Attention,
+    hidden: int,
+    rows: Number,
+    ranked: Number,
+    text: Number,
+    generic: bool = False,
+    repeated: bool = False,
 ) -> Number:
     """Multiply-adds of one selection in one request.
 
@@ -55,24 +71,29 @@ def score_macs(
         attention: of the scoring layer.
         hidden: the decoder's hidden size.
         rows: present in the scoring layer, n.
-        visual: visual ones among them, v.
-        text: text rows after the image among them, t.
+        ranked: rows it chooses among, r.
+        text: text rows after the image in the scoring layer, t.
         generic: a probe cannot leave projections out.
+        repeated: the last row's weights are there already.
     """
     rank_by = select.rank_by
     query_row = attention.heads * attention.head_dim * rows
+    macs: Number
     if rank_by in ("none", "random"):
-        return 0 * rows
-    if rank_by == "text_raters":
-        return hidden * text * visual + text * query_row
-    if rank_by == "cross_self_attention":
-        return (text + visual) * query_row
-    if rank_by == "attention_received":
-        return text * query_row
-    macs = query_row
-    if rank_by == "influence_cos":
-        macs = macs + attention.heads * attention.value_dim * visual
-    return macs + _probe_macs(select, attention, rows, generic) if select.probe else macs
+        macs = 0 * rows
+    elif rank_by == "text_raters":
+        macs = hidden * text * ranked + text * query_row
+    elif rank_by == "cross_self_attention":
+        macs = (text + ranked) * query_row
+    elif rank_by == "attention_received":
+        macs = text * query_row
+    else:
+        macs = 0 * rows if repeated else query_row
+        if rank_by == "influence_cos":
+            macs = macs + attention.heads * attention.value_dim * ranked
+        if select.probe:
+            macs = macs + _probe_macs(select, attention, rows, generic)
+    return macs * (ranked > 0)
 
 
 def _probe_macs(select: Select, attention: Attention, rows: Number, generic: bool) -> Number:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from planner.cost.selector import BY_LAST_ROW
 from planner.schedule import Count, Fraction, Keep, Schedule, Select, kept
 from planner.workload import Workload
 
@@ -15,13 +16,22 @@ Number = Any
 
 
 class Scoring(NamedTuple):
-    """One selection and the rows it scores: `visual` and `text` (after the image) of the scoring layer, `layer` its
-    index."""
+    """One selection and what its score reads.
+
+    Attributes:
+        select: the selection.
+        visual, text: rows that the scoring layer's attention sees, visual ones and text after the image.
+        layer: the scoring layer.
+        ranked: rows that it chooses among; None: all `visual` ones.
+        repeated: another selection has already computed the last row's weights in this layer.
+    """
 
     select: Select
     visual: Number
     text: Number
     layer: Number
+    ranked: Number = None
+    repeated: bool = False
 
 
 class Segment(NamedTuple):
@@ -34,7 +44,7 @@ class Segment(NamedTuple):
         alone: visual rows see only themselves and run apart from the text.
         merge: the text's attention to the image falls on one visual token.
         reads: text after the image attends to visual tokens (other than through `merge`).
-        streamed: the visual rows of these layers come from a cached image stream and cost nothing.
+        streamed: the visual rows of these layers come from a cached image stream: they cost what text reads of them.
         redistributes: attention weights are moved (VAR).
         scorings: selections at the end.
     """
@@ -69,20 +79,25 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
     visual, text = _whole(workload.visual_tokens), _whole(workload.text_tokens)
     if schedule.entry is not None:
         visual = survivors(schedule.entry.keep, visual, rounds)
-    segments, streaming = [], workload.image_stream_cached
+    # What depends on the image alone ends where text enters it, by a choice among the visual tokens for instance.
+    segments, streaming = [], workload.image_stream_cached and schedule.entry is None
     for stage in schedule.stages:
         alone = stage.visual_attention == "self"
-        streaming = streaming and alone
-        scorings, left_visual, left_text = [], visual, text
+        streaming = streaming and alone and stage.redistribute is None
+        scorings, left_visual, left_text, weighed = [], visual, text, False
+        # Visual rows that run alone and are not read have no keys that a score could meet.
+        seen = 0 * visual if alone and stage.text_to_visual == "none" else visual
         for select in stage.selects:
+            ranked = left_visual if select.of == "visual" else max(left_text - select.protect, 0)
             # A probe runs in the next layer, on what the selections before it have left.
-            rows = (left_visual, left_text, stage.last) if select.probe else (visual, text, stage.last - 1)
-            scorings.append(Scoring(select, *rows))
+            rows = (left_visual, left_text, stage.last) if select.probe else (seen, text, stage.last - 1)
+            by_last_row = select.rank_by in BY_LAST_ROW and not select.probe
+            scorings.append(Scoring(select, *rows, ranked, by_last_row and weighed))
+            weighed = weighed or (by_last_row and ranked > 0)
             if select.of == "visual":
                 left_visual = survivors(select.keep, left_visual, rounds)
             else:
-                prunable = max(left_text - select.protect, 0)
-                left_text = left_text - prunable + survivors(select.keep, prunable, rounds)
+                left_text = left_text - ranked + survivors(select.keep, ranked, rounds)
         merge = stage.text_to_visual == "merge"
         kept_ones = min(1, visual) if merge else left_visual
         cached = {"none": 0, "kept": kept_ones, "all": visual}[stage.cache_visual]
@@ -104,6 +119,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
                 scorings=tuple(scorings),
             )
         )
+        streaming = streaming and not any(select.of == "visual" for select in stage.selects)
         visual, text = left_visual, left_text
     return tuple(segments)
 

@@ -3,8 +3,9 @@
 from planner.runtime.attach import Handle, attach
 from planner.runtime.fixed import fix
 from planner.runtime.image_cache import ImageCache
+from planner.runtime.image_stream import ImageStream
 from planner.runtime.report import Report
 from planner.runtime.signals import LayerView, observe
 from planner.runtime.weights import Influence
 
-__all__ = ["Handle", "ImageCache", "Influence", "LayerView", "Report", "attach", "fix", "observe"]
+__all__ = ["Handle", "ImageCache", "ImageStream", "Influence", "LayerView", "Report", "attach", "fix", "observe"]

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from planner.runtime.images import PIXELS
+
 #: Arguments with one entry per token, in their last dimension.
 _PER_TOKEN = ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids", "cache_position")
 #: Arguments that belong to the prompt alone.
-_OF_PROMPT = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+_OF_PROMPT = (*PIXELS, "mm_encoder_outputs")
 
 
 def continued(kwargs: dict[str, Any]) -> int:

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from planner.errors import InputError, RuntimeStateError, ScheduleError
 from planner.runtime.adapters import Parts
+from planner.runtime.images import PIXELS
 from planner.schedule import Schedule
-
-#: Arguments that bring images.
-_IMAGES = ("pixel_values", "pixel_values_videos")
 
 
 def check_schedule(schedule: Schedule, parts: Parts) -> None:
@@ -48,7 +46,7 @@ def check_prompt(kwargs: dict[str, Any], past: int) -> None:
             "with a plan attached, a prompt needs input_ids: visual tokens cannot be told from embeddings",
             "Pass input_ids, or detach the plan",
         )
-    if past and any(kwargs.get(name) is not None for name in _IMAGES):
+    if past and any(kwargs.get(name) is not None for name in PIXELS):
         raise RuntimeStateError(
             "an image arrived in a later turn, with a KV cache that already holds a prompt",
             "Give all images in the first prompt and no pixel values in later turns, or detach the plan",
@@ -78,7 +76,7 @@ def check_pixels(kwargs: dict[str, Any]) -> None:
     Raises:
         InputError: NaN or infinite pixels.
     """
-    for name in _IMAGES:
+    for name in PIXELS:
         pixels = kwargs.get(name)
         if isinstance(pixels, Tensor) and not bool(pixels.isfinite().all()):
             raise InputError(f"{name} holds NaN or infinite numbers", "Check the image and its preprocessing")

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from planner.runtime.attention import Call
 from planner.runtime.cache import PrunedLayer
-from planner.runtime.weights import attention_weights, weighted_values
+from planner.runtime.rows import Rows
+from planner.runtime.scores import Scored
+from planner.runtime.weights import attention_weights, sink_value, weighted_values
 from planner.schedule import Redistribute
 
 
@@ -32,6 +34,30 @@ def redistribute(weights: Tensor, sinks: Tensor, visual: Tensor, rule: Redistrib
     lost = moved / on_sinks.clamp(min=torch.finfo(weights.dtype).tiny)
     gained = moved / on_others.clamp(min=torch.finfo(weights.dtype).tiny)
     return weights * (1 - lost * sinks[:, None, None, :] + gained * others)
+
+
+def redistribute_rows(scored: Scored, asking: Rows, rule: Redistribute) -> tuple[Tensor, Tensor]:
+    """The attention output of a prompt with edited weights in the asking rows, the others as the kernel gave them.
+
+    Args:
+        scored: the layer's attention; its output is there.
+        asking: text rows after the image.
+
+    Returns:
+        The output ``[B, q, H, dh]``, and which keys are visual sinks, ``[B, k]``.
+    """
+    output, keys = scored.output, scored.keys
+    assert output is not None
+    visual = keys.pick(scored.layout.visual)
+    is_sink = sink_value(scored.hidden, rule.sink_dims) >= rule.tau
+    sinks = is_sink.gather(1, scored.hidden_rows.slots_of(keys)) & visual
+    slots = scored.queries.slots_of(asking)
+    edited = weighted_values(redistribute(scored.weights(slots), sinks, visual, rule), scored.call.value)
+    edited = edited.to(output.dtype)
+    # Empty slots write to a row of their own, which is cut off.
+    wide = torch.cat([output, output[:, :1]], dim=1)
+    target = torch.where(asking.filled, slots, output.shape[1])[..., None, None].expand_as(edited)
+    return wide.scatter(1, target, edited)[:, :-1], sinks
 
 
 def redistribute_step(call: Call, rule: Redistribute, cache: PrunedLayer, output: Tensor) -> Tensor:

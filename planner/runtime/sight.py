@@ -15,20 +15,30 @@ class Alone:
     """Visual rows outside the main stream, in one layer.
 
     Attributes:
+        rows: which they are.
         hidden: ``[B, a, d]`` the layer's input.
         key, shown: ``[B, Hkv, a, dh]`` keys and the values that text sees, None where no text reads them.
         merged: after a merge, the one row per sample whose value is shown.
     """
 
+    rows: Rows
     hidden: Tensor
-    key: Tensor | None
-    shown: Tensor | None
-    merged: Rows | None
+    key: Tensor | None = None
+    shown: Tensor | None = None
+    merged: Rows | None = None
 
 
 @dataclass
 class Sight:
-    """What one layer is working on."""
+    """One layer.
+
+    Attributes:
+        stage: the stage it belongs to.
+        hidden: ``[B, m, d]`` input of the main stream.
+        keys: rows that its attention sees.
+        alone: rows beside the main stream, None where there are none.
+        sinks: ``[B, k]`` which keys are visual sinks, where attention is redistributed.
+    """
 
     stage: Stage
     hidden: Tensor

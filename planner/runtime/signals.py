@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from planner.errors import RuntimeStateError
 from planner.runtime.adapters import find_parts
-from planner.runtime.attach import _attached
+from planner.runtime.attach import attached_towers
 from planner.runtime.attention import Call, seam
 from planner.runtime.cache import past_length
 from planner.runtime.layout import Layout, read
@@ -115,7 +115,7 @@ def observe(model: Any, callback: Callable[[LayerView], None], layers: Collectio
         RuntimeStateError: another attention kernel than sdpa or eager, or a plan is attached.
     """
     parts = find_parts(model)
-    if parts.tower in _attached:
+    if parts.tower in attached_towers:
         raise RuntimeStateError("a plan is attached to this model", "Detach it before measuring")
     watched = range(len(parts.layers)) if layers is None else sorted(set(layers))
     layout: list[Layout] = []

@@ -10,11 +10,13 @@ import torch
 import transformers
 
 from planner.cost import cost
+from planner.runtime import ImageCache, attach
 from planner.runtime.count import FlopCounter
-from planner.schedule import dense
+from planner.schedule import Schedule, Select, Stage, dense
 from planner.spec import ModelSpec
 from planner.workload import Workload
 from tests import tiny
+from tests.schedules import LAYERS, NOTHING, SCHEDULES, select
 from tests.tiny.configs import IMAGE
 
 BATCH = 2
@@ -219,3 +221,91 @@ def test_decoders(model_type: str) -> None:
         model(ids[:, :1], past_key_values=cache, use_cache=True)
     assert decode.total == BATCH * expected.decode_flops_per_token
     assert cache_bytes(cache) == expected.kv_cache_bytes_after(1)
+
+
+def staged(*stages: tuple[Select, ...], **options: Any) -> Schedule:
+    """Stages of two layers each, with selections at their ends."""
+    return Schedule(
+        stages=tuple(
+            Stage.model_validate({"first": 2 * i, "last": 2 * i + 2, "selects": selects, **(options if i == 0 else {})})
+            for i, selects in enumerate(stages)
+        )
+    )
+
+
+_CONTEXT = {"of": "context"}
+#: Selections in whose place the runtime computes less than their kind says.
+CORNERS: dict[str, Schedule] = {
+    "nothing left to rank": staged((NOTHING,), (select("last_attention", 4),), (select("influence_cos", 2),)),
+    "nothing left to probe": staged((NOTHING,), (select("influence_cos", 4, probe=True),), ()),
+    "nothing left within a stage": staged((NOTHING, select("text_raters", 2), select("last_attention", 1)), (), ()),
+    "all text protected": staged((select("attention_received", 0.5, protect=50, **_CONTEXT),), (), ()),
+    "no context left": staged(
+        (select("attention_received", 0, protect=2, **_CONTEXT),),
+        (select("attention_received", 0.5, protect=2, **_CONTEXT),),
+        (),
+    ),
+    "the last row's weights once": staged(
+        (select("last_attention", 0.8), select("influence_l2", 0.7), select("influence_cos", 0.6)), (), ()
+    ),
+    "raters twice": staged((select("text_raters", 9), select("text_raters", 4), select("last_attention", 2)), (), ()),
+    "fewer rows ranked": staged(
+        (select("random", 9), select("cross_self_attention", 6), select("influence_cos", 3)), (), ()
+    ),
+    "text and image": staged(
+        (
+            select("last_attention", 9),
+            select("attention_received", 0.5, protect=2, **_CONTEXT),
+            select("influence_l2", 4),
+            select("attention_received", 1, protect=1, **_CONTEXT),
+        ),
+        (),
+        (),
+    ),
+    "score, then probe what is left": staged(
+        (select("influence_l2", 9), select("influence_cos", 4, probe=True), select("last_attention", 2)), (), ()
+    ),
+    "context beside an image that is not read": staged(
+        (select("attention_received", 0.5, protect=2, **_CONTEXT),),
+        (),
+        (),
+        visual_attention="self",
+        text_to_visual="none",
+        cache_visual="none",
+    ),
+    "alone, then nothing": staged(
+        (select("last_attention", 5), NOTHING, select("influence_l2", 3)), (), (), visual_attention="self"
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+@pytest.mark.parametrize("name", CORNERS)
+def test_selections_that_find_little_to_do(name: str, family: str) -> None:
+    """A score of nothing, and scores that share what has been computed, cost what they run; not one operation more."""
+    model, inputs = tiny.model(family, layers=LAYERS), tiny.inputs(family, batch=BATCH)
+    spec = ModelSpec.from_config(model.config.to_dict())
+    expected = cost(spec, workload_of(family, spec, inputs), CORNERS[name])
+    with attach(model, CORNERS[name]), torch.no_grad(), FlopCounter() as counter:
+        model(**inputs, logits_to_keep=1)
+    assert counter.total == expected.prefill_flops
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "paligemma", "llava-qwen3"])
+@pytest.mark.parametrize(
+    "name",
+    ["visipruner", "visipruner-hidden", "visipruner-self", "visipruner-merge", "visipruner-mixed", "probe",
+     "prellm-visipruner", "fastv"],
+)  # fmt: skip
+def test_a_second_question_on_a_cached_image(family: str, name: str) -> None:
+    """No vision encoder, and of the shallow layers what text reads of them; all of it where there is no stream."""
+    model, inputs = tiny.model(family, layers=LAYERS), tiny.inputs(family, batch=BATCH)
+    spec = ModelSpec.from_config(model.config.to_dict())
+    workload = workload_of(family, spec, inputs)
+    with attach(model, SCHEDULES[name], image_cache=ImageCache()), torch.no_grad():
+        model(**inputs, logits_to_keep=1)
+        with FlopCounter() as counter:
+            model(**inputs, logits_to_keep=1)
+    streams = SCHEDULES[name].entry is None and SCHEDULES[name].stages[0].visual_attention == "self"
+    workload = workload.model_copy(update={"image_stream_cached": streams})
+    assert counter.total == cost(spec, workload, SCHEDULES[name]).prefill_flops
