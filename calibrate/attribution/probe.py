@@ -13,6 +13,7 @@ from calibrate.attribution.parts import Parts, find_parts
 from calibrate.attribution.response import ImageIndependentError
 from calibrate.attribution.rows import ATTRIBUTED, INDEPENDENT, ORDERS, WRONG, attributed_row, blank_row, image_number
 from calibrate.attribution.similarity import mean_cosines
+from calibrate.attribution.spelling import frequent_words, strongest_tokens
 from calibrate.encode import to_device
 from calibrate.execute import accepted_first_tokens
 from calibrate.probe import Batch, ExecutedProbe
@@ -116,7 +117,8 @@ class AttributionProbe(ExecutedProbe):
             )
         except ImageIndependentError:
             return blank_row(parts, INDEPENDENT)
-        return attributed_row(found, parts, sample)
+        ids = inputs["input_ids"][0].tolist()
+        return attributed_row(found, parts, sample, ids, batch.encoder.tokenizer.decode)
 
     def _mean_image(self, batch: Batch, parts: Parts) -> MeanImage:
         """Made once, from the same samples whoever makes it, so that shards and resumed runs agree."""
@@ -143,6 +145,10 @@ class AttributionProbe(ExecutedProbe):
         coefficients = column("coefficients")
         heads = coefficients.shape[2]
         needed = column("needed").astype(bool)
+        spelled, effects = (
+            [row for row, attributed in zip(self.table.rows(name), done, strict=True) if attributed]
+            for name in ("spelled", "text_effects")
+        )
         top = np.argsort(-coefficients.mean(axis=0).ravel(), kind="stable")[: 2 * TOP_HEADS]
         return {
             **found,
@@ -152,6 +158,8 @@ class AttributionProbe(ExecutedProbe):
             "coefficients": mean(coefficients),
             "needed_share": plain(needed.mean(axis=0)),
             "top_heads": [[int(n) // heads, int(n) % heads] for n in top],
+            "words": frequent_words(spelled),
+            "text_tokens": strongest_tokens(spelled, effects),
             "heads_needed": {
                 f"faithfulness > {FAITHFUL:g}": self._by_order(column("faithful_heads")),
                 f"completeness < {COMPLETE:g}": self._by_order(column("complete_heads")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from calibrate.attribution.attribute import Attribution
 from calibrate.attribution.curves import grid
 from calibrate.attribution.parts import Parts
+from calibrate.attribution.spelling import spell
 from calibrate.samples import Sample
 
 ORDERS = ("attribution", "attention", "causal", "random")
@@ -17,8 +19,15 @@ ORDERS = ("attribution", "attention", "causal", "random")
 ATTRIBUTED, WRONG, INDEPENDENT = range(3)
 
 
-def attributed_row(found: Attribution, parts: Parts, sample: Sample) -> dict[str, Any]:
-    """What is kept of a sample: a few kilobytes, see `Attribution` for what the names mean."""
+def attributed_row(
+    found: Attribution, parts: Parts, sample: Sample, ids: list[int], decode: Callable[[list[int]], str]
+) -> dict[str, Any]:
+    """What is kept of a sample: a few kilobytes, see `Attribution` for what the names mean.
+
+    Args:
+        ids: of the prompt, whose last tokens are the text rows.
+        decode: token ids to text.
+    """
     text, image = found.text, found.image
     nan = float("nan")
     return {
@@ -43,6 +52,7 @@ def attributed_row(found: Attribution, parts: Parts, sample: Sample) -> dict[str
         "image_r2": nan if image is None else image.fit.r2,
         "image_correlation": nan if image is None else image.correlation,
         "words": [[word.layer, word.head, *word.tokens] for word in found.words],
+        "spelled": spell(found.words, [] if text is None else ids[-len(text.effects) :], decode),
         "interpolated": found.mean_grid != "equal",
         "prompt": _number(sample.prompt.encode()),
         "image": image_number(sample),
@@ -72,6 +82,7 @@ def blank_row(parts: Parts, status: int) -> dict[str, Any]:
         **dict.fromkeys(("text_effects", "image_coefficients", "image_attention_weights"), np.zeros(0)),
         "curves": np.full((len(ORDERS), 2, len(grid(parts.layers * parts.heads))), np.nan),
         "words": np.zeros((0, 12), np.int64),
+        "spelled": np.zeros(0, np.uint8),
         "interpolated": np.zeros(1, bool),
         **dict.fromkeys(("prompt", "image"), np.zeros(1, np.int64)),
     }

@@ -16,6 +16,8 @@ COLOURS = (PLAN, OTHER, "#009e73", "#cc79a7", "#56b4e9", "#7d6608")
 MARKERS, _STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 #: Width and height in inches of a picture that shares a line with another, and of one that has its own.
 HALF, WIDE = (5.6, 3.1), (11.4, 3.3)
+#: Lines with more values than this have no marker at each.
+MARKED = 32
 #: Letters that a line of a legend holds, with some for each handle.
 LINE_LETTERS = 78
 
@@ -46,7 +48,6 @@ def lines(
     zoom: bool = False,
     log: bool = False,
     pairs: bool = False,
-    dense: bool = False,
     whole: bool = True,
 ) -> str:
     """Lines with shaded 95 % intervals.
@@ -57,14 +58,13 @@ def lines(
         share: the values are shares; the axis shows all of 0 to 100 %, with `zoom` only what is needed.
         log: logarithmic values.
         pairs: every two series belong together and share a colour; the second one is dashed and not in the legend.
-        dense: too many values for a marker at each.
         whole: x are whole numbers (layers), ticked as such.
     """
     figure, axes = new_figure()
     for number, (name, (value, low, high)) in enumerate(series.items()):
         colour = COLOURS[(number // 2 if pairs else number) % len(COLOURS)]
         style = _STYLES[number % 2] if pairs else _STYLES[number % len(_STYLES)]
-        marker = None if dense else MARKERS[(number // 2 if pairs else number) % len(MARKERS)]
+        marker = None if len(x) > MARKED else MARKERS[(number // 2 if pairs else number) % len(MARKERS)]
         # matplotlib leaves names with an underscore out of the legend.
         label = f"_{name}" if pairs and number % 2 else name
         axes.plot(x, value, marker=marker, markersize=3.8, linewidth=1.6, linestyle=style, color=colour, label=label)

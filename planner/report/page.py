@@ -12,7 +12,7 @@ from planner.profile import Profile
 from planner.report import plan_charts
 from planner.report.inline import inline
 from planner.report.plan_view import EVIDENCE_HEADERS, STAGE_HEADERS, evidence_rows, provenance, share, stage_rows
-from planner.report.probes import Decode, sections
+from planner.report.probes import sections
 from planner.report.probes.masking import window
 from planner.report.profile_view import measured_on
 
@@ -33,13 +33,12 @@ class Trial(Protocol):
     def proposing(self) -> Any: ...
 
 
-def page(plan: Plan, profile: Profile | None = None, trials: Sequence[Trial] = (), decode: Decode | None = None) -> str:
+def page(plan: Plan, profile: Profile | None = None, trials: Sequence[Trial] = ()) -> str:
     """The report of a plan as HTML text.
 
     Args:
         profile: adds a section per probe.
         trials: adds what was tried.
-        decode: token ids to text, for profiles that hold token ids only.
 
     Raises:
         PlanError: findings that this release cannot read; see `planner.report.probes.sections`.
@@ -57,11 +56,11 @@ def page(plan: Plan, profile: Profile | None = None, trials: Sequence[Trial] = (
         charts=_plan_charts(plan, trials),
         model=plan.model,
         title=f"Plan for {plan.model.id}",
-        **_measured(profile, plan, decode),
+        **_measured(profile, plan),
     )
 
 
-def profile_page(profile: Profile, decode: Decode | None = None) -> str:
+def profile_page(profile: Profile) -> str:
     """The report of a profile alone as HTML text: a section per probe.
 
     Raises:
@@ -72,7 +71,7 @@ def profile_page(profile: Profile, decode: Decode | None = None) -> str:
         tiles=_profile_tiles(profile),
         model=profile.model,
         title=f"Profile of {profile.model.id}",
-        **_measured(profile, None, decode),
+        **_measured(profile, None),
     )
 
 
@@ -87,10 +86,10 @@ def _render(**values: Any) -> str:
     return environment.from_string(template).render(open_beside=OPEN_BESIDE, open_below=OPEN_BELOW, **values)
 
 
-def _measured(profile: Profile | None, plan: Plan | None, decode: Decode | None) -> dict[str, Any]:
+def _measured(profile: Profile | None, plan: Plan | None) -> dict[str, Any]:
     if profile is None:
         return {"sections": [], "measured_on": []}
-    return {"sections": sections(profile, plan, decode), "measured_on": measured_on(profile)}
+    return {"sections": sections(profile, plan), "measured_on": measured_on(profile)}
 
 
 def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 from tabulate import tabulate
 
 from planner.profile import Profile
-from planner.report.probes import Decode, sections
+from planner.report.probes import sections
 from planner.report.section import Section, Table
 
 _TABULATE = {"table": "simple", "md": "github"}
 
 
-def describe_profile(profile: Profile, fmt: str = "table", decode: Decode | None = None) -> str:
+def describe_profile(profile: Profile, fmt: str = "table") -> str:
     """The whole profile for a reader, as plain text (`table`) or Markdown (`md`).
 
     Raises:
         PlanError: findings that this release cannot read; see `planner.report.probes.sections`.
     """
     parts = [title(profile), *measured_on(profile)]
-    for section in sections(profile, decode=decode):
+    for section in sections(profile):
         parts.extend(_parts(section, fmt))
     return "\n\n".join(parts)
 
@@ -49,7 +49,7 @@ def _parts(section: Section, fmt: str) -> list[str]:
 
 def _table(table: Table, fmt: str) -> str:
     # Numbers arrive formatted; tabulate must not parse them back.
-    align = ["left", *["right"] * (len(table.headers) - 1)]
+    align = ["left", *["left" if table.prose else "right"] * (len(table.headers) - 1)]
     cells = tabulate(table.rows, table.headers, tablefmt=_TABULATE[fmt], disable_numparse=True, colalign=align)
     heading = f"**{table.title}**" if fmt == "md" else table.title
     return f"{heading}\n\n{cells}" if table.title else cells

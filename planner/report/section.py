@@ -18,11 +18,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Formatted cells under headers; the first column names the row."""
+    """Formatted cells under headers; the first column names the row. `prose`: the others hold words, no numbers."""
 
     title: str
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
+    prose: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ class Subject:
         limit: share of the dense answers that counts as unharmed.
         suggested: filter, budget and exit that influence suggests, by share of the samples.
         arrays: the probe's per-sample tables, ``column.data`` and ``column.lengths``; empty where they are not at hand.
-        decode: token ids to text; None without a tokenizer.
     """
 
     probe: ProbeResult
@@ -74,7 +74,6 @@ class Subject:
     limit: float = 0.98
     suggested: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     arrays: Mapping[str, Array] = field(default_factory=dict)
-    decode: Callable[[Sequence[int]], str] | None = None
 
     @property
     def values(self) -> Mapping[str, Any]:

@@ -177,12 +177,20 @@ def test_a_token_outside_the_vocabulary_is_refused():
         attribute(model, tiny.inputs("llava"), 10_000, mean_image(model, OTHERS))
 
 
+class Tokenizer:
+    """Token ids, written as numbers."""
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [int(text)] if text.strip().isdigit() else []}
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+
 class Encoder:
     """Stands in for a processor: a sample's prompt is the seed of its inputs; answers are token ids."""
 
-    @staticmethod
-    def tokenizer(text, add_special_tokens):
-        return {"input_ids": [int(text)] if text.strip().isdigit() else []}
+    tokenizer = Tokenizer()
 
     def __call__(self, samples):
         return tiny.inputs("llava", seed=int(samples[0].prompt))
@@ -222,6 +230,10 @@ def test_probe_in_any_order_and_any_parts_gives_one_result():
         assert np.asarray(curve["faithfulness"]["value"])[[0, -1]] == pytest.approx([0, 1], abs=1e-9)
         assert np.asarray(curve["completeness"]["value"])[[0, -1]] == pytest.approx([1, 0], abs=1e-9)
     assert set(found.values["heads_needed"]["faithfulness > 0.8"]) == {"attribution", "attention", "causal", "random"}
+    assert all(word.isdigit() for one in found.values["words"] for word in one["words"])
+    prompts = {str(one) for number in (0, 2) for one in tiny.inputs("llava", seed=number)["input_ids"][0].tolist()}
+    assert {one["token"] for one in found.values["text_tokens"]} <= prompts
+    assert sum(one["occurrences"] for one in found.values["text_tokens"]) >= 2
 
 
 def test_probe_rows_survive_the_state():

@@ -6,7 +6,7 @@ To show another probe: write a function ``Subject -> Section`` and name it in `S
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from planner.errors import PlanDigestError, PlanError
@@ -29,15 +29,12 @@ SECTIONS: dict[str, str] = {
 #: Shown at the head of a report instead.
 _HEAD = "prompt"
 
-Decode = Callable[[Sequence[int]], str]
 
-
-def sections(profile: Profile, plan: Plan | None = None, decode: Decode | None = None) -> list[Section]:
+def sections(profile: Profile, plan: Plan | None = None) -> list[Section]:
     """A section per probe of the profile; probes that nothing here knows come last, as plain values.
 
     Args:
         plan: its layers are pointed out, and its limit is the one that curves are judged by.
-        decode: token ids to text, for profiles that hold token ids only.
 
     Raises:
         PlanError: a probe's findings lack something that this release writes.
@@ -61,7 +58,6 @@ def sections(profile: Profile, plan: Plan | None = None, decode: Decode | None =
             limit=plan.evidence.agreement_limit if plan is not None and plan.evidence is not None else Subject.limit,
             suggested=suggested,
             arrays={key.partition("/")[2]: table for key, table in arrays.items() if key.startswith(f"{name}/")},
-            decode=decode,
         )
         found.append(_shown(name, subject) if probe.values else _empty(name, probe))
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +42,7 @@ def section(subject: Subject) -> Section:
     )
     if not values.get("attributed"):
         return Section("attribution", "Heads that carry the image", about, [_looked_at(subject)])
-    tables = [_quality(values), _needed(values), _top_heads(values), *_words(subject)]
+    tables = [_quality(values), _needed(values), _top_heads(values), *_words(values)]
     return Section("attribution", "Heads that carry the image", about, _findings(subject), _pictures(subject), tables)
 
 
@@ -64,21 +63,31 @@ def _findings(subject: Subject) -> list[str]:
     values = subject.values
     coefficients = _coefficients(values)
     total, top = coefficients.size, values["top_heads"][0]
-    by_order = next(found for name, found in values["heads_needed"].items() if name.startswith("faithfulness"))
+    level, by_order = _level(values, "faithfulness")
     needed, random = by_order["attribution"]["value"], by_order["random"]["value"]
     layer = int(np.maximum(coefficients, 0).sum(axis=1).argmax())
     share = np.maximum(coefficients, 0).sum(axis=1)[layer] / max(np.maximum(coefficients, 0).sum(), 1e-12)
     correlation = values["attention_correlation"]
     return [
-        f"{figure(needed)} of {total} heads suffice for 80 % of the image's effect on the answer; in random order it "
-        f"takes {figure(random)}. Layer {layer} holds {percent(float(share))} of the attribution; the strongest head "
-        f"is {top[1]} of layer {top[0]} ({coefficients[top[0], top[1]]:.2f}).",
+        f"{figure(needed)} of {total} heads {'suffices' if needed == 1 else 'suffice'} for {percent(level)} of the "
+        f"image's effect on the answer; in random order it takes {figure(random)}. Layer {layer} holds "
+        f"{percent(float(share))} of the attribution; the strongest is head {top[1]} of layer {top[0]} "
+        f"({coefficients[top[0], top[1]]:.2f}).",
         f"The linear model explains {percent(values['r2']['value'])} of the held-out variance (R² "
         f"{shown(values['r2'])}, Pearson r {shown(values['pearson'])}).",
         f"Attention is {_strength(correlation['value'])} for what a head does: the correlation of a head's attention "
         f"on the image with its attribution is {shown(correlation, digits=2)}.",
         _looked_at(subject),
     ]
+
+
+def _level(values: Mapping[str, Any], what: str) -> tuple[float, Mapping[str, Any]]:
+    """The level of faithfulness or completeness that heads are needed for, and how many by order."""
+    for name, by_order in values["heads_needed"].items():
+        measure, _, level = name.split()
+        if measure == what:
+            return float(level), by_order
+    raise KeyError(what)
 
 
 def _strength(correlation: float | None) -> str:
@@ -96,8 +105,7 @@ def _pictures(subject: Subject) -> list[Picture]:
             lambda: charts.heat(coefficients.tolist(), label="coefficient", diverging=True, framed=frames),
         ),
         Picture(
-            "Share of samples in which a head is among those needed for 80 % of the image's effect: how stable the "
-            "set is.",
+            "Share of samples in which a head is among those needed for the image's effect: how stable the set is.",
             lambda: charts.heat([numbers(row) for row in values["needed_share"]], label="samples", low=0, high=1),
         ),
     ]
@@ -108,7 +116,7 @@ def _pictures(subject: Subject) -> list[Picture]:
         ("completeness",
          "Completeness: what is left of it with the first k heads ablated. A faster fall is better."),
     ):  # fmt: skip
-        found.append(Picture(caption, _curve(values["curves"], what)))
+        found.append(Picture(caption, _curve(values, what)))
     attention = subject.rows("image_attention")
     attributed = [row for row in attention if not np.isnan(row).any()]
     if attributed:
@@ -127,12 +135,14 @@ def _pictures(subject: Subject) -> list[Picture]:
     return found
 
 
-def _curve(curves: Mapping[str, Any], what: str) -> Any:
+def _curve(values: Mapping[str, Any], what: str) -> Callable[[], str]:
+    curves = values["curves"]
     drawn = {text: series(curves[order][what]) for order, text in ORDERS.items() if order in curves}
     # One interval: four would hide each other.
     drawn = {text: found if text == ORDERS["attribution"] else exact(found.value) for text, found in drawn.items()}
-    level = ("80 %", 0.8) if what == "faithfulness" else ("20 %", 0.2)
-    return lambda: charts.lines(curves["heads"], drawn, xlabel="heads k", ylabel=what, level=level, dense=True)
+    at, _ = _level(values, what)
+    level = (percent(at), at)
+    return lambda: charts.lines(curves["heads"], drawn, xlabel="heads k", ylabel=what, level=level)
 
 
 def _token_effects(effects: Sequence[np.ndarray]) -> Picture:
@@ -159,17 +169,15 @@ def _quality(values: Mapping[str, Any]) -> Table:
         ["held-out R² over image tokens", shown(values["image_r2"])],
         ["correlation with attention, image tokens", shown(values["image_attention_correlation"])],
         *([f"cosine of coefficients, {name.replace('_', ' ')}", figure(value)]
-          for name, value in values["cosine"].items() if value is not None),
+          for name, value in sorted(values["cosine"].items()) if value is not None),
     ]  # fmt: skip
     return Table("How well it explains (95 %)", ("measure", "mean over samples"), [row for row in rows if row[1]])
 
 
 def _needed(values: Mapping[str, Any]) -> Table:
-    rows = [
-        [text, *(shown(by_order[order]) for by_order in values["heads_needed"].values())]
-        for order, text in ORDERS.items()
-    ]
-    return Table("Heads needed, by order (95 %)", ("order", *values["heads_needed"]), rows)
+    needed = dict(sorted(values["heads_needed"].items(), reverse=True))  # faithfulness before completeness
+    rows = [[text, *(shown(by_order[order]) for by_order in needed.values())] for order, text in ORDERS.items()]
+    return Table("Heads needed, by order (95 %)", ("order", *needed), rows)
 
 
 def _top_heads(values: Mapping[str, Any]) -> Table:
@@ -183,29 +191,18 @@ def _top_heads(values: Mapping[str, Any]) -> Table:
     return Table("Strongest heads", ("head", "coefficient (95 %)", "needed in samples"), rows)
 
 
-def _words(subject: Subject) -> list[Table]:
-    """What the strongest heads write into the answering token, most frequent words over the samples first.
-
-    Words come with the profile, or from the token ids of its tables where a tokenizer is at hand.
-    """
-    listed = subject.values.get("words")
-    if listed is None and subject.decode is not None:
-        listed = _decoded(subject, subject.decode)
-    if not listed:
-        return []
-    rows = [[f"layer {one['layer']}, head {one['head']}", ", ".join(one["words"][:_WORDS])] for one in listed]
-    return [Table("Words the strongest heads point to (logit lens)", ("head", "words"), rows)]
-
-
-def _decoded(subject: Subject, decode: Callable[[Sequence[int]], str]) -> list[dict[str, Any]]:
-    counted: dict[tuple[int, int], Counter[int]] = {}
-    for sample in subject.rows("words"):
-        for layer, head, *tokens in sample.tolist():
-            counted.setdefault((layer, head), Counter()).update(tokens)
-    # Heads that are on top in most samples first.
-    order = sorted(counted, key=lambda key: (-counted[key].total(), key))[:_TOP]
+def _words(values: Mapping[str, Any]) -> list[Table]:
+    """What the strongest heads write into the answering token, and which text tokens receive the image."""
+    words = [
+        [f"layer {one['layer']}, head {one['head']}", str(one["samples"]), ", ".join(one["words"][:_WORDS])]
+        for one in values["words"]
+    ]
+    tokens = [[one["token"], f"{one['effect']:.3f}", str(one["occurrences"])] for one in values["text_tokens"]]
     return [
-        {"layer": layer, "head": head,
-         "words": [decode([token]).strip() for token, _ in counted[layer, head].most_common(_WORDS)]}
-        for layer, head in order
-    ]  # fmt: skip
+        Table("Words the strongest heads point to (logit lens)", ("head", "on top in samples", "words"), words, True),
+        Table(
+            "Text tokens that receive the image: share of the effect lost when one alone may not read it",
+            ("token", "effect lost", "occurrences"),
+            tokens,
+        ),
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from planner.context_rate import RateFit
 from planner.report import charts
 from planner.report.charts import Series, exact
 from planner.report.section import Picture, Section, Subject, Table, figure, numbers, percent, series, shown
@@ -80,17 +81,12 @@ def _rates(values: Mapping[str, Any], lengths: list[int]) -> str:
                         share=True, whole=False)  # fmt: skip
 
 
-def fitted(fit: Mapping[str, Any], tokens: float) -> float:
-    """The fit's rate at a length inside its range, held between nothing and the largest rate measured."""
-    return float(min(max(np.polyval(fit["coefficients"], tokens), 0.0), fit["highest"]))
-
-
 def _best(values: Mapping[str, Any]) -> str:
     measured = list(zip(values["lengths"], values["best_rates"], strict=True))
     curve: list[tuple[float, float]] = []
     if "coefficients" in values["fit"]:
-        fit = values["fit"]
-        curve = [(float(x), fitted(fit, x)) for x in np.linspace(fit["shortest"], fit["longest"], 60)]
+        fit = RateFit.from_json(values["fit"])
+        curve = [(float(x), fit.rate(x)) for x in np.linspace(fit.shortest, fit.longest, 60)]
     return charts.points({"best rate measured": measured}, xlabel="context, tokens", ylabel="share dropped",
                          curve=curve, curve_name="quadratic fit", share=True)  # fmt: skip
 
@@ -149,9 +145,9 @@ def _findings(subject: Subject, lengths: list[int]) -> list[str]:
 
 
 def _best_table(values: Mapping[str, Any], lengths: list[int]) -> Table:
-    fit = values["fit"]
+    fit = RateFit.from_json(values["fit"]) if "coefficients" in values["fit"] else None
     rows = [
-        [str(length), figure(best), figure(fitted(fit, exactly)) if "coefficients" in fit else ""]
+        [str(length), figure(best), "" if fit is None else figure(fit.rate(exactly))]
         for length, exactly, best in zip(lengths, values["lengths"], values["best_rates"], strict=True)
     ]
     return Table("Best rate by length", ("context, tokens", "best rate", "fitted"), rows)
