@@ -2,14 +2,16 @@
 
 The scoring layer is the one whose output the projector reads (``vision_feature_layer``), else the last. Where the
 encoder has a class token its query row says which patches matter; elsewhere all rows are averaged. Heads are
-averaged. Patches that the projector merges into one visual token share their mean. A family whose patches cannot be
-followed to visual tokens that way is refused by name.
+averaged, and so are the rows that may see a patch: patches of other images in the same sequence do not. Where an
+encoder attends within windows, its last layer with full attention scores. Patches that the projector merges into one
+visual token share their mean; where the model reorders, unpads or packs what it encoded, scores take the model's own
+way (`planner.runtime.encoder_routes`). A family whose patches cannot be followed to visual tokens is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -17,16 +19,9 @@ from torch import Tensor, nn
 
 from planner.errors import UnsupportedModelError
 from planner.runtime.attention import Call, seam
+from planner.runtime.encoder_routes import routes_of
 from planner.runtime.layout import Layout
 from planner.runtime.weights import attention_weights
-
-#: Families whose visual tokens are not the encoder's patches in order, nor square blocks of them.
-_SCRAMBLED = {
-    "llava_next": "unpadded tiles with newline tokens",
-    "llava_onevision": "unpadded tiles with newline tokens",
-    "qwen2_5_vl": "window attention in permuted order",
-    "mistral3": "patches of all images in one sequence",
-}
 
 
 class EncoderScores:
@@ -42,11 +37,6 @@ class EncoderScores:
 
     def __init__(self, model: Any) -> None:
         config = model.config
-        if config.model_type in _SCRAMBLED:
-            raise UnsupportedModelError(
-                f"{config.model_type} has {_SCRAMBLED[config.model_type]}: its encoder cannot rank its visual tokens",
-                "Rank by encoder_norm instead",
-            )
         tower = _encoder(model)
         self.attentions = [
             m for m in tower.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "config")
@@ -62,19 +52,30 @@ class EncoderScores:
         self.blocks = hasattr(config.vision_config, "spatial_merge_size") and hasattr(
             config.vision_config, "temporal_patch_size"
         )
+        self.routes = routes_of(model, tower)
+        #: Scores of patches, tile by tile, and of visual tokens once the model's own way has been taken.
         self._tiles: list[Tensor] = []
+        self._tokens: list[Tensor] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Collect while the block runs; the encoder's own attention goes on unchanged."""
-        with seam(self.attentions, self._attend):
+        with ExitStack() as stack:
+            stack.enter_context(seam(self.attentions, self._attend))
+            for route in self.routes:
+                stack.enter_context(route(self._taken, self._tokens.extend))
             yield
+
+    def _taken(self) -> list[Tensor]:
+        tiles, self._tiles = self._tiles, []
+        return tiles
 
     def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
         if call.layer == self.layer:
             query = call.query[:, :, :1] if self.class_token else call.query
             mask = call.mask[:, :, : query.shape[2]] if call.mask is not None else None
-            received = attention_weights(query, call.key, mask, call.scaling, call.softcap).mean((1, 2))
+            weights = attention_weights(query, call.key, mask, call.scaling, call.softcap)
+            received = weights.mean(1).sum(1) / _askers(mask, query.shape[2])
             self._tiles += list(received if self.keeps_class or not self.class_token else received[:, 1:])
         return call.run()
 
@@ -84,8 +85,17 @@ class EncoderScores:
         Raises:
             UnsupportedModelError: patches and visual tokens do not match.
         """
-        tiles, self._tiles = self._tiles, []
+        tiles, tokens = self._taken(), list(self._tokens)
+        self.forget()
         total = sum(layout.visual_counts)
+        if self.routes:
+            flat = torch.cat(tokens) if tokens else torch.zeros(0)
+            if flat.shape[0] != total:
+                raise UnsupportedModelError(
+                    f"the vision encoder ranked {flat.shape[0]} of {total} visual tokens",
+                    "Rank by encoder_norm instead",
+                )
+            return _spread(flat, layout)
         patches = sum(tile.shape[0] for tile in tiles)
         merged = patches // total if total else 0
         side = round(merged**0.5)
@@ -93,13 +103,12 @@ class EncoderScores:
             raise UnsupportedModelError(
                 f"the vision encoder ranked {patches} patches for {total} visual tokens", "Rank by encoder_norm instead"
             )
-        flat = torch.cat([self._merge(tile, side) for tile in tiles])
-        found = torch.zeros(layout.visual.shape, dtype=flat.dtype, device=layout.visual.device)
-        return found.masked_scatter(layout.visual, flat.to(found.device))
+        return _spread(torch.cat([self._merge(tile, side) for tile in tiles]), layout)
 
     def forget(self) -> None:
         """Drop what an unfinished forward left."""
         self._tiles = []
+        self._tokens.clear()
 
     def _merge(self, scores: Tensor, side: int) -> Tensor:
         if side == 1:
@@ -119,9 +128,28 @@ def _encoder(model: Any) -> nn.Module:
 
 
 def _scoring_layer(config: Any, layers: int) -> int:
+    whole = getattr(config.vision_config, "fullatt_block_indexes", None)
+    if whole:
+        return int(max(whole))
     chosen = getattr(config, "vision_feature_layer", None)
+    if chosen is None:
+        chosen = getattr(config, "vision_feature_layers", None)  # VipLLaVA's name for it in older releases
     chosen = -1 if chosen is None else chosen
     index = max(
         layers + one if one < 0 else one - 1 for one in (chosen if isinstance(chosen, (list, tuple)) else [chosen])
     )
     return min(max(index, 0), layers - 1)
+
+
+def _askers(mask: Tensor | None, rows: int) -> Tensor | int:
+    """How many rows may see each patch, ``[B, n]``, or the number of all."""
+    if mask is None:
+        return rows
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return allowed[:, 0].sum(1).clamp(min=1)
+
+
+def _spread(flat: Tensor, layout: Layout) -> Tensor:
+    """Scores in the order of the visual tokens at their rows, ``[B, n]``, 0 elsewhere."""
+    found = torch.zeros(layout.visual.shape, dtype=flat.dtype, device=layout.visual.device)
+    return found.masked_scatter(layout.visual, flat.to(found.device))

@@ -99,6 +99,9 @@ class _Run:
                 extended[name] = torch.cat(
                     [extended[name], torch.full_like(generated, kind).to(extended[name].dtype)], 1
                 )
+        if self.model.config.model_type == "paligemma":
+            # Up to 4.57 the prompt would also see its continuation, unless there is something to learn.
+            extended["labels"] = extended["input_ids"]
         return extended
 
     def _stage(self, layer: int) -> Stage:

@@ -15,15 +15,20 @@ from typing import Any
 import torch
 import transformers
 
-from tests.tiny.configs import FAMILIES
+from tests.tiny.configs import FAMILIES, VOCAB
 from tests.tiny.prompts import TEXT_ONLY, inputs
 
-__all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "window_of"]
+__all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "transformers_has", "window_of"]
 
 #: Families that take an image.
 VISION = tuple(family for family in FAMILIES if family not in TEXT_ONLY)
 #: Standard deviation of attention scores is about the square of this.
 ATTENTION_GAIN = 1.6
+
+
+def transformers_has(family: str) -> bool:
+    """Whether the installed release knows the family."""
+    return hasattr(transformers, FAMILIES[family][0])
 
 
 def config(family: str, layers: int = 4, window: int | None = None) -> Any:
@@ -70,7 +75,8 @@ def _build(family: str, dtype: torch.dtype, attn: str, layers: int, seed: int, w
     if dtype == torch.float64 and hasattr(built, "set_experts_implementation"):
         built.set_experts_implementation("eager")  # the grouped kernel has no float64
     built.generation_config.pad_token_id = 0
-    built.generation_config.eos_token_id = None
+    # No answer ends before its length. Not None, which older releases cannot look for in assisted decoding.
+    built.generation_config.eos_token_id = VOCAB
     # Not .to(dtype): that would drop the imaginary part of complex rotary tables.
     return built._apply(lambda t: t.to(dtype if t.is_floating_point() else t.dtype)).eval()
 

@@ -5,12 +5,25 @@ A sample is ``system text | image | text | image | ... | question text``; a batc
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 
-from tests.tiny.configs import FIRST_TEXT, IMAGE, IMAGE_END, IMAGE_START, LAST_TEXT, PAD, SIDE, VISION_END, VISION_START
+from tests.tiny.configs import (
+    FAMILIES,
+    FIRST_TEXT,
+    IMAGE,
+    IMAGE_END,
+    IMAGE_START,
+    LAST_TEXT,
+    PAD,
+    SIDE,
+    VISION_END,
+    VISION_START,
+)
 
 #: Families without an image.
 TEXT_ONLY = ("llama", "mixtral")
@@ -150,7 +163,7 @@ def _collate(family: str, samples: list[Sample], left_pad: int) -> dict[str, tor
         return batch
     batch |= _stack(family, samples, pictures)
     is_image = (ids == IMAGE).long()
-    if family in _QWEN:
+    if family in _QWEN and _takes(family, "mm_token_type_ids"):
         batch["mm_token_type_ids"] = is_image.int()
     if family == "gemma3":
         batch["token_type_ids"] = is_image
@@ -160,6 +173,11 @@ def _collate(family: str, samples: list[Sample], left_pad: int) -> dict[str, tor
         seen = (is_image.cumsum(-1) > 0).long() * mask
         batch["cross_attention_mask"] = seen[:, :, None, None].expand(-1, -1, 1, 2).contiguous()
     return batch
+
+
+def _takes(family: str, argument: str) -> bool:
+    """Older releases find the images in `input_ids`, and `generate` refuses arguments that a model does not know."""
+    return argument in inspect.signature(getattr(transformers, FAMILIES[family][0]).forward).parameters
 
 
 def _stack(family: str, samples: list[Sample], pictures: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
