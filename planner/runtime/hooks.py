@@ -1,14 +1,15 @@
 """A schedule executing on a model: the hooks on the model, its text tower, its decoder layers and their attention.
 
-    before model     find the visual tokens; look up their image stream; split a prompt from its continuation
+    before encoding  in `generate`, which encodes images before the model runs: look up their image stream
+    before model     find the visual tokens and their image stream; split a prompt from its continuation
     before tower     make a `Prefill`, and put pruned layers into the cache
     before a layer   Prefill.before, or in a decode step the columns of the mask that the layer's cache holds
     its attention    Prefill.attend
     after a layer    Prefill.after
     after tower      give every row its place back
 
-Hooks, one registered attention function and one attention name in the tower's config: that is all that changes in the
-model, and `close` puts all of it back.
+Hooks, one attribute of the model, one registered attention function and one attention name in the tower's config: that
+is all that changes, and `close` puts all of it back.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from planner.runtime.alone import Loner, find_fast_form
 from planner.runtime.attention import Call, Handler, seam
 from planner.runtime.cache import Lease, PrunedLayer, install, past_length
 from planner.runtime.continuation import continued, joined, split
+from planner.runtime.decoding import Decoding
 from planner.runtime.encoder import EncoderScores
-from planner.runtime.images import PIXELS
+from planner.runtime.generation import seeing_images
+from planner.runtime.images import PIXELS, brings_pixels
 from planner.runtime.layout import Layout, read, visual_rows
-from planner.runtime.masks import columns
 from planner.runtime.prefill import Prefill
-from planner.runtime.redistribute import redistribute_step
 from planner.runtime.shallow import Recall, Shallow
 from planner.schedule import Schedule
 
@@ -63,12 +64,11 @@ class Execution:
         self.ahead = False
         self._lease = Lease()
         self._layout: Layout | None = None
+        self._awaited: tuple[Tensor, Shallow] | None = None
         self._prompt_logits: Tensor | None = None
         self._prefill: Prefill | None = None
-        self._pruned: list[PrunedLayer] = []
+        self._decoding = Decoding(schedule)
         self._diverted: Handler | None = None
-        #: Masks of a decode step, by what they are of.
-        self._known: dict[Any, Any] = {}
         with ExitStack() as stack:
             stack.enter_context(seam(list(parts.attentions), self._attend))
             self._loners = tuple(
@@ -82,13 +82,14 @@ class Execution:
             if schedule.entry is not None and schedule.entry.rank_by == "encoder_attention":
                 self._encoder = EncoderScores(parts.model)
                 stack.enter_context(self._encoder.watching())
+            stack.enter_context(seeing_images(parts.model, self._before_encoding))
             self._hook(stack)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
         """Put the model back as it was. Safe to call twice."""
         self._lease.active = False
-        self._prefill = self._layout = None
+        self._prefill = self._layout = self._awaited = None
         self._stack.close()
 
     def forget(self) -> None:
@@ -109,13 +110,38 @@ class Execution:
 
     # -- the model ---------------------------------------------------------------------------------------------------
 
+    def _before_encoding(self, ids: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """`generate` is about to encode the images of a prompt, whose forward will not see their pixels."""
+        self._awaited = None
+        if self._encoder is not None:
+            self._encoder.forget()
+        if not brings_pixels(kwargs) or self.schedule.empty or past_length(kwargs.get("past_key_values")):
+            return kwargs
+        guard.check_pixels(kwargs)
+        layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
+        if not any(layout.visual_counts):
+            return kwargs
+        shallow = self.recall.shallow(kwargs, layout)
+        if shallow is None:
+            return kwargs
+        self._awaited = (ids, shallow)
+        return kwargs if shallow.given is None else {k: v for k, v in kwargs.items() if k not in PIXELS}
+
+    def _find_shallow(self, ids: Tensor, kwargs: dict[str, Any], layout: Layout) -> Shallow | None:
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None and not brings_pixels(kwargs):
+            prompt, shallow = awaited
+            # Beam search and several answers repeat every sample.
+            times = len(ids) // len(prompt)
+            if torch.equal(prompt.repeat_interleave(times, dim=0), ids):
+                return shallow.repeated(times)
+        return self.recall.shallow(kwargs, layout, self.ahead)
+
     def _before_model(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():  # a decode step over fixed buffers: nothing to decide
             return None
         guard.check_mode(model)
         self._layout = self._prefill = self._prompt_logits = self.shallow = None
-        if self._encoder is not None:
-            self._encoder.forget()
         if args:
             kwargs = {**kwargs, "input_ids": args[0]}
         ids: Any = kwargs.get("input_ids")
@@ -123,6 +149,8 @@ class Execution:
         guard.check_prompt(kwargs, past)
         if self.schedule.empty or past or not bool(visual_rows(ids, self.parts.visual_ids).any()):
             return None
+        if brings_pixels(kwargs) and self._encoder is not None:
+            self._encoder.forget()
         guard.check_pixels(kwargs)
         after = continued(kwargs)
         if after:
@@ -131,7 +159,7 @@ class Execution:
             self._prompt_logits = output[0] if isinstance(output, tuple) else output.logits
             return args[1:], kwargs
         self._layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
-        self.shallow = self.recall.shallow(kwargs, self._layout, self.ahead)
+        self.shallow = self._find_shallow(ids, kwargs, self._layout)
         if self.shallow is not None and self.shallow.given is not None:
             # What the pixels would become is known: the vision encoder does not run.
             return args[1:], {**kwargs, **{name: None for name in PIXELS if name in kwargs}}
@@ -148,13 +176,13 @@ class Execution:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         cache: Any = kwargs.get("past_key_values")
         if torch.compiler.is_compiling():
-            self._pruned = [] if cache is None else list(cache.layers)
+            self._decoding.layers = [] if cache is None else list(cache.layers)
             return None
         layout, self._layout = self._layout, None
         self._prefill = None
-        self._known.clear()
+        self._decoding.clear()
         if layout is None:
-            self._pruned = [layer for layer in getattr(cache, "layers", []) if isinstance(layer, PrunedLayer)]
+            self._decoding.layers = [layer for layer in getattr(cache, "layers", []) if isinstance(layer, PrunedLayer)]
             return None
         kwargs = dict(kwargs)
         use_cache = kwargs.get("use_cache")
@@ -174,7 +202,7 @@ class Execution:
         if torch.compiler.is_compiling():
             return output
         prefill, self._prefill = self._prefill, None
-        self._known.clear()
+        self._decoding.clear()
         if prefill is None:
             return output
         prefill.close()
@@ -204,8 +232,8 @@ class Execution:
                 if self.ahead and index == self.recall.extent.depth:
                     raise Encoded
                 return (hidden, *args[1:]), kwargs
-            if self._pruned:
-                return args, {**kwargs, "attention_mask": self._decode_mask(index, args, kwargs)}
+            if self._decoding.layers:
+                return args, {**kwargs, "attention_mask": self._decoding.mask(index, args, kwargs)}
             return None
 
         return hook
@@ -214,26 +242,11 @@ class Execution:
         def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if self._prefill is not None:
                 return self._prefill.after(index, output)
-            if self._pruned:
-                self._pruned[index].forget()
+            if self._decoding.layers:
+                self._decoding.after(index)
             return output
 
         return hook
-
-    def _decode_mask(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The columns of the model's mask that this layer's cache holds; layers that hold the same share one."""
-        cache, mask = self._pruned[index], kwargs.get("attention_mask")
-        if mask is None and cache.filled is None:
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        assert cache.index is not None
-        new = cache.generated + hidden.shape[1]
-        if torch.compiler.is_compiling():
-            return columns(mask, cache.index, cache.filled, new)
-        key = (id(mask), id(cache.index), cache.generated)
-        if key not in self._known:
-            self._known[key] = (mask, columns(mask, cache.index, cache.filled, new))
-        return self._known[key][1]  # type: ignore[no-any-return]
 
     # -- their attention ---------------------------------------------------------------------------------------------
 
@@ -242,12 +255,7 @@ class Execution:
             return self._diverted(call)
         if self._prefill is not None:
             return self._prefill.attend(call)
-        output, weights = call.run()
-        if self._pruned:
-            rule = self.schedule.stage_of(call.layer).redistribute
-            if rule is not None:
-                output = redistribute_step(call, rule, self._pruned[call.layer], output)
-        return output, weights
+        return self._decoding.attend(call)
 
     @contextmanager
     def _divert(self, handler: Handler) -> Iterator[None]:

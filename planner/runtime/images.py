@@ -48,6 +48,11 @@ class Image:
     tokens: int
 
 
+def brings_pixels(kwargs: dict[str, Any]) -> bool:
+    """Whether a forward brings images or videos."""
+    return any(kwargs.get(name) is not None for name in PIXELS)
+
+
 def images_of(kwargs: dict[str, Any], layout: Layout, visual_ids: tuple[int, ...], config: Any) -> list[Image]:
     """The images of a forward, in the order of their tokens in the batch.
 

@@ -15,7 +15,7 @@ from planner.runtime.adapters import Parts
 from planner.runtime.fingerprint import model_fingerprint
 from planner.runtime.image_cache import ImageCache
 from planner.runtime.image_stream import ImageStream, Key, States, joined
-from planner.runtime.images import PIXELS, Image, images_of, whole
+from planner.runtime.images import Image, brings_pixels, images_of, whole
 from planner.runtime.layout import Layout
 from planner.runtime.rows import Rows
 from planner.schedule import Schedule
@@ -66,6 +66,7 @@ class Shallow:
     Attributes:
         extent: which layers, and which states.
         keys, counts: images of the batch in order, and the visual tokens of each.
+        samples: visual tokens of each sample.
         given: what they become, ``[visual tokens of the batch, d]`` by layer; None: it has to be computed.
         taken: what was computed, in the same form.
     """
@@ -73,6 +74,7 @@ class Shallow:
     extent: Extent
     keys: list[Key]
     counts: list[int]
+    samples: tuple[int, ...]
     given: States | None = None
     taken: States = field(default_factory=dict)
 
@@ -88,6 +90,27 @@ class Shallow:
         hidden = state.new_zeros(*rows.index.shape, state.shape[-1])
         hidden[rows.filled.to(like.device)] = state
         return hidden
+
+    def repeated(self, times: int) -> Shallow:
+        """Of a batch in which every sample stands so many times, one after the other."""
+        order, image = [], 0
+        for tokens in self.samples:
+            first = image
+            while tokens > 0:
+                tokens -= self.counts[image]
+                image += 1
+            order += list(range(first, image)) * times
+        given = self.given
+        if given is not None:
+            parts = {layer: torch.split(state, self.counts) for layer, state in given.items()}
+            given = {layer: torch.cat([states[i] for i in order]) for layer, states in parts.items()}
+        return Shallow(
+            self.extent,
+            [self.keys[i] for i in order],
+            [self.counts[i] for i in order],
+            tuple(tokens for tokens in self.samples for _ in range(times)),
+            given,
+        )
 
     def stream(self) -> ImageStream:
         """What is known of the images by now; nothing where the prompt did not get through the shallow layers."""
@@ -162,9 +185,16 @@ class Recall:
         """
         if not self.extent.depth or not (encode or self.stream is not None or self.cache is not None):
             return None
-        if any(kwargs.get(name) is not None for name in PIXELS):
+        if brings_pixels(kwargs):
             images = images_of(kwargs, layout, self.parts.visual_ids, self.parts.model.config)
             keys = [Key(self.model, str(self.extent), image.digest) for image in images]
+        elif kwargs.get("mm_encoder_outputs"):
+            if self.stream is not None:
+                raise InputError(
+                    "the prompt brings features of its images in place of pixels, which cannot be told apart",
+                    "Pass the pixel values and no mm_encoder_outputs",
+                )
+            return None
         elif self.stream is not None:
             keys = list(self.stream.images)
             images = [Image("", len(next(iter(states.values())))) for states in self.stream.images.values()]
@@ -178,9 +208,8 @@ class Recall:
             return None
         source = self.cache if self.stream is None else self.stream
         found = source.find(keys) if source is not None else None
-        return Shallow(
-            self.extent, keys, [image.tokens for image in images], None if found is None else joined(found)
-        )
+        counts, given = [image.tokens for image in images], None if found is None else joined(found)
+        return Shallow(self.extent, keys, counts, layout.visual_counts, given)
 
     def remember(self, shallow: Shallow | None) -> None:
         """Put what a prompt has computed into the cache, where there is one."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,83 @@ def test_generation_with_a_stream_equals_generation_without(family: str) -> None
         found = generate(model, question, continuation(1))
     for one, other in zip(found.logits, expected.logits, strict=True):
         assert (one - other).abs().max() < 1e-10
+
+
+@contextmanager
+def encoder_calls(model: Any) -> Iterator[list[int]]:
+    """How often a vision encoder's first layer runs."""
+    vision = model.config.vision_config.__class__
+    towers = [m for m in model.modules() if getattr(m, "config", None).__class__ is vision]
+    lists = {m for tower in towers for m in tower.modules() if isinstance(m, torch.nn.ModuleList)}
+    calls: list[int] = []
+    hooks = [layers[0].register_forward_pre_hook(lambda *_: calls.append(1)) for layers in lists]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+#: Greedy, beams, several answers; assisted by the model itself.
+GENERATION: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "answers": {"num_beams": 2, "num_return_sequences": 2},
+    "assisted": {"prompt_lookup_num_tokens": 2},
+}
+GENERATED = ("llava", "qwen2_vl", "qwen3_vl", "internvl", "gemma3", "llava_next", "idefics3", "mistral3", "video_llava")
+
+
+@pytest.mark.parametrize("way", GENERATION)
+@pytest.mark.parametrize("family", GENERATED)
+def test_a_second_question_in_generate_does_not_encode(family: str, way: str) -> None:
+    """Of two samples with two or three images each, other sizes in the second; of one sample where that is the rule."""
+    model, cache, options = tiny.model(family, layers=LAYERS), ImageCache(), GENERATION[way]
+    batch = {"images": 2} if way == "assisted" else {"batch": 2, "images": 2, "ragged": True, "left_pad": 1}
+    first, second = tiny.inputs(family, **batch), tiny.inputs(family, **batch, text=11)
+
+    def answer(inputs: dict[str, Any]) -> Any:
+        with float64_throughout(), torch.no_grad():
+            return model.generate(
+                **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
+            )
+
+    with attach(model, SCHEDULES[NAME]):
+        expected = answer(second)
+    with attach(model, SCHEDULES[NAME], image_cache=cache) as handle:
+        with encoder_calls(model) as calls:
+            answer(first)
+        assert calls
+        held = len(cache)
+        with encoder_calls(model) as calls:
+            found = answer(second)
+        stream = handle.encode_image(**second)
+    assert (cache.hits, calls, len(cache)) == (2, [], held)
+    assert torch.equal(found.sequences, expected.sequences)
+    for one, other in zip(found.logits, expected.logits, strict=True):
+        assert (one - other).abs().max() < 1e-10
+    with attach(model, SCHEDULES[NAME], image_stream=stream), encoder_calls(model) as calls:
+        assert torch.equal(answer(second).sequences, expected.sequences)
+        assert calls == []
+        with pytest.raises(InputError, match="not in the image stream"):
+            answer(tiny.inputs(family, **batch, seed=3))
+
+
+def test_features_in_place_of_pixels() -> None:
+    """A cache leaves them as they are; a stream cannot know whether they are of its image."""
+    model, inputs, cache = tiny.model("llava", layers=LAYERS), tiny.inputs("llava"), ImageCache()
+    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        pytest.skip("this release of transformers takes pixels only")
+    stream = encoded(model, inputs)
+    with float64_throughout(), torch.no_grad():
+        features = {"image": model.model.get_image_features(inputs["pixel_values"], return_dict=True)}
+    with attach(model, SCHEDULES[NAME], image_cache=cache):
+        expected = logits(model, inputs)
+        bare = {name: value for name, value in inputs.items() if name != "pixel_values"}
+        assert torch.equal(logits(model, {**bare, "mm_encoder_outputs": dict(features)}), expected)
+        assert cache.hits == 0
+    with attach(model, SCHEDULES[NAME], image_stream=stream), pytest.raises(InputError, match="features of its images"):
+        logits(model, {**bare, "mm_encoder_outputs": dict(features)})
 
 
 def test_encoding_stops_where_the_stream_ends() -> None:

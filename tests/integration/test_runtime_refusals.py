@@ -129,6 +129,8 @@ def test_pixels_that_are_no_numbers(bad: float) -> None:
     inputs["pixel_values"][0, 0, 3, 3] = bad
     with attach(model, FASTV), torch.no_grad(), pytest.raises(InputError, match="NaN or infinite"):
         model(**inputs)
+    with attach(model, FASTV), torch.no_grad(), pytest.raises(InputError, match="NaN or infinite"):
+        model.generate(**inputs, max_new_tokens=2)
 
 
 def test_activations_that_are_no_numbers() -> None:
