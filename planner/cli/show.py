@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+    from planner.profile import Profile
 
 
 @click.command("show")
 @click.argument("path", metavar="PLAN|PROFILE", type=click.Path(path_type=Path))
+@click.option(
+    "--profile", "beside", type=click.Path(path_type=Path), help="Show what PLAN was derived from along with it."
+)
 @click.option("--format", "fmt", type=click.Choice(["table", "md", "json", "html"]), default="table", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
-def command(path: Path, fmt: str, output: Path | None) -> None:
+def command(path: Path, beside: Path | None, fmt: str, output: Path | None) -> None:
     """Print what PLAN does, saves and was measured to keep, or what PROFILE measured, probe by probe.
 
     As html, a page with pictures: the report that `plan calibrate` writes.
@@ -20,7 +28,9 @@ def command(path: Path, fmt: str, output: Path | None) -> None:
 
     body = read_json(path)
     is_profile = isinstance(body, dict) and "profile_sha256" in body
-    text = _profile(path, fmt) if is_profile else _plan(path, fmt)
+    if beside is not None and (is_profile or fmt == "json"):
+        raise click.UsageError("--profile goes with a PLAN, as table, md or html")
+    text = _profile(path, fmt) if is_profile else _plan(path, beside, fmt)
     if output is None:
         click.echo(text, nl=False)
         return
@@ -28,20 +38,40 @@ def command(path: Path, fmt: str, output: Path | None) -> None:
     click.echo(f"Wrote {output}", err=True)
 
 
-def _plan(path: Path, fmt: str) -> str:
+def _plan(path: Path, beside: Path | None, fmt: str) -> str:
     from planner.document import canonical
     from planner.plan import load_plan
 
     plan = load_plan(path)
+    profile = None if beside is None else _source(plan, beside)
     if fmt == "json":
         return canonical(plan.content())
     if fmt == "html":
         from planner.report.page import page
 
-        return page(plan)
+        return page(plan, profile)
     from planner.report.plan_view import describe
+    from planner.report.profile_view import describe_profile
 
-    return describe(plan, fmt) + "\n"
+    parts = [describe(plan, fmt)] + ([] if profile is None else [describe_profile(profile, fmt)])
+    return "\n\n".join(parts) + "\n"
+
+
+def _source(plan: Plan, path: Path) -> Profile:
+    """The profile that a plan was derived from.
+
+    Raises:
+        PlanMismatchError: it was derived from another.
+    """
+    from planner.errors import PlanMismatchError
+    from planner.profile import Profile
+
+    profile = Profile.load(path)
+    if plan.evidence is None or plan.evidence.profile_sha256 != profile.profile_sha256:
+        raise PlanMismatchError(
+            f"the plan was not derived from {path}", "Give the profile.json that was written along with the plan"
+        )
+    return profile
 
 
 def _profile(path: Path, fmt: str) -> str:

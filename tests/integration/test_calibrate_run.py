@@ -23,6 +23,8 @@ from calibrate.run import calibrate, merge_states
 from calibrate.state import SUFFIX, load_state
 from planner.errors import CalibrationError, InputError
 from planner.profile import Profile, PromptShape
+from planner.report.page import profile_page
+from planner.report.probes import sections
 from tests.integration import calibrate_stub as stub
 
 PROBES = ("influence", "sinks", "sparsity", "value_norms", "masking", "flip")
@@ -177,6 +179,14 @@ def test_probes_on_request_do_not_care_about_shards_either(unanswered, requested
         run(unanswered, out=tmp_path, shard=(index, 2), **REQUESTED)
     paths = sorted(tmp_path.glob(f"*{SUFFIX}"))
     assert saved(merge_states(paths[::-1]), tmp_path / "merged") == requested_bytes
+
+
+def test_every_probe_can_be_shown(whole, requested):
+    for profile in (whole, requested):
+        names = [section.name for section in sections(profile)]
+        assert sorted([*names, "prompt"]) == sorted(profile.probes)
+        page = profile_page(profile)
+        assert all(f'<section id="{name}">' in page for name in names)
 
 
 def test_resume_runs_no_finished_sample_again(chosen, expected, tmp_path):

@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from planner.cli.show import command as show
-from planner.errors import PlannerError
+from planner.errors import PlanMismatchError, PlannerError
+from planner.profile import Profile
 from planner.report import charts
 from planner.report.inline import inline
 from planner.report.page import page, profile_page
@@ -172,3 +173,22 @@ def test_text_needs_neither_torch_nor_matplotlib(profile_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_show_puts_a_plan_and_its_profile_on_one_page(tmp_path, profile_path):
+    evidence = make_plan().evidence
+    assert evidence is not None
+    source = Profile.load(profile_path)
+    plan = make_plan().model_copy(
+        update={"evidence": evidence.model_copy(update={"profile_sha256": source.profile_sha256})}
+    )
+    plan.sealed().save(tmp_path / "plan.json")
+
+    def run(*arguments):
+        return CliRunner().invoke(show, [str(tmp_path / "plan.json"), "--profile", str(profile_path), *arguments])
+
+    assert run("--format", "html").stdout == page(plan.sealed(), source)
+    assert "layers 0-2" in run().stdout and "visipruner:filter=3" in run().stdout
+    assert run("--format", "json").exit_code == 2
+    make_plan().save(tmp_path / "plan.json")
+    assert isinstance(run().exception, PlanMismatchError)
