@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPImageProcessor,
@@ -135,6 +136,20 @@ def build_model(tokenizer: Any) -> LlavaForConditionalGeneration:
     return model
 
 
+def save_model(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Save the model so that transformers 4 and 5 both load it."""
+    model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    # Later releases drop a level from the names of the vision tower's weights and read both; earlier ones need it, and
+    # would leave the tower as it was initialised.
+    short, long = "vision_tower.", "vision_tower.vision_model."
+    weights = {
+        long + name.removeprefix(long).removeprefix(short) if name.startswith(short) else name: tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 def save_processor(processor: LlavaProcessor, folder: Path) -> None:
     """Save the processor so that transformers 4 and 5 both load it."""
     processor.save_pretrained(folder)
@@ -144,4 +159,8 @@ def save_processor(processor: LlavaProcessor, folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     # Release 5 writes the name of its backend class, which release 4 does not know; both know this one.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    # Both take named tokens of the model's own as a mapping; release 4 fails on the list that release 5 writes.
+    config["extra_special_tokens"] = config.pop("model_specific_special_tokens")
+    # Release 4 would also give token types, which the model does not take.
+    config["model_input_names"] = ["input_ids", "attention_mask"]
+    path.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")

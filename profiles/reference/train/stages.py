@@ -19,7 +19,7 @@ import torch
 import transformers
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from .build import build_model, build_processor, save_processor
+from .build import build_model, build_processor, save_model, save_processor
 from .data import load_split
 from .decoder import PLAIN, WINDOWED, Features, train_decoder
 from .packing import Packer
@@ -105,7 +105,7 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     # Only the intermediate stage keeps full precision: nobody uses it but the next one.
     model.to("cpu", torch.float32 if stage == "tower" else torch.float16).eval().requires_grad_(True)
-    model.save_pretrained(folder)
+    save_model(model, folder)
     save_processor(processor, folder)
     curve.save(folder / "training_log.csv", before / "training_log.csv" if before else None)
     facts = json.loads((before / "training.json").read_text(encoding="utf-8")) if before else {}
