@@ -1,25 +1,31 @@
-"""Kinds of pictures as SVG text: lines with intervals, bars, heat maps, points.
-
-matplotlib is imported on first use only. Colours are Okabe and Ito's, which colour-blind readers tell apart; series
-differ in marker and line style too, for print.
-"""
+"""Kinds of pictures as SVG text: lines with intervals, bars, heat maps of heads, points."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-INK, GRID, PALE = "#1d2733", "#e9edf1", "#d3dae2"
-DENSE, PLAN, OTHER, MARK = "#8a939d", "#0072b2", "#e69f00", "#d55e00"
-COLOURS = (PLAN, OTHER, "#009e73", "#cc79a7", "#56b4e9", "#7d6608")
-MARKERS, _STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-#: Width and height in inches of a picture that shares a line with another, and of one that has its own.
-HALF, WIDE = (5.6, 3.1), (11.4, 3.3)
+from planner.report.drawing import (
+    COLOURS,
+    INK,
+    MARK,
+    MARKERS,
+    STYLES,
+    add_legend,
+    draw_level,
+    draw_marks,
+    frame_cell,
+    label_axes,
+    new_figure,
+    sequential_colours,
+    tick_whole_numbers,
+    to_svg,
+)
+
 #: Lines with more values than this have no marker at each.
 MARKED = 32
-#: Letters that a line of a legend holds, with some for each handle.
-LINE_LETTERS = 78
+#: Bars that can be named below; of more, every second or third is.
+MOST_NAMES = 24
 
 
 class Series(NamedTuple):
@@ -63,22 +69,21 @@ def lines(
     figure, axes = new_figure()
     for number, (name, (value, low, high)) in enumerate(series.items()):
         colour = COLOURS[(number // 2 if pairs else number) % len(COLOURS)]
-        style = _STYLES[number % 2] if pairs else _STYLES[number % len(_STYLES)]
+        style = STYLES[number % 2] if pairs else STYLES[number % len(STYLES)]
         marker = None if len(x) > MARKED else MARKERS[(number // 2 if pairs else number) % len(MARKERS)]
         # matplotlib leaves names with an underscore out of the legend.
         label = f"_{name}" if pairs and number % 2 else name
         axes.plot(x, value, marker=marker, markersize=3.8, linewidth=1.6, linestyle=style, color=colour, label=label)
         axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
-    _label(axes, xlabel, ylabel, share, log)
+    label_axes(axes, xlabel, ylabel, share, log)
     if zoom:
-        axes.set_ylim(0, None, auto=True)
         axes.autoscale(axis="y")
         axes.set_ylim(bottom=0)
     if whole:
-        _whole(axes.xaxis)
-    _draw_marks(axes, marks or {})
+        tick_whole_numbers(axes.xaxis)
+    draw_marks(axes, marks or {})
     draw_level(axes, level)
-    _legend(figure, axes, len(series))
+    add_legend(figure, axes, len(series))
     return to_svg(figure)
 
 
@@ -87,24 +92,21 @@ def bars(
     series: Mapping[str, Series],
     *,
     ylabel: str,
-    xlabel: str = "",
-    level: tuple[str, float] | None = None,
+    xlabel: str,
     share: bool = False,
-    wide: bool = False,
 ) -> str:
-    """Groups of bars with 95 % intervals, one group per name."""
-    figure, axes = new_figure(WIDE if wide else HALF)
+    """Groups of bars with 95 % intervals, one group per name; `share` as in `lines`."""
+    figure, axes = new_figure()
     width = 0.8 / len(series)
     for number, (name, (value, low, high)) in enumerate(series.items()):
         at = [i + (number - (len(series) - 1) / 2) * width for i in range(len(names))]
         axes.bar(at, value, width=width * 0.92, color=COLOURS[number % len(COLOURS)], label=name)
         for place, bottom, top in zip(at, low, high, strict=True):
             axes.plot([place, place], [bottom, top], color=INK, linewidth=1)
-    step = -(-len(names) // (48 if wide else 24))
+    step = -(-len(names) // MOST_NAMES)
     axes.set_xticks(range(0, len(names), step), names[::step])
-    _label(axes, xlabel, ylabel, share, False)
-    draw_level(axes, level)
-    _legend(figure, axes, len(series))
+    label_axes(axes, xlabel, ylabel, share, False)
+    add_legend(figure, axes, len(series))
     return to_svg(figure)
 
 
@@ -112,20 +114,19 @@ def heat(
     cells: Sequence[Sequence[float]],
     *,
     label: str,
-    xlabel: str = "decoder layer",
-    ylabel: str = "head",
     low: float | None = None,
     high: float | None = None,
     diverging: bool = False,
     framed: Collection[tuple[int, int]] = (),
 ) -> str:
-    """A table of values as colours.
+    """Values of heads as colours.
 
     Args:
-        cells: ``[columns, rows]``, such as layers and heads; NaN stays blank.
+        cells: ``[layers, heads]``; NaN stays blank.
         label: what the colours mean, with its unit.
+        low, high: where colours end; None: where the values do.
         diverging: colours on both sides of 0, as far in both.
-        framed: cells ``(column, row)`` to point out.
+        framed: ``(layer, head)`` to point out.
     """
     figure, axes = new_figure()
     known = [value for column in cells for value in column if value == value]
@@ -134,15 +135,15 @@ def heat(
         low = -high
     shown = axes.imshow(
         [list(row) for row in zip(*cells, strict=True)],
-        cmap="PuOr_r" if diverging else _sequential(), vmin=low, vmax=high, aspect="auto", interpolation="none",
+        cmap="PuOr_r" if diverging else sequential_colours(), vmin=low, vmax=high, aspect="auto", interpolation="none",
         origin="lower",
     )  # fmt: skip
-    for column, row in framed:
-        axes.add_patch(_frame(column, row))
+    for layer, head in framed:
+        axes.add_patch(frame_cell(layer, head))
     axes.grid(visible=False)
-    _label(axes, xlabel, ylabel, False, False)
-    _whole(axes.xaxis)
-    _whole(axes.yaxis)
+    label_axes(axes, "decoder layer", "head", False, False)
+    tick_whole_numbers(axes.xaxis)
+    tick_whole_numbers(axes.yaxis)
     bar = figure.colorbar(shown, ax=axes, pad=0.02, aspect=24)
     bar.set_label(label, color=INK)
     bar.ax.tick_params(labelcolor=INK, color=INK)
@@ -170,103 +171,6 @@ def points(
         axes.scatter(x, y, s=22, alpha=0.85, linewidth=0, color=colour, marker=marker, label=name)
     if curve:
         axes.plot(*zip(*curve, strict=True), color=MARK, linewidth=1.5, label=curve_name)
-    _label(axes, xlabel, ylabel, share, False)
-    _legend(figure, axes, len(groups) + bool(curve))
+    label_axes(axes, xlabel, ylabel, share, False)
+    add_legend(figure, axes, len(groups) + bool(curve))
     return to_svg(figure)
-
-
-# -- parts ------------------------------------------------------------------------------------------------------------
-
-
-def new_figure(size: tuple[float, float] = HALF) -> tuple[Any, Any]:
-    """A figure and its axes in the style of all pictures."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context(ink):
-        # Not pyplot: it keeps figures alive and picks a window system.
-        figure = Figure(figsize=size, layout="constrained", facecolor="none")
-        axes = figure.subplots()
-    axes.set_facecolor("none")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _label(axes: Any, xlabel: str, ylabel: str, share: bool, log: bool) -> None:
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    if share:
-        from matplotlib.ticker import PercentFormatter
-
-        axes.set_ylim(0, 1.04)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    if log:
-        axes.set_yscale("log")
-
-
-def _whole(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(nbins=16, integer=True, steps=[1, 2, 4, 5, 10]))
-
-
-def _draw_marks(axes: Any, marks: Mapping[str, float]) -> None:
-    first, last = axes.get_xlim()
-    ends = [first, first]  # how far names reach in the two rows above the picture
-    for name, at in sorted(marks.items(), key=lambda mark: mark[1]):
-        axes.axvline(at, color=MARK, linestyle=":", linewidth=1.2)
-        half = 0.012 * len(name) * (last - first) / 2
-        row = 0 if at - half > ends[0] or ends[0] <= ends[1] else 1
-        ends[row] = at + half
-        axes.annotate(
-            name, (at, 1), xycoords=("data", "axes fraction"), xytext=(0, 3 + 11 * row), textcoords="offset points",
-            fontsize=8.5, color=MARK, ha="center",
-        )  # fmt: skip
-
-
-def draw_level(axes: Any, level: tuple[str, float] | None, colour: str = DENSE) -> None:
-    """A named horizontal line; nothing for None."""
-    if level is None:
-        return
-    name, at = level
-    axes.axhline(at, color=colour, linestyle="--", linewidth=1.1)
-    axes.annotate(
-        name, (1, at), xycoords=("axes fraction", "data"), xytext=(-2, -10), textcoords="offset points",
-        fontsize=8.5, color=colour, ha="right",
-    )  # fmt: skip
-
-
-def _legend(figure: Any, axes: Any, series: int) -> None:
-    if series > 1:
-        handles, labels = axes.get_legend_handles_labels()
-        columns = max(1, min(series, LINE_LETTERS // (max(map(len, labels)) + 8)))
-        # Above the picture, where no data is.
-        figure.legend(handles, labels, frameon=False, fontsize=9, ncols=columns, labelcolor=INK,
-                      loc="outside upper left")  # fmt: skip
-
-
-def _sequential() -> Any:
-    """Pale yellow to blue, without the ends that blank cells would be taken for on white or on black."""
-    import matplotlib
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap([matplotlib.colormaps["YlGnBu"](0.1 + 0.72 * step / 255) for step in range(256)])
-
-
-def _frame(column: int, row: int) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=MARK, linewidth=1.6)
-
-
-def to_svg(figure: Any) -> str:
-    """A figure as SVG text, a function of what it shows alone."""
-    import matplotlib
-
-    text = io.StringIO()
-    # A fixed salt and no date.
-    with matplotlib.rc_context({"svg.hashsalt": "plan", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]

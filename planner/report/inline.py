@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-from planner.report.charts import COLOURS, DENSE, GRID, INK, MARK, PALE
+from planner.report.drawing import COLOURS, DENSE, GRID, INK, MARK, PALE
 
 #: Colour of a picture to the page's variable for it.
 VARIABLES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.plan import Plan, Row
-from planner.report.charts import COLOURS, DENSE, MARK, MARKERS, OTHER, PALE, PLAN, draw_level, new_figure, to_svg
+from planner.report.drawing import COLOURS, DENSE, MARK, MARKERS, OTHER, PALE, PLAN, draw_level, new_figure, to_svg
 
 
 def staircase(plan: Plan) -> str | None:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from planner.cli.show import command as show
 from planner.errors import PlanMismatchError, PlannerError
 from planner.profile import Profile
-from planner.report import charts
+from planner.report import charts, drawing
 from planner.report.inline import inline
 from planner.report.page import page, profile_page
 from tests.unit import report_documents as made
@@ -92,7 +92,7 @@ def test_what_documents_say_is_escaped(html):
 def test_colours_are_the_page_s_own(html):
     drawn = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
     assert "var(--series-1)" in drawn and "var(--ink)" in drawn
-    assert charts.PLAN not in drawn and charts.INK not in drawn
+    assert drawing.PLAN not in drawn and drawing.INK not in drawn
     for variable in set(re.findall(r"var\(--([\w-]+)\)", drawn)):
         assert html.count(f"--{variable}: ") == 2, f"--{variable} needs a light and a dark value"
 

@@ -42,7 +42,7 @@ def section(subject: Subject) -> Section:
     )
     if not values.get("attributed"):
         return Section("attribution", "Heads that carry the image", about, [_looked_at(subject)])
-    tables = [_quality(values), _needed(values), _top_heads(values), *_words(values)]
+    tables = [_quality(values), _needed(values), _top_heads(values), *(_words(values) if "words" in values else ())]
     return Section("attribution", "Heads that carry the image", about, _findings(subject), _pictures(subject), tables)
 
 

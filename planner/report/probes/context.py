@@ -17,6 +17,8 @@ _FLOWS = {
     "S_ct": "pruned text to answer", "S_vt": "image to answer", "S_ww": "all other pairs",
 }  # fmt: skip
 
+_RANKINGS = {"max": "largest over heads", "mean": "mean over heads", "random": "at random"}
+
 
 def section(subject: Subject) -> Section:
     """Accuracy over rates and lengths, the best rate with its fit, variants, entropy, visual dependency, flow."""
@@ -29,6 +31,11 @@ def section(subject: Subject) -> Section:
             lambda: _rates(values, lengths),
         ),
         Picture(_fit_caption(values), lambda: _best(values)),
+        Picture(
+            "Ranking by the largest or the mean attention over heads, at random, and pruning over fewer or more "
+            "layers, all at the default rate: first answer tokens that stay the dense model's.",
+            lambda: _compared(values, lengths),
+        ),
         Picture(
             "Visual dependency: attention of the answering token on the image, mean over layers and heads, against "
             "context length, with 95 % intervals. Longer contexts draw attention off the image; pruning gives some "
@@ -89,6 +96,16 @@ def _best(values: Mapping[str, Any]) -> str:
         curve = [(float(x), fit.rate(x)) for x in np.linspace(fit.shortest, fit.longest, 60)]
     return charts.points({"best rate measured": measured}, xlabel="context, tokens", ylabel="share dropped",
                          curve=curve, curve_name="quadratic fit", share=True)  # fmt: skip
+
+
+def _by_name(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Variants: rankings first, then depths."""
+    return sorted(values["variants"].items(), key=lambda variant: (variant[0] not in _RANKINGS, variant[0]))
+
+
+def _compared(values: Mapping[str, Any], lengths: list[int]) -> str:
+    drawn = {_RANKINGS.get(name, name): exact(series(one["agreement"]).value) for name, one in _by_name(values)}
+    return charts.lines(lengths, drawn, xlabel="context, tokens", ylabel="same first token", share=True)
 
 
 def _fit_caption(values: Mapping[str, Any]) -> str:
@@ -155,11 +172,11 @@ def _best_table(values: Mapping[str, Any], lengths: list[int]) -> Table:
 
 def _variants(values: Mapping[str, Any], lengths: list[int]) -> Table:
     rows = [
-        [name, *(f"{percent(agreement)} / {percent(right)}" if n else percent(agreement)
+        [_RANKINGS.get(name, name), *(f"{percent(agreement)} / {percent(right)}" if n else percent(agreement)
                  for agreement, right, n in zip(series(one["agreement"]).value,
                                                 series(one["first_token_accuracy"]).value,
                                                 [entry["n"] for entry in one["first_token_accuracy"]], strict=True))]
-        for name, one in sorted(values["variants"].items())
+        for name, one in _by_name(values)
     ]  # fmt: skip
     return Table(
         "Other ways to rank and other depths at the default rate: same first token / right first token",
