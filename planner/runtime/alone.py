@@ -243,4 +243,5 @@ def find_fast_form(tower: Any, loners: tuple[Loner, ...], layers: set[int]) -> N
         for index in sorted(layers):
             hook = loners[index].layer.register_forward_pre_hook(check(loners[index]), with_kwargs=True)
             hooks.callback(hook.remove)
-        tower(inputs_embeds=rows, use_cache=False)
+        # The mask says that nothing is padding: without one, GLM-4V of 4.57 looks for packed sequences and fails.
+        tower(inputs_embeds=rows, attention_mask=rows.new_ones(1, 3, dtype=torch.long), use_cache=False)

@@ -160,7 +160,8 @@ def save_processor(processor: LlavaProcessor, folder: Path) -> None:
     # Release 5 writes the name of its backend class, which release 4 does not know; both know this one.
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     # Both take named tokens of the model's own as a mapping; release 4 fails on the list that release 5 writes.
-    config["extra_special_tokens"] = config.pop("model_specific_special_tokens")
+    config["extra_special_tokens"] = {"image_token": processor.image_token}
+    config.pop("model_specific_special_tokens", None)
     # Release 4 would also give token types, which the model does not take.
     config["model_input_names"] = ["input_ids", "attention_mask"]
     path.write_text(json.dumps(dict(sorted(config.items())), indent=2) + "\n", encoding="utf-8")
