@@ -3,6 +3,8 @@
     handle = attach(model, schedule)
     model.generate(**inputs)
     handle.detach()
+
+Until then the model computes what the schedule says (`planner.runtime.hooks`); afterwards it is as it was.
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ def check_prompt(kwargs: dict[str, Any], past: int) -> None:
 def check_pixels(kwargs: dict[str, Any]) -> None:
     """Refuse pixel values that are not numbers.
 
+    One reduction a prompt, for which the host waits; it waits for the places of the visual tokens anyway.
+
     Raises:
         InputError: NaN or infinite pixels.
     """

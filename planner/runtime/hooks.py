@@ -115,7 +115,7 @@ class Execution:
         self._awaited = None
         if self._encoder is not None:
             self._encoder.forget()
-        if not brings_pixels(kwargs) or self.schedule.empty or past_length(kwargs.get("past_key_values")):
+        if self.schedule.empty or past_length(kwargs.get("past_key_values")):
             return kwargs
         guard.check_pixels(kwargs)
         layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
@@ -208,14 +208,10 @@ class Execution:
         prefill.close()
         self.last = prefill
         self.recall.remember(prefill.shallow)
-        hidden = output[0]
-        rows = prefill.streams.main
-        if rows.whole:
+        if prefill.streams.main.whole:
             return output
-        # Give every row its place back; dropped rows are zeros, so that logits line up with the prompt.
-        wide = hidden.new_zeros(hidden.shape[0], rows.length + 1, hidden.shape[-1])
-        target = torch.where(rows.filled, rows.index, rows.length).to(hidden.device)
-        wide = wide.scatter(1, target[..., None].expand_as(hidden), hidden)[:, :-1]
+        # Every row gets its place back, so that logits line up with the prompt.
+        wide = prefill.streams.main.restore(output[0])
         if isinstance(output, tuple):
             return (wide, *output[1:])
         output.last_hidden_state = wide

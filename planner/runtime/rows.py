@@ -87,6 +87,12 @@ class Rows:
         wide = torch.zeros(flags.shape[0], self.length + 1, dtype=torch.bool, device=flags.device)
         return wide.scatter_(1, torch.where(self.filled, self.index, self.length), flags)[:, :-1]
 
+    def restore(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[B, n, d]`` of the whole prompt from those of the slots, zeros for rows that are not held."""
+        wide = hidden.new_zeros(hidden.shape[0], self.length + 1, hidden.shape[-1])
+        target = torch.where(self.filled, self.index, self.length).to(hidden.device)
+        return wide.scatter(1, target[..., None].expand_as(hidden), hidden)[:, :-1]
+
     def pick(self, flags: Tensor) -> Tensor:
         """Flags given per prompt row, ``[B, n]``, per slot: ``[B, m]``, False in empty slots."""
         return flags.gather(1, self.index.clamp(min=0)) & self.filled

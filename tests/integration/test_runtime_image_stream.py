@@ -215,6 +215,20 @@ def test_pixels_may_stay_behind() -> None:
         logits(model, bare)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen3_vl"])
+def test_generating_without_pixels(family: str) -> None:
+    """Beams repeat every sample, its stream with it."""
+    model, inputs = tiny.model(family, layers=LAYERS), tiny.inputs(family, batch=2, images=2, left_pad=1, ragged=True)
+    stream = encoded(model, inputs)
+    bare = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3}
+    with torch.no_grad(), float64_throughout():
+        with attach(model, SCHEDULES[NAME]):
+            expected = model.generate(**inputs, **options)
+        with attach(model, SCHEDULES[NAME], image_stream=stream):
+            assert torch.equal(model.generate(**bare, **options), expected)
+
+
 def test_another_model_or_plan_is_refused() -> None:
     model, inputs = tiny.model("llava", layers=LAYERS), tiny.inputs("llava")
     stream = encoded(model, inputs)
