@@ -261,4 +261,6 @@ def _frozen(model: Any) -> Iterator[None]:
         yield
     finally:
         for parameter, needed in before:
-            parameter.requires_grad_(needed)
+            # Weights that accelerate offloads were made anew in inference mode, and can only be set there.
+            with torch.inference_mode(parameter.is_inference()):
+                parameter.requires_grad_(needed)

@@ -92,7 +92,17 @@ class Encoder:
         }
 
 
+def input_device(model: Any) -> torch.device:
+    """Where a model takes its inputs: its first device, or where accelerate runs it while its weights are offloaded."""
+    device: torch.device = model.device
+    if device.type != "meta":
+        return device
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    places = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((place for place in places if place is not None), "cpu"))
+
+
 def to_device(inputs: Inputs, model: Any) -> Inputs:
-    """Inputs on the model's first device, floating-point ones in its dtype."""
-    device, dtype = model.device, model.dtype
+    """Inputs where the model takes them, floating-point ones in its dtype."""
+    device, dtype = input_device(model), model.dtype
     return {k: v.to(device, dtype) if v.is_floating_point() else v.to(device) for k, v in inputs.items()}

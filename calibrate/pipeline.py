@@ -143,16 +143,17 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
 
 
 def _settings(options: Options, samples: SampleSet) -> dict[str, dict[str, Any]]:
-    """Probe settings, with masking curves on the proposing samples only where a decision is to follow.
+    """Probe settings, with masking curves on the proposing samples only where a decision may follow, now or later.
 
     Raises:
-        InputError: more samples were asked for.
+        InputError: a decision is to follow, and the curves were asked to see more samples.
     """
     settings = {name: dict(chosen) for name, chosen in options.settings.items()}
-    if options.decide and "masking" in options.probes:
+    if "masking" in options.probes and len(samples) >= LEAST_SAMPLES:
         masking = settings.setdefault("masking", {})
         masking.setdefault("samples", min(Masking.default_samples, _proposing(samples)))
-        _check_masking(masking["samples"] or Masking.default_samples, samples)
+        if options.decide and options.profile is None:
+            _check_masking(masking["samples"], samples)
     return settings
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from calibrate.encode import Encoder
+from calibrate.encode import Encoder, input_device
 from calibrate.estimate import announce
 from calibrate.identity import Model, identify
 from calibrate.measure import Job, measure
@@ -138,7 +138,7 @@ def _header(
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": metadata.version("transformers"),
-            "device": model.device.type,
+            "device": input_device(model).type,
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": str(model.config._attn_implementation),
             "batch_size": batch_size,
@@ -161,7 +161,7 @@ def _tell_spent(job: Job, say: Any) -> None:
         say(f"{name}: {seconds:.1f} s")
     if job.timing.forward_s:
         say(f"shared forward passes: {job.timing.forward_s:.1f} s")
-    rows, peak = sum(probe.table.nbytes for probe in job.probes.values()), peak_bytes(job.model.device)
+    rows, peak = sum(probe.table.nbytes for probe in job.probes.values()), peak_bytes(input_device(job.model))
     held = "" if peak is None else f", {peak / 2**20:.0f} MiB at the peak"
     say(f"memory: {rows / 2**20:.1f} MiB of rows{held}")
 

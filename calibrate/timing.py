@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from calibrate.encode import Inputs
+from calibrate.encode import Inputs, input_device
 from calibrate.execute import executing
 from planner.schedule import Schedule
 
@@ -39,5 +39,6 @@ def prefill_ms(model: Any, inputs: Inputs, schedules: Sequence[Schedule], rounds
 
 def synchronize(model: Any) -> None:
     """Wait until the model's accelerator has done what it was given."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    device = input_device(model)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import align_module_device
 
 from calibrate.attribution.masks import Ablation
 from calibrate.attribution.mean import Grid, MeanImage
@@ -84,10 +85,11 @@ class TextRows:
 
         The output embedding is linear, so that difference is one dot product with a fixed direction.
         """
-        weight = self._parts.head.weight
-        direction = weight[token].double() - weight.mean(dim=0, dtype=torch.float64)
-        bias = getattr(self._parts.head, "bias", None)
-        constant = 0.0 if bias is None else float(bias[token].double() - bias.double().mean())
+        with align_module_device(self._parts.head):  # fetches weights that accelerate has offloaded
+            weight = self._parts.head.weight
+            direction = weight[token].double() - weight.mean(dim=0, dtype=torch.float64)
+            bias = getattr(self._parts.head, "bias", None)
+            constant = 0.0 if bias is None else float(bias[token].double() - bias.double().mean())
         return (self.hidden(ablation).to(direction) @ direction + constant).cpu()
 
     def check(self, token: int) -> None:

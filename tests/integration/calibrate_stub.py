@@ -28,9 +28,6 @@ class Tokenizer:
         codes = [token - FIRST_TEXT for token in ids]
         return "".join(chr(code if code >= ord(" ") else code + LAST_TEXT - FIRST_TEXT) for code in codes)
 
-    def decode(self, ids: list[int]) -> str:
-        return " ".join(str(token) for token in ids)
-
     def batch_decode(self, ids: torch.Tensor, skip_special_tokens: bool = True) -> list[str]:
         return [" ".join(str(token) for token in row.tolist() if token != PAD) for row in ids]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,31 +14,37 @@ from calibrate.execute import accepted_first_tokens, divergence, executing, firs
 from calibrate.identity import identify
 from calibrate.load import load, reference_path
 from calibrate.pipeline import Options, calibrate_and_plan
+from calibrate.run import merge_states
 from calibrate.samples import Sample, load_samples
 from calibrate.search import Limits
+from calibrate.state import SUFFIX
 from calibrate.timing import prefill_ms
 from calibrate.trial import Bench
-from planner.errors import InputError
+from planner.errors import CalibrationError, InputError
 from planner.policies import VisiPruner
 
 PLAIN, DATA = reference_path("plain"), reference_path("easy_vqa")
 
 
+OPTIONS = Options(
+    model=str(PLAIN),
+    data=str(DATA / "calibration.jsonl"),
+    evaluation_data=str(DATA / "evaluation.jsonl"),
+    num_samples=48,
+    evaluation_samples=24,
+    settings={"masking": {"curves": ("alone_before", "masked_from")}},
+    limits=Limits(agreement=0.9, rank_by=("l2",), held_back_trials=8),
+    timing_rounds=1,
+)
+
+
+def quietly(options):
+    return calibrate_and_plan(options, echo=lambda line: None)
+
+
 @pytest.fixture(scope="module")
 def outcome():
-    return calibrate_and_plan(
-        Options(
-            model=str(PLAIN),
-            data=str(DATA / "calibration.jsonl"),
-            evaluation_data=str(DATA / "evaluation.jsonl"),
-            num_samples=48,
-            evaluation_samples=24,
-            settings={"masking": {"curves": ("alone_before", "masked_from")}},
-            limits=Limits(agreement=0.9, rank_by=("l2",), held_back_trials=8),
-            timing_rounds=1,
-        ),
-        echo=lambda line: None,
-    )
+    return quietly(OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +80,46 @@ def test_the_plan_is_cheaper_and_agrees(outcome):
 
 def test_masking_saw_only_the_proposing_samples(outcome):
     assert outcome.profile.probes["masking"].n == 12 and outcome.profile.probes["influence"].n == 48
+
+
+def test_shards_merged_and_decided_from_give_the_plan_of_one_process(outcome, tmp_path, monkeypatch):
+    for index in range(2):
+        shard = replace(OPTIONS, shard=(index, 2), out=tmp_path)
+        assert quietly(shard).profile is None
+    merged = merge_states(sorted(tmp_path.glob(f"*{SUFFIX}")))
+    assert merged == outcome.profile
+    merged.save(tmp_path / "profile.json")
+    monkeypatch.setattr("calibrate.pipeline.calibrate", lambda *a, **k: pytest.fail("measured again"))
+    found = quietly(replace(OPTIONS, profile=tmp_path / "profile.json", timing_rounds=0))
+    assert (found.decision, found.profile) == (outcome.decision, outcome.profile)
+    untimed = [row.model_copy(update={"prefill_ms": None}) for row in outcome.evaluation.rows]
+    assert list(found.evaluation.rows) == untimed
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"num_samples": 40}, r"profile\.json was measured on other samples: 48 of calibration\.jsonl.*--num-samples"),
+        ({"seed": 1}, "other samples"),
+        ({"model": str(reference_path("windowed"))}, "on the model reference/plain .* this one is reference/windowed"),
+    ],
+)
+def test_a_profile_of_something_else_decides_nothing(outcome, tmp_path, change, says):
+    outcome.profile.save(tmp_path / "profile.json")
+    with pytest.raises(CalibrationError, match=says):
+        quietly(replace(OPTIONS, profile=tmp_path / "profile.json", **change))
+
+
+def test_masking_curves_that_saw_deciding_samples_are_refused(outcome, tmp_path):
+    masking = outcome.profile.probes["masking"].model_copy(update={"n": 13})
+    probes = {**outcome.profile.probes, "masking": masking}
+    outcome.profile.model_copy(update={"probes": probes}).with_arrays(outcome.profile.arrays).sealed().save(
+        tmp_path / "profile.json"
+    )
+    with pytest.raises(InputError, match="of 48 only 12 propose"):
+        quietly(replace(OPTIONS, profile=tmp_path / "profile.json"))
+    with pytest.raises(InputError, match="of 48 only 12 propose"):
+        quietly(replace(OPTIONS, settings={"masking": {"samples": 13}}))
 
 
 def test_agreement_counts_and_stops_early(bench):

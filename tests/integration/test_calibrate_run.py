@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import accelerate
+import numpy as np
 import pytest
 import torch
 
@@ -314,8 +316,9 @@ def test_a_state_of_another_run_is_refused(chosen, tmp_path):
         run(chosen.choose(5), out=tmp_path, resume=True, probes=("influence",))
 
 
-def test_nan_activations_name_layer_and_sample(chosen):
-    built = stub.model(fresh=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nan_activations_name_layer_and_sample(chosen, dtype):
+    built = stub.model(dtype, fresh=True)
 
     def spoil(module, args, kwargs):
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
@@ -329,6 +332,21 @@ def test_nan_activations_name_layer_and_sample(chosen):
     with pytest.raises(CalibrationError, match=r"layer 2 .*samples\.jsonl:4") as caught:
         run(chosen, built, probes=("influence", "sinks"))
     assert "bfloat16" in caught.value.remedy
+
+
+def test_a_model_whose_weights_are_offloaded_is_measured_alike(unanswered, tmp_path):
+    built = stub.model(fresh=True)
+    accelerate.disk_offload(built, tmp_path, execution_device=torch.device("cpu"))
+    assert {parameter.device.type for parameter in built.parameters()} == {"meta"}
+    options = {
+        "probes": ("influence", "masking", "flip", "sink_masking", "attribution", "context"),
+        "settings": {**REQUESTED["settings"], "masking": {**SETTINGS["masking"], "samples": 2}},
+    }
+    found, whole = run(unanswered, built, **options), run(unanswered, **options)
+    assert found.environment == whole.environment
+    for name, array in whole.arrays.items():
+        # Alignment of memory decides how a product is rounded.
+        np.testing.assert_allclose(found.arrays[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 def test_a_bfloat16_model_is_measured_in_float32(chosen):

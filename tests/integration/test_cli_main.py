@@ -82,18 +82,42 @@ def test_export_and_validate(calibrated: Path, tmp_path: Path) -> None:
     assert load_plan(target).evidence is None
 
 
-def test_shards_merge_to_the_profile_of_one_process(tmp_path: Path) -> None:
-    probes = ("--probes", "influence,sinks", "--num-samples", 20, "--batch-size", 4, "--profile-only")
-    whole = plan("calibrate", *probes, "-o", tmp_path / "whole")
+MEASURE = ("calibrate", "--probes", "influence,sinks", "--num-samples", 20, "--batch-size", 4, "--profile-only")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The profile of one process."""
+    out = tmp_path_factory.mktemp("measured")
+    whole = plan(*MEASURE, "-o", out)
     assert whole.returncode == 0, whole.stderr
+    return (out / "profile.json").read_bytes()
+
+
+def test_shards_merge_to_the_profile_of_one_process(measured: bytes, tmp_path: Path) -> None:
     for index in range(2):
-        done = plan("calibrate", *probes, "--shard", f"{index}/2", "-o", tmp_path / "parts")
+        done = plan(*MEASURE, "--shard", f"{index}/2", "-o", tmp_path / "parts")
         assert done.returncode == 0, done.stderr
     states = sorted((tmp_path / "parts").glob("*.state.safetensors"))
     merged = plan("merge", *states, "-o", tmp_path / "merged" / "profile.json")
     assert merged.returncode == 0, merged.stderr
-    one, two = (json.loads((tmp_path / name / "profile.json").read_text()) for name in ("whole", "merged"))
-    assert one == two
+    assert (tmp_path / "merged" / "profile.json").read_bytes() == measured
+
+
+def test_torchrun_gives_the_profile_of_one_process(measured: bytes, tmp_path: Path) -> None:
+    script = tmp_path / "plan.py"
+    script.write_text("from planner.cli import main; main()")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    done = subprocess.run(
+        [*map(str, launch), *map(str, MEASURE), "-o", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "over 12 samples together in each of 2 processes" in done.stderr
+    assert (tmp_path / "out" / "profile.json").read_bytes() == measured
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""What the command line accepts and refuses around a calibration, without running a model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from planner import load_plan
+from planner.cli import cli
+from planner.errors import InputError
+from planner.policies import Context, parse
+from planner.profile import ProbeResult
+from tests.unit.test_calibrate_decide import profile
+
+#: ``rate = 0.0001 n + 0.1`` between 100 and 2,000 tokens.
+FIT = {"coefficients": [0.0, 1e-4, 0.1], "shortest": 100.0, "longest": 2000.0, "highest": 0.8, "r2": 1.0}
+
+
+def plan(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The profile of a model of 10 layers with 10 text tokens in its prompts, and a context probe."""
+    path = tmp_path_factory.mktemp("profile") / "profile.json"
+    values = {"fit": FIT, "layers": {"10 of 32": 3}}
+    whole = profile()
+    probes = {**whole.probes, "context": ProbeResult(n=4, settings={}, values=values)}
+    whole.model_copy(update={"probes": probes}).with_arrays(whole.arrays).sealed().save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--set", "masking.sample=3"), "Did you mean 'samples'"),
+        (("--set", "maskin.samples=3"), "Did you mean 'masking'"),
+        (("--set", "masking.samples=x"), "valid integer"),
+        (("--set", "masking"), "PROBE.KEY=VALUE"),
+        (("--set", "flip.samples=3"), "given for flip, which --probes does not choose"),
+        (("--profile", "p.json", "--probes", "influence"), "--probes cannot go with --profile"),
+        (("--profile", "p.json", "--shard", "0/2", "--resume"), "--resume, --shard cannot go with --profile"),
+    ],
+)
+def test_wrong_usage_of_calibrate(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    found = plan("calibrate", *arguments, "-o", tmp_path / "out")
+    assert found.exit_code == 2 and says in found.output.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--set", "masking.samples=0"), "cannot measure 0 samples"),
+        (("--set", "masking.samples=17", "--num-samples", 64), "of 64 only 16 propose"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_before_a_model_is_loaded(
+    arguments: tuple[object, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibrate.pipeline._load", lambda options: pytest.fail("a model was loaded"))
+    found = plan("calibrate", *arguments, "-o", tmp_path)
+    assert isinstance(found.exception, InputError) and says in str(found.exception)
+
+
+def test_probes_are_listed_with_their_settings() -> None:
+    rows = {row["probe"]: row for row in json.loads(plan("ls", "probes", "--format", "json").output)}
+    assert rows["attribution"]["settings"]["masks"] == "10000" and rows["attribution"]["runs"] == "on request"
+    assert rows["context"]["settings"]["lengths"] == "auto" and rows["prompt"]["settings"] == {}
+    assert "samples=32<br>curves=" in plan("ls", "probes", "--format", "md").output
+    assert "answer_tokens=8" in plan("ls", "probes").output
+
+
+def test_export_settles_an_automatic_rate_and_states_it(calibrated: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plan.json"
+    found = plan("export", calibrated, "--policy", "context:rate=auto", "--context-tokens", 400, "-o", out)
+    assert found.exit_code == 0, found.output
+    made = load_plan(out)
+    policy = parse(made.decision.policy)
+    assert isinstance(policy, Context) and policy.rate == pytest.approx(0.14)
+    assert (policy.layers, policy.protect) == (3, 10)
+    assert made.prediction[0].workload.text_tokens == 410 and made.prediction[0].prefill_ratio < 1
+    assert "rate=0.14" in found.output
+
+
+def test_report_names_the_automatic_rate(calibrated: Path) -> None:
+    found = plan(
+        "report", calibrated, "--policy", "context:rate=auto", "--text-tokens", 1010, "--context-tokens", 1000,
+        "--format", "json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert "context:rate=auto is context:layers=3,rate=0.2,protect=10" in found.stderr
+    rows = json.loads(found.stdout)["rows"]
+    assert rows[1]["policy"] == "context:rate=auto", "as given"
+    stated = plan(
+        "report", calibrated, "--policy", "context:layers=3,rate=0.2", "--text-tokens", 1010, "--context-tokens", 1000,
+        "--format", "json",
+    )  # fmt: skip
+    assert json.loads(stated.stdout)["rows"][1]["prefill_flops"] == rows[1]["prefill_flops"] < rows[0]["prefill_flops"]
+
+
+@pytest.mark.parametrize(
+    ("target", "says"), [("llava-1.5-7b", "none was given"), ("profile", "there is none. Give --context-tokens")]
+)
+def test_an_automatic_rate_without_profile_or_context(target: str, says: str, calibrated: Path) -> None:
+    found = plan("report", calibrated if target == "profile" else target, "--policy", "context:rate=auto")
+    assert isinstance(found.exception, InputError) and says in str(found.exception)
