@@ -46,11 +46,7 @@ def check_prompt(kwargs: dict[str, Any], past: int) -> None:
             "with a plan attached, a prompt needs input_ids: visual tokens cannot be told from embeddings",
             "Pass input_ids, or detach the plan",
         )
-    if past and any(kwargs.get(name) is not None for name in PIXELS):
-        raise RuntimeStateError(
-            "an image arrived in a later turn, with a KV cache that already holds a prompt",
-            "Give all images in the first prompt and no pixel values in later turns, or detach the plan",
-        )
+    check_turn(kwargs, past)
     cache = kwargs.get("past_key_values")
     if past == 0 and getattr(cache, "is_compileable", False):
         raise RuntimeStateError(
@@ -67,6 +63,19 @@ def check_prompt(kwargs: dict[str, Any], past: int) -> None:
         raise RuntimeStateError(
             "the prompt arrives in chunks (the attention mask is longer than the input), which a plan cannot prune",
             "Unset prefill_chunk_size",
+        )
+
+
+def check_turn(kwargs: dict[str, Any], past: int) -> None:
+    """Refuse images after the first turn.
+
+    Raises:
+        RuntimeStateError: there are some, and the cache holds a prompt.
+    """
+    if past and any(kwargs.get(name) is not None for name in PIXELS):
+        raise RuntimeStateError(
+            "an image arrived in a later turn, with a KV cache that already holds a prompt",
+            "Give all images in the first prompt and no pixel values in later turns, or detach the plan",
         )
 
 

@@ -115,7 +115,9 @@ class Execution:
         self._awaited = None
         if self._encoder is not None:
             self._encoder.forget()
-        if self.schedule.empty or past_length(kwargs.get("past_key_values")):
+        past = past_length(kwargs.get("past_key_values"))
+        guard.check_turn(kwargs, past)
+        if self.schedule.empty or past:
             return kwargs
         guard.check_pixels(kwargs)
         layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))

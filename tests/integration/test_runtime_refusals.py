@@ -100,6 +100,10 @@ def test_an_image_in_a_later_turn() -> None:
         model(**inputs, past_key_values=cache)
         with pytest.raises(RuntimeStateError, match="later turn"):
             model(**{**inputs, "attention_mask": None}, past_key_values=cache)
+        both = torch.cat([inputs["input_ids"], inputs["input_ids"]], dim=1)
+        later = {"input_ids": both, "attention_mask": torch.ones_like(both), "pixel_values": inputs["pixel_values"]}
+        with pytest.raises(RuntimeStateError, match="later turn"):
+            model.generate(**later, past_key_values=cache, max_new_tokens=2)
 
 
 def test_embeddings_in_place_of_token_ids() -> None:
