@@ -185,7 +185,11 @@ def _mllama(layers: int) -> Config:
         "intermediate_layers_indices": [0, 2],
         "vision_output_dim": 48,
     }
-    decoder = text(layers, cross_attention_layers=[layer for layer in range(layers) if layer % 3 == 1])
+    decoder = text(
+        layers,
+        cross_attention_layers=[layer for layer in range(layers) if layer % 3 == 1],
+        rope_scaling={"rope_type": "default"},
+    )
     return {"vision_config": vision, "text_config": decoder, "image_token_index": IMAGE}
 
 

@@ -1,0 +1,1 @@
+"""What works on which release of transformers: `python -m tests.compatibility`."""
