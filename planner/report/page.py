@@ -100,8 +100,8 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
         dense, planned = rows[0], rows[1]
         tiles.append((f"{planned.decoder_flops_ratio:.0%}", "of the dense decoder FLOPs"))
         if planned.accuracy and dense.accuracy:
-            tiles.append((f"{planned.accuracy.value:.1%}", f"accuracy (dense {dense.accuracy.value:.1%})"))
-        tiles.append((f"{planned.agreement.value:.1%}", f"agreement with dense ({share(planned.agreement)})"))
+            tiles.append((_tenths(planned.accuracy.value), f"accuracy (dense {_tenths(dense.accuracy.value)})"))
+        tiles.append((_tenths(planned.agreement.value), f"agreement with dense ({share(planned.agreement)})"))
         tiles.append((f"{planned.kv_cache_ratio:.0%}", "of the dense KV cache"))
         if planned.prefill_ms and dense.prefill_ms:
             tiles.append((f"{planned.prefill_ms / dense.prefill_ms:.0%}", "of the dense prefill time, measured"))
@@ -109,6 +109,11 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
         tiles.append((f"{plan.prediction[0].prefill_ratio:.0%}", "of the dense prefill FLOPs (predicted)"))
         tiles.append((f"{plan.prediction[0].kv_cache_ratio:.0%}", "of the dense KV cache (predicted)"))
     return tiles
+
+
+def _tenths(share: float) -> str:
+    """A share in tenths of a percent, rounded as the table below rounds it: 0.9925 is 0.993 there."""
+    return f"{round(share, 3):.1%}"
 
 
 def _profile_tiles(profile: Profile) -> list[tuple[str, str]]:

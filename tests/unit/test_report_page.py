@@ -192,3 +192,13 @@ def test_show_puts_a_plan_and_its_profile_on_one_page(tmp_path, profile_path):
     assert run("--format", "json").exit_code == 2
     make_plan().save(tmp_path / "plan.json")
     assert isinstance(run().exception, PlanMismatchError)
+
+
+def test_tiles_round_as_the_table_does():
+    evidence = make_plan().evidence
+    assert evidence is not None
+    share = evidence.rows[0].agreement.model_copy(update={"value": 0.9925})
+    row = evidence.rows[0].model_copy(update={"accuracy": share, "agreement": share})
+    plan = make_plan().model_copy(update={"evidence": evidence.model_copy(update={"rows": (*evidence.rows, row)})})
+    text = page(plan)
+    assert "<b>99.3%</b>" in text and "0.993 (" in text and "99.2%" not in text
