@@ -71,8 +71,11 @@ class ImageStream:
         """Refuse a model or a plan for which nothing is here.
 
         Raises:
+            InputError: nothing is here at all.
             PlanMismatchError: naming which of the two differs.
         """
+        if not self.images:
+            raise InputError("the image stream holds no image", "Encode one with plan.encode_image")
         if not any(key.model == model for key in self.images):
             raise PlanMismatchError(
                 "the image stream was made by another model (its configuration, weights or precision differ)",

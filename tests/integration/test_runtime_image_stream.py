@@ -199,6 +199,20 @@ def test_saving_and_loading_is_identity(tmp_path: Path) -> None:
         assert all(torch.equal(states[layer], loaded.images[key][layer]) for layer in (0, 3))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Two bytes an element, in memory and through a file."""
+    model, inputs = tiny.model("llava", layers=LAYERS, dtype=dtype), tiny.inputs("llava", dtype=dtype)
+    stream = plan_for(model, SCHEDULES[NAME]).encode_image(model, **inputs)
+    assert stream.bytes == 2 * 16 * 32 * 2
+    stream.save(tmp_path / "streams")
+    with torch.no_grad():
+        with attach(model, SCHEDULES[NAME]):
+            expected = model(**inputs).logits
+        with attach(model, SCHEDULES[NAME], image_stream=ImageStream.load(tmp_path / "streams")):
+            assert torch.equal(model(**inputs).logits, expected)
+
+
 def test_pixels_may_stay_behind() -> None:
     """With the stream of just the prompt's images the pixels are not needed; generation goes on as with them."""
     model, inputs = tiny.model("llava", layers=LAYERS), tiny.inputs("llava", images=2)
@@ -264,6 +278,8 @@ def test_what_has_no_stream_is_refused() -> None:
         plan_for(model, SCHEDULES[NAME]).encode_image(model, **tiny.inputs("llava", images=0))
     with pytest.raises(InputError, match="two ways"):
         attach(model, SCHEDULES[NAME], image_stream=stream, image_cache=ImageCache())
+    with pytest.raises(InputError, match="holds no image"):
+        attach(model, SCHEDULES[NAME], image_stream=ImageCache().stream())
 
 
 def test_what_is_not_a_stream_file_is_refused(tmp_path: Path) -> None:
