@@ -226,6 +226,23 @@ class Schedule(_Frozen):
             for stage in self.stages
         )
 
+    def image_stream_layers(self, deepstack: int = 0) -> float:
+        """How many first layers' visual rows depend on the image alone, so that they can be kept for its next
+        question; 0 where there are none.
+
+        Args:
+            deepstack: layers after which the model adds further features of the vision encoder; they all have to be
+                among these layers, for the encoder does not run again.
+        """
+        depth: float = 0
+        for stage in self.stages if self.entry is None else ():
+            if stage.visual_attention != "self" or stage.redistribute is not None:
+                break
+            depth = stage.last
+            if any(select.of == "visual" for select in stage.selects):
+                break
+        return depth if depth >= deepstack else 0
+
     def stage_of(self, layer: int) -> Stage:
         """The stage that holds a layer.
 

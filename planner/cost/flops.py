@@ -139,6 +139,8 @@ def cost(
         ScheduleError: the schedule has another number of layers than the model.
     """
     rule = _check(spec, schedule, convention, head, alone)
+    if workload.image_stream_cached and not schedule.image_stream_layers(spec.decoder.deepstack):
+        workload = workload.model_copy(update={"image_stream_cached": False})  # this schedule has none
     segments = lay(schedule, workload, rounds=rule.real)
     cells = cells_of(spec, segments)
     generic = alone == "generic"

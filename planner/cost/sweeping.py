@@ -84,6 +84,7 @@ def sweep(
         raise InputError(f"policy '{policy}' cannot be swept", f"Policies: {', '.join(POLICIES)}")
     layout, names = POLICIES[policy]
     arrays = _arrays(policy, names, parameters)
+    workload = _image_stream(spec, workload, policy, arrays)
     top = cost(spec, workload, dense(spec.layers), convention_name)
     huge = max(top.prefill_flops, 2 * workload.batch * top.decode_flops_per_token) > SAFE
     count = len(next(iter(arrays.values())))
@@ -108,6 +109,21 @@ def sweep(
         prefill_ms=times.get("prefill_ms"),
         decode_ms=times.get("decode_ms"),
     )
+
+
+def _image_stream(spec: ModelSpec, workload: Workload, policy: str, arrays: dict[str, Array]) -> Workload:
+    """The workload as every schedule of the sweep meets it: only blind shallow layers leave an image stream behind."""
+    if not workload.image_stream_cached:
+        return workload
+    if policy != "visipruner":
+        return workload.model_copy(update={"image_stream_cached": False})
+    least = max(1, spec.decoder.deepstack)
+    if (arrays["filter"] < least).any():
+        raise InputError(
+            f"a plan with fewer than {least} shallow layers has no image stream that could be cached",
+            f"Choose filter of {least} or more, or sweep without image_stream_cached",
+        )
+    return workload
 
 
 class _Fixed:

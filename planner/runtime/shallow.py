@@ -38,21 +38,10 @@ class Extent:
         """The extent of a schedule.
 
         Args:
-            deepstack: layers after which the model adds further features of the vision encoder; they all have to be
-                shallow, for the encoder does not run again.
+            deepstack: as for `Schedule.image_stream_layers`.
         """
-        depth, read = 0, set()
-        if schedule.entry is None:
-            for stage in schedule.stages:
-                if stage.visual_attention != "self" or stage.redistribute is not None:
-                    break
-                if stage.text_to_visual != "none":
-                    read |= set(range(int(stage.first), int(stage.last)))
-                depth = int(stage.last)
-                if any(select.of == "visual" for select in stage.selects):
-                    break
-        if depth < deepstack:
-            return cls(0, frozenset())
+        depth = int(schedule.image_stream_layers(deepstack))
+        read = {layer for layer in range(depth) if schedule.stage_of(layer).text_to_visual != "none"}
         return cls(depth, frozenset(read | ({depth} if depth and depth < schedule.layers else set())))
 
     def __str__(self) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from planner.cost import cost
+from planner.cost import cost, sweep
+from planner.errors import InputError
 from planner.policies import parse
 from planner.schedule import dense
 from planner.spec import ModelSpec
@@ -219,3 +221,32 @@ def test_a_probe_pays_its_projections_and_saves_the_layer() -> None:
     assert probed.prefill["selector"] == 2 * (2 * rows * d * d + d * d + d * rows)
     assert probed.visual_tokens_per_layer[3] == 10
     assert probed.prefill_flops < price("llava-1.5-7b", "visipruner:filter=3,keep=10,exit=6").prefill_flops
+
+
+@pytest.mark.parametrize("policy", ["dense", "fastv:k=2,ratio=0.75", "visipruner:filter=0,keep=10,exit=24"])
+def test_a_plan_without_an_image_stream_pays_for_the_encoder_at_every_question(policy):
+    again = PROMPT.model_copy(update={"image_stream_cached": True})
+    first, second = price("llava-1.5-7b", policy, workload=PROMPT), price("llava-1.5-7b", policy, workload=again)
+    assert second.prefill == first.prefill and first.prefill["vision"] > 0
+
+
+@pytest.mark.parametrize(("layers", "streamed"), [(2, False), (3, True)])
+def test_an_image_stream_holds_all_layers_that_deepstack_adds_to(layers, streamed):
+    spec = ModelSpec.from_config("llava-1.5-7b")
+    spec = replace(spec, decoder=replace(spec.decoder, deepstack=3))
+    again = PROMPT.model_copy(update={"image_stream_cached": True})
+    schedule = parse(f"visipruner:filter={layers},keep=10,exit=24").schedule(spec)
+    assert (cost(spec, again, schedule).prefill["vision"] == 0) is streamed
+
+
+def test_a_sweep_over_cached_image_streams_leaves_plans_without_one_out():
+    again = PROMPT.model_copy(update={"image_stream_cached": True})
+    spec = ModelSpec.from_config("llava-1.5-7b")
+    found = sweep(spec, again, "visipruner", filter=[1, 8], keep=10, exit=24)
+    expected = [price("llava-1.5-7b", f"visipruner:filter={f},keep=10,exit=24", workload=again) for f in (1, 8)]
+    assert list(found.prefill_flops) == [one.prefill_flops for one in expected]
+    with pytest.raises(InputError, match="image stream"):
+        sweep(spec, again, "visipruner", filter=[0, 8], keep=10, exit=24)
+    assert list(sweep(spec, again, "fastv", k=2, ratio=0.5).prefill_flops) == [
+        price("llava-1.5-7b", "fastv:k=2,ratio=0.5", workload=PROMPT).prefill_flops
+    ]
