@@ -188,20 +188,21 @@ _CHECKS = (("alone_before", "filter", "hiding the image before"), ("masked_from"
 
 
 def contradictions(masking: ProbeResult, influence: ProbeResult, limit: float) -> list[str]:
-    """What the curves say against the filter and exit layers that influence suggests, one sentence each.
+    """What the curves say against the filter and exit layers that influence suggests, one sentence for each layer.
 
     A layer is contradicted when even the upper end of the curve's interval there lies below the limit.
     """
     found = []
-    for level, stage in influence.values.get("suggested", {}).items():
-        for curve, key, what in _CHECKS:
-            points = masking.values.get(curve)
-            if points is None or stage[key] not in points["k"]:
-                continue
-            agreement = points["agreement"][points["k"].index(stage[key])]
-            if agreement["high"] < limit:
+    for curve, key, what in _CHECKS:
+        points = masking.values.get(curve, {"k": []})
+        shares: dict[int, list[str]] = {}
+        for level, stage in influence.values.get("suggested", {}).items():
+            shares.setdefault(stage[key], []).append(level)
+        for layer, levels in shares.items():
+            agreement = points["agreement"][points["k"].index(layer)] if layer in points["k"] else None
+            if agreement is not None and agreement["high"] < limit:
                 found.append(
-                    f"influence suggests {key} layer {stage[key]} for a share {level} of the samples, but {what} "
-                    f"layer {stage[key]} keeps only {agreement['value']:.3f} of the dense model's answers"
+                    f"influence suggests {key} layer {layer} for a share of {' or '.join(levels)} of the samples, but "
+                    f"{what} layer {layer} keeps only {agreement['value']:.3f} of the dense model's answers"
                 )
     return found

@@ -86,7 +86,7 @@ class TextRows:
         The output embedding is linear, so that difference is one dot product with a fixed direction.
         """
         with align_module_device(self._parts.head):  # fetches weights that accelerate has offloaded
-            weight = self._parts.head.weight
+            weight: torch.Tensor = self._parts.head.weight
             direction = weight[token].double() - weight.mean(dim=0, dtype=torch.float64)
             bias = getattr(self._parts.head, "bias", None)
             constant = 0.0 if bias is None else float(bias[token].double() - bias.double().mean())

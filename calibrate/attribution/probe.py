@@ -140,7 +140,8 @@ class AttributionProbe(ExecutedProbe):
             return found
 
         def column(name: str) -> Array:
-            return self.table.column(name)[done]
+            of_all = self.table.column(name)
+            return of_all.compress(done, axis=0)
 
         coefficients = column("coefficients")
         heads = coefficients.shape[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -24,12 +25,13 @@ def mean_cosines(
     None where there is no such pair.
     """
     table = cosines(coefficients)
-    one, other = np.triu_indices(len(table), k=1)
-    same_prompt = np.asarray([prompts[a] == prompts[b] for a, b in zip(one, other, strict=True)], bool)
-    same_image = np.asarray([images[a] == images[b] for a, b in zip(one, other, strict=True)], bool)
-    pairs = table[one, other]
+    # In the order of NumPy's upper triangle.
+    indices = list(itertools.combinations(range(len(table)), 2))
+    same_prompt = np.array([prompts[a] == prompts[b] for a, b in indices], np.bool_)
+    same_image = np.array([images[a] == images[b] for a, b in indices], np.bool_)
+    pairs = table[np.triu_indices(len(table), k=1)]
     chosen = {
-        "all": np.ones(len(pairs), bool),
+        "all": np.ones(len(pairs), np.bool_),
         "same_prompt": same_prompt & ~same_image,
         "same_image": same_image & ~same_prompt,
     }

@@ -84,14 +84,14 @@ class FlopCounter:
             register_module_forward_pre_hook(self._enter_module),
             register_module_forward_hook(self._leave_module, always_call=True),
         ]
-        self._counter.__enter__()  # type: ignore[no-untyped-call]
+        self._counter.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._counter.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+            self._counter.__exit__(kind, error, trace)
         finally:
             for hook in self._hooks:
                 hook.remove()

@@ -17,7 +17,9 @@ from calibrate.samples import Sample, SampleSet
 from calibrate.sink_masking import SinkMasking
 from calibrate.sinks import Sinks, default_tau
 from calibrate.sparsity import Sparsity
+from calibrate.stats import proportion
 from calibrate.value_norms import ValueNorms
+from planner.profile import ProbeResult
 from planner.runtime import observe
 from tests import tiny
 from tests.float64 import float64_throughout
@@ -295,16 +297,36 @@ def test_masking_finds_the_layer_after_which_the_image_is_ignored():
 
 
 def test_masking_contradicts_influence_in_words():
-    built = model()
-    masking = Masking(samples=BATCH, curves=("alone_before", "masked_from"))
-    masking.run(batch_of(built, inputs()))
-    (influence,) = measure([Influence()], built)
-    found = influence.result()
-    stages = {"0.5": {"filter": 2, "keep": 3, "exit": 1}}
-    planted = found.model_copy(update={"values": {**found.values, "suggested": stages}})
-    notes = contradictions(masking.result(), planted, limit=1.0)
-    assert any("exit layer 1" in note for note in notes)
-    assert contradictions(masking.result(), planted, limit=0.0) == []
+    def point(hits, n=100):
+        return proportion(hits, n)
+
+    curves = {
+        "alone_before": {"k": [1, 2, 3], "agreement": [point(100), point(80), point(60)]},
+        "masked_from": {"k": [0, 1, 2], "agreement": [point(10), point(90), point(100)]},
+    }
+    masking = ProbeResult(n=100, settings={}, values=curves)
+    suggested = {
+        "0.5": {"filter": 3, "keep": 5, "exit": 1},
+        "0.75": {"filter": 2, "keep": 8, "exit": 2},
+        "0.9": {"filter": 2, "keep": 9, "exit": 2},
+        "0.95": {"filter": 0, "keep": 9, "exit": 3},  # nothing is hidden before layer 0, nothing gone after the last
+    }
+    influence = ProbeResult(n=100, settings={}, values={"suggested": suggested})
+    keeps = "keeps only {} of the dense model's answers".format
+    assert contradictions(masking, influence, limit=0.98) == [
+        f"influence suggests filter layer 3 for a share of 0.5 of the samples, but hiding the image before layer 3 "
+        f"{keeps('0.600')}",
+        f"influence suggests filter layer 2 for a share of 0.75 or 0.9 of the samples, but hiding the image before "
+        f"layer 2 {keeps('0.800')}",
+        f"influence suggests exit layer 1 for a share of 0.5 of the samples, but dropping it from layer 1 "
+        f"{keeps('0.900')}",
+    ]
+    # 80 of 100 are compatible with 0.86 (Wilson's upper end is 0.867), 60 of 100 are not.
+    assert [note.split(" for ")[0] for note in contradictions(masking, influence, limit=0.86)] == [
+        "influence suggests filter layer 3"
+    ]
+    assert contradictions(masking, influence, limit=0.5) == []
+    assert contradictions(ProbeResult(n=0, settings={}, values={}), influence, limit=0.98) == []
 
 
 def test_hiding_sinks_and_hiding_as_many_others():
