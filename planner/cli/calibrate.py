@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.options import LOADING, loading
+from planner.cli.options import LOADING, loading, sampling
 
 if TYPE_CHECKING:
     from calibrate.pipeline import Options, Outcome
@@ -38,16 +38,11 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 @click.argument("model", required=False)
 @click.option("--data", help="Calibration samples: JSONL, an image folder, or a datasets id.")
 @click.option("--eval-data", help="Samples for the final comparison, never used to decide.")
-@click.option("--prompt", help="The question for every image of a folder.")
-@click.option("--image-column", default="image", show_default=True, help="Columns of a datasets id.")
-@click.option("--prompt-column", default="prompt", show_default=True)
-@click.option("--answer-column", default="answer", show_default=True)
-@click.option("--split", default="test", show_default=True, help="Split of a datasets id.")
 @click.option("--num-samples", type=click.IntRange(1), help="Draw this many calibration samples. [default: all]")
 @click.option("--eval-samples", type=click.IntRange(1), help="Draw this many evaluation samples. [default: all]")
 @click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--probes", help="Comma-separated; `plan ls probes` names them.")
+@click.option("--probes", help="Comma-separated, or all; `plan ls probes` names them.")
 @click.option(
     "--set",
     "settings",
@@ -71,6 +66,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("calibration"), show_default=True)
 @click.option("--format", "fmt", type=click.Choice(["table", "md", "json"]), default="table", show_default=True)
 @click.option("-v", "--verbose", is_flag=True, help="Tell each candidate as it is tried.")
+@sampling
 @loading
 def command(
     model: str | None,
@@ -99,11 +95,11 @@ def command(
     plan.json and report.html into --out, and prints the comparison.
     """
     from calibrate.pipeline import Options, calibrate_and_plan
-    from calibrate.probe import DEFAULT
+    from calibrate.probe import DEFAULT, REGISTRY
     from calibrate.samples import Columns
     from calibrate.search import Limits
 
-    chosen = tuple(probes.split(",")) if probes else DEFAULT
+    chosen = tuple(REGISTRY) if probes == "all" else tuple(probes.split(",")) if probes else DEFAULT
     measuring = {"--probes": probes, "--set": settings, "--profile-only": profile_only, "--resume": rest["resume"]}
     clash = [name for name, value in {**measuring, "--shard": rest["shard"] != (0, 1)}.items() if value]
     if rest["profile"] is not None and clash:
@@ -147,19 +143,21 @@ def _writable(out: Path | None) -> None:
 def _write(options: Options, outcome: Outcome, fmt: str) -> None:
     from calibrate.freeze import freeze
     from planner.document import canonical, write_atomic
-    from planner.report.page import page
+    from planner.report.page import page, profile_page
     from planner.report.plan_view import describe
 
     profile, out = outcome.profile, options.out
     if profile is None or out is None:
         return
     profile.save(out / "profile.json")
-    written = ["profile.json"]
+    written = ["profile.json", "report.html"]
     if outcome.decision is not None:
         plan: Plan = freeze(outcome, options.seed)
         plan.save(out / "plan.json")
         write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials))
-        written += ["plan.json", "report.html"]
+        written.append("plan.json")
         click.echo(canonical(plan.content()) if fmt == "json" else describe(plan, fmt), nl=fmt != "json")
+    else:
+        write_atomic(out / "report.html", profile_page(profile))
     took = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())
     click.echo(f"wrote {', '.join(written)} into {out} ({took})", err=True)

@@ -13,7 +13,8 @@ import click
 def command(shards: tuple[Path, ...], out: Path) -> None:
     """Unite SHARDS (states written by `plan calibrate --shard i/n`) into the profile one process would have made.
 
-    `plan calibrate MODEL --profile PROFILE` then decides on a plan, on one machine.
+    `plan calibrate MODEL --profile PROFILE` then decides on a plan, on one machine; `plan show PROFILE` shows what was
+    measured.
     """
     from calibrate.run import merge_states
 
