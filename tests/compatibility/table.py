@@ -22,6 +22,9 @@ Made by `python -m tests.compatibility --out reports/compatibility.md`, with tin
 
 A family that lacks a part which a plan needs is *refused*, with the reason. What fails without a plan just the same is
 the release's own fault, noted with a number.
+
+Not in the table: decoding over fixed shapes as one compiled graph (`planner.runtime.fix`) is tested with the newest
+release. `torch.compile` gives up with an error on the masks of 4.57, and of 5.2 for some families.
 """
 
 

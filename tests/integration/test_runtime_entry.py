@@ -184,6 +184,30 @@ def test_scores_are_the_mean_over_a_token_s_patches(family: str, attn: str) -> N
     assert not found[~layout.visual].any()
 
 
+def test_shrunken_images_rank_by_interpolated_scores() -> None:
+    """LLaVA-OneVision shrinks large images: 3 x 6 patches to 2 x 4 tokens, bilinear, corners not aligned."""
+    model, inputs = tiny.model("llava_onevision", fresh=True), tiny.inputs("llava_onevision")
+    model.config.vision_aspect_ratio = "anyres_max_1"
+    # A base view of 9, and 2 rows of 4 with a newline instead of 3 rows of 6 with one.
+    surplus = (inputs["input_ids"][0] == model.config.image_token_id).nonzero()[:11, 0]
+    kept = torch.ones(inputs["input_ids"].shape[1], dtype=torch.bool).index_fill(0, surplus, False)
+    inputs |= {name: inputs[name][:, kept] for name in ("input_ids", "attention_mask")}
+    base, left, right = (received(weights) for weights in attention_maps(model, inputs, -1))
+    grid = torch.cat([left.reshape(3, 3), right.reshape(3, 3)], dim=1)
+    expected = base.tolist()
+    for row in (0.25, 1.75):
+        for column in (0.25, 1.75, 3.25, 4.75):
+            (i, y), (j, x) = divmod(row, 1), divmod(column, 1)
+            near = grid[int(i) : int(i) + 2, int(j) : int(j) + 2]
+            expected.append(float(torch.tensor([1 - y, y]).double() @ near @ torch.tensor([1 - x, x]).double()))
+        expected.append(0.0)
+    layout = read(inputs["input_ids"], find_parts(model).visual_ids, inputs["attention_mask"])
+    scores = EncoderScores(model)
+    with torch.no_grad(), float64_throughout(), scores.watching():
+        model(**inputs)
+    assert (scores.take(layout)[layout.visual] - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-12
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_best_patches_survive(family: str) -> None:
     """Every token is ranked within its own sample."""
