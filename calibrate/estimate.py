@@ -16,8 +16,8 @@ from planner.profile import PromptShape
 def announce(job: Job, units: Sequence[range], processes: int, say: Callable[[str], None]) -> None:
     """Tell what is left to measure: one line for the one-pass probes together, one for each other probe, and the sum.
 
-    Seconds are those of an ordinary forward pass of the first batch, measured here, times the work that is left. They
-    leave out what stops early or drops tokens, so most probes take less.
+    Seconds are those of an ordinary forward pass of the first batch, measured here, times the work that is left: right
+    to a factor of two or so, for some probes stop early or drop tokens, and some take samples one by one.
 
     Args:
         units: those of this process.
@@ -42,8 +42,8 @@ def announce(job: Job, units: Sequence[range], processes: int, say: Callable[[st
             seconds = left[name] * probe.work(job.known.layers, prompt) * sample_s
             total_s += seconds
             passes = f"{probe.forwards(job.known.layers)} forward passes over {left[name]} samples"
-            say(f"{name}: {passes}{each}, up to about {_time(seconds)}")
-    say(f"in all up to about {_time(total_s)}, by a forward pass of {1000 * sample_s:.1f} ms per sample")
+            say(f"{name}: {passes}{each}, about {_time(seconds)}")
+    say(f"in all about {_time(total_s)}, by a forward pass of {1000 * sample_s:.1f} ms per sample")
 
 
 def _sample_s(batch: Batch) -> float:
