@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from calibrate.search import decoder_flops
 from planner.errors import InputError
-from planner.policies import FastV, FitPrune, Policy, PreLLM, PyramidDrop, Random, SparseVLM
+from planner.policies import Composition, FastV, FitPrune, Policy, PreLLM, PyramidDrop, Random, SparseVLM
 from planner.policies.base import nearest
 from planner.schedule import Schedule
 from planner.spec import ModelSpec
@@ -63,7 +63,7 @@ class EqualCost:
         self.budget_flops = mean_flops(spec, schedule, shapes)
         self._mean = _mean_workload(shapes)
 
-    def schedule(self, policy: Policy) -> Schedule:
+    def schedule(self, policy: Policy | Composition) -> Schedule:
         """A policy on this model; budgets in tokens are those of the mean prompt."""
         return policy.schedule(self.spec, self._mean)
 

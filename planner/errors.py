@@ -1,16 +1,16 @@
 """Every error this project raises on purpose.
 
-    PlannerError                 a refusal: one line of cause, one line of remedy, exit status 1
-    ├── InputError               an argument, a file or a size that makes no sense
-    │   └── SampleError          a calibration or evaluation sample cannot be used (names file and line)
-    ├── UnsupportedModelError    a model lacks a part that is needed; the part is named
-    ├── ScheduleError            stages that contradict each other
-    ├── PlanError                a plan or profile document cannot be used
-    │   ├── PlanDigestError      it was changed after it was written
-    │   ├── PlanVersionError     it was written by a newer schema
-    │   └── PlanMismatchError    it was made for another model
-    ├── RuntimeStateError        the model or its cache is in a state in which a plan cannot be applied
-    └── CalibrationError         measuring went wrong (NaN activations, corrupt resume state, too few samples)
+PlannerError                 a refusal: one line of cause, one line of remedy, exit status 1
+├── InputError               an argument, a file or a size that makes no sense
+│   └── SampleError          a calibration or evaluation sample cannot be used (names file and line)
+├── UnsupportedModelError    a model lacks a part that is needed; the part is named
+├── ScheduleError            stages that contradict each other
+├── PlanError                a plan or profile document cannot be used
+│   ├── PlanDigestError      it was changed after it was written
+│   ├── PlanVersionError     it was written by a newer schema
+│   └── PlanMismatchError    it was made for another model
+├── RuntimeStateError        the model or its cache is in a state in which a plan cannot be applied
+└── CalibrationError         measuring went wrong (NaN activations, corrupt resume state, too few samples)
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The frozen plan: which tokens a model may drop where, what that saves, and what accuracy it was measured to keep.
 
-    plan.json
-    ├── model         what the plan fits; a runtime refuses any other model
-    ├── decision      policy and schedule: the only block the runtime reads
-    ├── prediction    dense against planned cost, per workload and convention (analytic, exact)
-    ├── evidence      what was measured, on which samples, beside which baselines; absent if nothing was
-    ├── created_with  versions
-    └── plan_sha256   over all of the above: an edited plan is refused, a new one costs one command
+plan.json
+├── model         what the plan fits; a runtime refuses any other model
+├── decision      policy and schedule: the only block the runtime reads
+├── prediction    dense against planned cost, per workload and convention (analytic, exact)
+├── evidence      what was measured, on which samples, beside which baselines; absent if nothing was
+├── created_with  versions
+└── plan_sha256   over all of the above: an edited plan is refused, a new one costs one command
 """
 
 from __future__ import annotations
