@@ -75,7 +75,10 @@ def load(
     if device_map is not None:
         settings["device_map"] = device_map
     with _quiet_unless_terminal():
-        model = _attempt(source, AutoModelForImageTextToText.from_pretrained, **settings)
+        model, loading = _attempt(
+            source, AutoModelForImageTextToText.from_pretrained, output_loading_info=True, **settings
+        )
+    _check_complete(source, loading)
     if device_map is None:
         model = model.to(where)
     return Loaded(model.eval(), _processor(source, config, hub), _identity(source), revision)
@@ -125,6 +128,16 @@ def _check_vision_language(source: str, config: Any) -> None:
         f"{source} is a '{config.model_type}' model, not a vision-language model that transformers can load",
         "Give a model of the image-text-to-text kind, such as a LLaVA, Qwen2-VL or InternVL checkpoint",
     )
+
+
+def _check_complete(source: str, loading: dict[str, Any]) -> None:
+    """Refuse what transformers only warns of: weights that the checkpoint lacks stay random, and measure nothing."""
+    lacking = sorted(str(name) for name in loading.get("missing_keys", ()))
+    if lacking:
+        raise InputError(
+            f"{source} lacks {len(lacking)} of the model's weights, {lacking[0]} for one: they would stay random",
+            "Give a whole checkpoint, or the release of transformers that wrote it",
+        )
 
 
 def _processor(source: str, config: Any, hub: dict[str, Any]) -> Any:

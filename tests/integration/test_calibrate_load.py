@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from calibrate import load as loading
@@ -149,6 +150,16 @@ def test_an_incomplete_directory_is_refused_in_one_line(tmp_path, damage):
     with pytest.raises(InputError, match="cannot load") as caught:
         load(str(folder))
     assert "\n" not in str(caught.value) and "complete" in caught.value.remedy
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    shutil.copytree(PLAIN, tmp_path / "plain")
+    weights = load_file(tmp_path / "plain" / "model.safetensors")
+    lost = next(name for name in weights if "vision" in name and name.endswith("fc1.weight"))
+    save_file({name: x for name, x in weights.items() if name != lost}, tmp_path / "plain" / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    with pytest.raises(InputError, match=r"lacks 1 of the model's weights, .*fc1\.weight"):
+        load(str(tmp_path / "plain"))
 
 
 def test_an_unknown_model_says_that_the_hub_is_switched_off(monkeypatch):
