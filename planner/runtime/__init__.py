@@ -4,11 +4,11 @@ Where to start reading: `hooks` says what happens when, `prefill` what one promp
 
     for users       attach (the handle), image_stream, image_cache, fixed (compiled decoding), report, bench
     on the model    adapters (its parts), guard (what is refused), hooks, attention (the seam), generation, continuation
-    one prefill     prefill: streams (who runs where), sight (what a layer sees), ranking (what stays), filling (what the
-                    caches keep); decoding after it
+    one prefill     prefill: streams (who runs where), sight (what a layer sees), ranking (what stays), filling (what
+                    the caches keep); decoding after it
     selection       scores and select, encoder and encoder_routes (scores of the vision encoder), redistribute
-    images          shallow (what depends on the image alone), alone (running it), images (telling them apart), fingerprint
-    tensors         layout (parts of a prompt), rows (ragged sets of rows), masks, cache, weights (attention, recomputed)
+    images          shallow (what depends on the image alone), alone (running it), images (which is which), fingerprint
+    tensors         layout (parts of a prompt), rows (ragged sets of rows), masks, cache, weights (attention again)
     for calibration signals; count and fvcore_handles for the FLOPs that a counter sees
 """
 
