@@ -6,7 +6,7 @@ from planner.report import charts
 from planner.report.charts import Series
 from planner.report.section import Picture, Section, Subject, Table, figure, numbers, percent, shown
 
-_CONDITIONS = {"sinks": "visual sinks hidden", "random": "as many random visual tokens hidden"}
+_CONDITIONS = {"sinks": "hot visual tokens hidden", "random": "as many random visual tokens hidden"}
 
 
 def section(subject: Subject) -> Section:
@@ -18,7 +18,7 @@ def section(subject: Subject) -> Section:
     def series_of(entries: list[dict[str, float | None]]) -> Series:
         return Series(*(numbers([entry[name] for entry in entries]) for name in ("value", "low", "high")))
 
-    names = ["visual sinks", "random tokens"]
+    names = ["hot tokens", "random tokens"]
     pictures = [
         Picture(
             "First answer tokens that stay the dense model's while these visual tokens are hidden from the text, with "
@@ -39,8 +39,9 @@ def section(subject: Subject) -> Section:
     return Section(
         "sink_masking",
         "Do visual sinks matter?",
-        "The text is kept from seeing visual tokens that are hot in at least half of the layers from the third on, or "
-        "from seeing as many random other ones (Visual Attention Sink). Real sinks can go; random tokens cannot.",
+        "The text is kept from seeing visual tokens that are hot (some hidden dimension far above their norm) in at "
+        "least half of the layers from the third on, or from seeing as many random other ones (Visual Attention Sink). "
+        "Sinks are hot, always in the same dimensions; they can go, random tokens cannot.",
         _findings(subject, measured),
         pictures if measured else [],
         [Table("Hidden from the text", ("condition", "same first token (95 %)", "KL divergence, nats (95 %)"), rows)]
@@ -56,10 +57,10 @@ def _findings(subject: Subject, measured: bool) -> list[str]:
     sinks, random = (values[name]["agreement"]["value"] for name in _CONDITIONS)
     far, other = (values[name]["kl"]["value"] for name in _CONDITIONS)
     verdict = "no difference in the answers" if sinks == random else (
-        "sinks matter less than other tokens" if sinks > random else "sinks matter more than other tokens")  # fmt: skip
+        "they matter less than other tokens" if sinks > random else "they matter more than other tokens")  # fmt: skip
     return [
-        f"With {figure(values['visual_sinks']['value'])} visual sinks hidden on average, {percent(sinks)} of the first "
-        f"answer tokens stay; with as many random visual tokens hidden, {percent(random)}: {verdict} "
+        f"With {figure(values['visual_sinks']['value'])} hot visual tokens hidden on average, {percent(sinks)} of the "
+        f"first answer tokens stay; with as many random visual tokens hidden, {percent(random)}: {verdict} "
         f"(divergence {figure(far, 2)} against {figure(other, 2)} nats).",
         f"{values['samples_without']} of {n} samples have no such token and are left out.",
     ]
