@@ -138,7 +138,7 @@ _SETTINGS = {"masking": {"answer_tokens": 8}, "attribution": {"samples": 4}}
 
 
 def committed() -> Profile:
-    """The bundled profile, without its tables: what calibration really writes for the default probes."""
+    """The bundled profile, without its tables: what calibration really writes for every probe."""
     path = resources.files("planner.profiles") / "reference" / "windowed" / "profile.json"
     return Profile.parse(json.loads(path.read_text(encoding="utf-8")))
 

@@ -36,7 +36,7 @@ def test_a_section_for_each_probe_that_is_there(names):
 def test_the_committed_profile_shows_its_probes():
     profile = made.committed()
     found = sections(profile)
-    assert [section.name for section in found] == ["influence", "masking", "sparsity", "value_norms", "sinks"]
+    assert [section.name for section in found] == list(SECTIONS)
     assert all(section.findings and section.pictures and section.about for section in found)
 
 
@@ -136,7 +136,8 @@ def test_sink_masking_compares_with_random(sinks, random, says):
 
 def test_sinks_with_and_without_massive_dimensions():
     profile = made.committed()
-    assert "no sink tokens" in sections(profile)[4].findings[0]
+    by_name = {section.name: section for section in sections(profile)}
+    assert "no sink tokens" in by_name["sinks"].findings[0]
     values = copy.deepcopy(dict(profile.probes["sinks"].values))
     values["sink_dims"] = [5, 77]
     values["sink_tokens"] = {kind: made.entry([0.0, 0.0] + [2.0] * 8, 0) for kind in ("first token", "text", "visual")}
