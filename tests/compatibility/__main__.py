@@ -37,8 +37,13 @@ def main() -> int:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             python = sys.executable if release == installed else _environment(Path(folder), release)
+            if python is None:
+                print(f"transformers {release}: not checked, the package index does not give it", file=sys.stderr)
+                continue
             results.append(_checked(python, Path(folder) / "findings.json"))
         print(f"transformers {release}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    if not results:
+        return 0
     table = render(results)
     if options.out is None:
         print(table)
@@ -49,16 +54,17 @@ def main() -> int:
     return int(bool(wrong(results)))
 
 
-def _environment(folder: Path, release: str) -> str:
-    """The interpreter of an environment with this release in front of all that is installed here."""
+def _environment(folder: Path, release: str) -> str | None:
+    """The interpreter of an environment with this release in front of all that is installed here; None where it
+    cannot be installed."""
     venv.create(folder / "env", with_pip=True)
     python = str(folder / "env" / "bin" / "python")
     (own,) = (folder / "env").glob("lib/python*/site-packages")
     # Not --system-site-packages, which from within a virtual environment would reach past it.
     here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (own / "present.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in here))
-    subprocess.run([python, "-m", "pip", "install", "-q", f"transformers=={release}"], check=True)
-    return python
+    done = subprocess.run([python, "-m", "pip", "install", "-q", f"transformers=={release}"])
+    return None if done.returncode else python
 
 
 def _checked(python: str, destination: Path) -> dict[str, Any]:
