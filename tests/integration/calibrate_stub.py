@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from calibrate.run import calibrate
 from calibrate.samples import SampleSet, load_samples
 from tests import tiny
 from tests.tiny.configs import FIRST_TEXT, IMAGE, LAST_TEXT, PAD, SIDE
@@ -72,3 +73,29 @@ def samples(folder: Path, count: int = 12, answer: str | None = "x") -> SampleSe
         lines.append(json.dumps(entry | ({"answer": answer} if answer else {})))
     (folder / "samples.jsonl").write_text("\n".join(lines))
     return load_samples(folder / "samples.jsonl")
+
+
+PROBES = ("influence", "sinks", "sparsity", "value_norms", "masking", "flip")
+SETTINGS = {
+    "masking": {"samples": 5, "curves": ("masked_from", "uncached"), "answer_tokens": 2},
+    "flip": {"samples": 4},
+}
+#: Probes that only run on request, on samples without answers: a random model answers none rightly.
+REQUESTED = {
+    "probes": ("flip", "sink_masking", "attribution", "context"),
+    "settings": {
+        "flip": {"samples": 3},
+        "sink_masking": {"samples": 4},
+        "attribution": {"samples": 3, "masks": 200, "image_masks": 200, "mean_images": 4},
+        "context": {"samples": 3, "lengths": (8, 16, 24), "rates": (0.0, 0.3, 0.6)},
+    },
+}
+ORDINARY = {"probes": PROBES, "settings": SETTINGS}
+BATCH = 2
+
+
+def run(chosen, built=None, lines=None, **options):
+    """Calibrate the stub's model on some samples; what is said goes into `lines`."""
+    echo = (lines if lines is not None else []).append
+    options = {**ORDINARY, "batch_size": BATCH, "echo": echo, **options}
+    return calibrate(built or model(), Processor(), chosen, **options)
