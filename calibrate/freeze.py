@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from calibrate.deciding.search import workload_of
 from calibrate.pipeline import Outcome
-from calibrate.search import workload_of
 from planner.errors import CalibrationError
 from planner.plan import Decision, Evidence, Measured, Plan, created_with, predict
 from planner.spec import ModelSpec

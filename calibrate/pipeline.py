@@ -9,20 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibrate.batches import Batches
-from calibrate.decide import Decision, decide
-from calibrate.encode import Encoder
-from calibrate.evaluate import Evaluation, evaluate
-from calibrate.identity import Model, identify
-from calibrate.load import Loaded, load, reference_path
-from calibrate.masking import Masking
-from calibrate.probe import DEFAULT, build_probes
+from calibrate.deciding.decide import Decision, decide
+from calibrate.deciding.evaluate import Evaluation, evaluate
+from calibrate.deciding.search import Limits
+from calibrate.inputs.batches import Batches
+from calibrate.inputs.encode import Encoder
+from calibrate.inputs.identity import Model, identify
+from calibrate.inputs.load import Loaded, load, reference_path
+from calibrate.inputs.samples import Columns, SampleSet, load_samples
+from calibrate.measuring.reuse import take_profile
+from calibrate.measuring.run import calibrate
+from calibrate.probes.base import DEFAULT, build_probes
+from calibrate.probes.masking import Masking
 from calibrate.ranks import Ranks, leave, world
-from calibrate.reuse import take_profile
-from calibrate.run import calibrate
-from calibrate.samples import Columns, SampleSet, load_samples
-from calibrate.search import Limits
-from calibrate.trial import Bench
+from calibrate.running.trial import Bench
 from planner.errors import InputError
 from planner.profile import Profile
 

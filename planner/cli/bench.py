@@ -41,10 +41,10 @@ def command(
 
     Predicted ratios stand in a column of their own.
     """
-    from calibrate.batches import Batches
-    from calibrate.encode import Encoder
-    from calibrate.identity import identify
-    from calibrate.samples import Sample, SampleSet
+    from calibrate.inputs.batches import Batches
+    from calibrate.inputs.encode import Encoder
+    from calibrate.inputs.identity import identify
+    from calibrate.inputs.samples import Sample, SampleSet
     from planner.cost import cost
     from planner.errors import InputError
     from planner.plan import load_plan
@@ -83,8 +83,8 @@ def command(
 
 
 def _bundled_image(model_id: str) -> Path | None:
-    from calibrate.load import reference_path
-    from calibrate.samples import load_samples
+    from calibrate.inputs.load import reference_path
+    from calibrate.inputs.samples import load_samples
 
     if not model_id.startswith("reference/"):
         return None

@@ -25,7 +25,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     """Typed by the probes' constructors; a wrong one is wrong usage."""
     if not values:
         return {}
-    from calibrate.settings import parse_settings
+    from calibrate.probes.settings import parse_settings
     from planner.errors import InputError
 
     try:
@@ -94,10 +94,10 @@ def command(
     MODEL is a hub id or a directory; without one, the bundled reference model and its samples. Writes profile.json,
     plan.json and report.html into --out, and prints the comparison.
     """
+    from calibrate.deciding.search import Limits
+    from calibrate.inputs.samples import Columns
     from calibrate.pipeline import Options, calibrate_and_plan
-    from calibrate.probe import DEFAULT, REGISTRY
-    from calibrate.samples import Columns
-    from calibrate.search import Limits
+    from calibrate.probes.base import DEFAULT, REGISTRY
 
     chosen = tuple(REGISTRY) if probes == "all" else tuple(probes.split(",")) if probes else DEFAULT
     measuring = {"--probes": probes, "--set": settings, "--profile-only": profile_only, "--resume": rest["resume"]}

@@ -54,14 +54,14 @@ def command(
     """
     import json
 
-    from calibrate.batches import Batches
-    from calibrate.encode import Encoder
-    from calibrate.equal_cost import SCALED
-    from calibrate.evaluate import RIVALS, evaluate
-    from calibrate.identity import identify
-    from calibrate.load import reference_path
-    from calibrate.samples import Columns, load_samples
-    from calibrate.trial import Bench
+    from calibrate.deciding.equal_cost import SCALED
+    from calibrate.deciding.evaluate import RIVALS, evaluate
+    from calibrate.inputs.batches import Batches
+    from calibrate.inputs.encode import Encoder
+    from calibrate.inputs.identity import identify
+    from calibrate.inputs.load import reference_path
+    from calibrate.inputs.samples import Columns, load_samples
+    from calibrate.running.trial import Bench
     from planner.errors import InputError
     from planner.plan import load_plan
     from planner.policies import parse

@@ -103,8 +103,8 @@ def _conventions() -> list[dict[str, str]]:
 
 
 def _probes() -> list[dict[str, Any]]:
-    from calibrate.probe import ALWAYS, DEFAULT, REGISTRY
-    from calibrate.settings import spelled_defaults
+    from calibrate.probes.base import ALWAYS, DEFAULT, REGISTRY
+    from calibrate.probes.settings import spelled_defaults
 
     found = []
     for name, place in REGISTRY.items():

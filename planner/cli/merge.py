@@ -16,7 +16,7 @@ def command(shards: tuple[Path, ...], out: Path) -> None:
     `plan calibrate MODEL --profile PROFILE` then decides on a plan, on one machine; `plan show PROFILE` shows what was
     measured.
     """
-    from calibrate.run import merge_states
+    from calibrate.measuring.run import merge_states
 
     profile = merge_states(shards)
     profile.save(out)

@@ -57,7 +57,7 @@ LOADING = ("device", "dtype", "revision", "trust_remote_code", "attn_implementat
 
 def load_for(plan_model_id: str, model: str | None, options: dict[str, Any]) -> Any:
     """The model a plan is for: `model` where given, else the plan's own id (the bundled models by their names)."""
-    from calibrate.load import load, reference_path
+    from calibrate.inputs.load import load, reference_path
 
     name = model if model is not None else plan_model_id
     if name.startswith("reference/"):

@@ -33,10 +33,10 @@ def command(
 
     The answer goes to stdout; what was dropped where goes to stderr.
     """
-    from calibrate.encode import Encoder, to_device
-    from calibrate.execute import generate
-    from calibrate.identity import identify
-    from calibrate.samples import Sample
+    from calibrate.inputs.encode import Encoder, to_device
+    from calibrate.inputs.identity import identify
+    from calibrate.inputs.samples import Sample
+    from calibrate.running.execute import generate
     from planner.errors import InputError
     from planner.plan import load_plan
 

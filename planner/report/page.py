@@ -21,7 +21,7 @@ OPEN_BESIDE, OPEN_BELOW = 12, 6
 
 
 class Trial(Protocol):
-    """A candidate that was executed on the way to the plan (`calibrate.search.Trial`)."""
+    """A candidate that was executed on the way to the plan (`calibrate.deciding.search.Trial`)."""
 
     @property
     def policy(self) -> str: ...

@@ -14,10 +14,10 @@ Where to start reading: `hooks` says what happens when, `prefill` what one promp
 
 from planner.runtime.attach import Handle, attach
 from planner.runtime.fixed import fix
-from planner.runtime.image_cache import ImageCache
-from planner.runtime.image_stream import ImageStream
+from planner.runtime.imaging.image_cache import ImageCache
+from planner.runtime.imaging.image_stream import ImageStream
 from planner.runtime.report import Report
 from planner.runtime.signals import LayerView, observe
-from planner.runtime.weights import Influence
+from planner.runtime.tensors.weights import Influence
 
 __all__ = ["Handle", "ImageCache", "ImageStream", "Influence", "LayerView", "Report", "attach", "fix", "observe"]

@@ -4,7 +4,7 @@
     model.generate(**inputs)
     handle.detach()
 
-Until then the model computes what the schedule says (`planner.runtime.hooks`); afterwards it is as it was.
+Until then the model computes what the schedule says (`planner.runtime.execution.hooks`); afterwards it is as it was.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from planner.errors import InputError, RuntimeStateError
-from planner.runtime import guard
-from planner.runtime.adapters import Parts, find_parts
-from planner.runtime.hooks import Encoded, Execution
-from planner.runtime.image_cache import ImageCache
-from planner.runtime.image_stream import ImageStream
+from planner.runtime.execution import guard
+from planner.runtime.execution.hooks import Encoded, Execution
+from planner.runtime.imaging.image_cache import ImageCache
+from planner.runtime.imaging.image_stream import ImageStream
+from planner.runtime.imaging.shallow import Recall
+from planner.runtime.model.adapters import Parts, find_parts
 from planner.runtime.report import Report, kept_of, report_of
-from planner.runtime.shallow import Recall
 from planner.schedule import Schedule
 
 #: Text towers that have a plan attached.

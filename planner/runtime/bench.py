@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from planner.errors import InputError
-from planner.runtime.adapters import find_parts
 from planner.runtime.attach import attach
+from planner.runtime.model.adapters import find_parts
 from planner.runtime.report import Report
 from planner.schedule import Schedule
 

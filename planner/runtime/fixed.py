@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from planner.errors import InputError, RuntimeStateError
-from planner.runtime.cache import PrunedLayer
+from planner.runtime.model.cache import PrunedLayer
 
 
 class FixedLayer(PrunedLayer):

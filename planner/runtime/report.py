@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.runtime.prefill import Prefill
+from planner.runtime.execution.prefill import Prefill
 
 
 @dataclass(frozen=True)

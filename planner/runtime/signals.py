@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from planner.errors import RuntimeStateError
-from planner.runtime.adapters import find_parts
 from planner.runtime.attach import attached_towers
-from planner.runtime.attention import Call, seam
-from planner.runtime.cache import past_length
-from planner.runtime.layout import Layout, read
-from planner.runtime.masks import causal
-from planner.runtime.rows import Rows, gather
-from planner.runtime.weights import Influence, attention_weights, influence, sink_value, working_dtype
+from planner.runtime.model.adapters import find_parts
+from planner.runtime.model.attention import Call, seam
+from planner.runtime.model.cache import past_length
+from planner.runtime.tensors.layout import Layout, read
+from planner.runtime.tensors.masks import causal
+from planner.runtime.tensors.rows import Rows, gather
+from planner.runtime.tensors.weights import Influence, attention_weights, influence, sink_value, working_dtype
 
 
 @dataclass

@@ -24,18 +24,18 @@ import transformers
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from calibrate.attribution.forward import TextRows
-from calibrate.attribution.masks import Ablation, random_masks
-from calibrate.attribution.mean import MeanImage, image_grids, mean_image
-from calibrate.attribution.parts import Parts, find_parts
-from calibrate.attribution.prefix import Capture, capture
-from calibrate.attribution.regression import attribute_entries
-from calibrate.attribution.response import ImageIndependentError, Response
-from calibrate.attribution.rotary import rotate
-from calibrate.encode import Encoder, to_device
-from calibrate.load import load, reference_path
-from calibrate.samples import load_samples
-from planner.runtime.attention import Call, seam
+from calibrate.inputs.encode import Encoder, to_device
+from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.samples import load_samples
+from calibrate.probes.attribution.forward import TextRows
+from calibrate.probes.attribution.masks import Ablation, random_masks
+from calibrate.probes.attribution.mean import MeanImage, image_grids, mean_image
+from calibrate.probes.attribution.parts import Parts, find_parts
+from calibrate.probes.attribution.prefix import Capture, capture
+from calibrate.probes.attribution.regression import attribute_entries
+from calibrate.probes.attribution.response import ImageIndependentError, Response
+from calibrate.probes.attribution.rotary import rotate
+from planner.runtime.model.attention import Call, seam
 
 IMAGE, SYSTEM, VISUAL, TEXT = 3, 5, 576, 20
 

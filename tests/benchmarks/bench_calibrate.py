@@ -19,12 +19,12 @@ import torch
 import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from calibrate.influence import Influence
-from calibrate.probe import Capture, OnePassProbe
-from calibrate.prompt_shape import PromptLengths
-from calibrate.sinks import Sinks
-from calibrate.sparsity import Sparsity
-from calibrate.value_norms import ValueNorms
+from calibrate.probes.base import Capture, OnePassProbe
+from calibrate.probes.influence import Influence
+from calibrate.probes.prompt_shape import PromptLengths
+from calibrate.probes.sinks import Sinks
+from calibrate.probes.sparsity import Sparsity
+from calibrate.probes.value_norms import ValueNorms
 from planner.runtime import observe
 
 IMAGE, TEXT, SYSTEM = 3, 54, 10

@@ -2,7 +2,7 @@
 
 Slow and obvious. In every layer, a text row of an ablated head attends to keys and values in which the visual columns
 were replaced by the mean image's; everything else attends as usual. Nothing is shared between masks and nothing of
-`calibrate.attribution` is used.
+`calibrate.probes.attribution` is used.
 """
 
 from __future__ import annotations

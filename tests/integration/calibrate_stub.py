@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from calibrate.run import calibrate
-from calibrate.samples import SampleSet, load_samples
+from calibrate.inputs.samples import SampleSet, load_samples
+from calibrate.measuring.run import calibrate
 from tests import tiny
 from tests.tiny.configs import FIRST_TEXT, IMAGE, LAST_TEXT, PAD, SIDE
 

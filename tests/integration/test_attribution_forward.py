@@ -7,11 +7,11 @@ import contextlib
 import pytest
 import torch
 
-from calibrate.attribution.forward import TextRows
-from calibrate.attribution.masks import Ablation, random_masks
-from calibrate.attribution.mean import image_grids, mean_image
-from calibrate.attribution.parts import find_parts
-from calibrate.attribution.prefix import capture
+from calibrate.probes.attribution.forward import TextRows
+from calibrate.probes.attribution.masks import Ablation, random_masks
+from calibrate.probes.attribution.mean import image_grids, mean_image
+from calibrate.probes.attribution.parts import find_parts
+from calibrate.probes.attribution.prefix import capture
 from planner.errors import CalibrationError, InputError, UnsupportedModelError
 from tests import tiny
 from tests.float64 import float64_throughout

@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from calibrate.attribution import attribute, mean_image
-from calibrate.attribution.attention import image_attention, text_weights, weighted_token_attention
-from calibrate.attribution.forward import TextRows
-from calibrate.attribution.lens import _written
-from calibrate.attribution.parts import find_parts
-from calibrate.attribution.prefix import capture
-from calibrate.attribution.probe import AttributionProbe
-from calibrate.attribution.response import ImageIndependentError, Response
-from calibrate.attribution.tokens import text_tokens
-from calibrate.probe import Batch
-from calibrate.samples import Sample, SampleSet
+from calibrate.inputs.batches import Batch
+from calibrate.inputs.samples import Sample, SampleSet
+from calibrate.probes.attribution import attribute, mean_image
+from calibrate.probes.attribution.attention import image_attention, text_weights, weighted_token_attention
+from calibrate.probes.attribution.forward import TextRows
+from calibrate.probes.attribution.lens import _written
+from calibrate.probes.attribution.parts import find_parts
+from calibrate.probes.attribution.prefix import capture
+from calibrate.probes.attribution.probe import AttributionProbe
+from calibrate.probes.attribution.response import ImageIndependentError, Response
+from calibrate.probes.attribution.tokens import text_tokens
 from planner.errors import CalibrationError, InputError
 from tests import tiny
 from tests.float64 import float64_throughout

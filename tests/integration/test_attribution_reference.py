@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.load import load, reference_path
-from calibrate.run import calibrate, merge_states
-from calibrate.samples import load_samples
+from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.samples import load_samples
+from calibrate.measuring.run import calibrate, merge_states
 
 SETTINGS = {
     "probes": ("attribution", "context"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate import estimate
-from calibrate.attribution.probe import AttributionProbe
-from calibrate.context import ContextProbe
-from calibrate.masking import Masking
+from calibrate.measuring import estimate
+from calibrate.probes.attribution.probe import AttributionProbe
+from calibrate.probes.context.probe import ContextProbe
+from calibrate.probes.masking import Masking
 from planner.profile import PromptShape
 from tests.integration import calibrate_stub as stub
 from tests.integration.calibrate_stub import PROBES, REQUESTED, SETTINGS, run
@@ -47,7 +47,7 @@ def test_the_cost_of_every_probe_is_shown(unanswered):
 
 
 def test_estimated_seconds_are_forward_passes_times_their_time(unanswered, monkeypatch):
-    monkeypatch.setattr("calibrate.estimate._sample_s", lambda batch: 0.5)
+    monkeypatch.setattr("calibrate.measuring.estimate._sample_s", lambda batch: 0.5)
     lines = []
     run(unanswered, lines=lines, probes=("flip",), settings=REQUESTED["settings"])
     assert lines[0] == "prompt: one forward pass over 8 samples together, about 4 s"

@@ -11,12 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from calibrate import load as loading
-from calibrate.encode import Encoder, to_device
-from calibrate.identity import identify
-from calibrate.load import load, reference_path
-from calibrate.plain_processor import PlainProcessor
-from calibrate.samples import Sample, load_samples
+from calibrate.inputs import load as loading
+from calibrate.inputs.encode import Encoder, to_device
+from calibrate.inputs.identity import identify
+from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.plain_processor import PlainProcessor
+from calibrate.inputs.samples import Sample, load_samples
 from planner.errors import InputError, SampleError, UnsupportedModelError
 
 PLAIN = reference_path("plain")

@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from calibrate.batches import Batches
-from calibrate.encode import Encoder
-from calibrate.evaluate import evaluate
-from calibrate.execute import accepted_first_tokens, divergence, executing, first_logits, generate
-from calibrate.identity import identify
-from calibrate.load import load, reference_path
+from calibrate.deciding.evaluate import evaluate
+from calibrate.deciding.search import Limits
+from calibrate.inputs.batches import Batches
+from calibrate.inputs.encode import Encoder
+from calibrate.inputs.identity import identify
+from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.samples import Sample, load_samples
+from calibrate.measuring.run import merge_states
+from calibrate.measuring.state import SUFFIX
 from calibrate.pipeline import Options, calibrate_and_plan
-from calibrate.run import merge_states
-from calibrate.samples import Sample, load_samples
-from calibrate.search import Limits
-from calibrate.state import SUFFIX
-from calibrate.timing import prefill_ms
-from calibrate.trial import Bench
+from calibrate.running.execute import accepted_first_tokens, divergence, executing, first_logits, generate
+from calibrate.running.timing import prefill_ms
+from calibrate.running.trial import Bench
 from planner.errors import CalibrationError, InputError
 from planner.policies import VisiPruner
 
@@ -178,7 +178,7 @@ def test_timing_gives_a_time_for_each_schedule(plain, bench):
 
 
 def test_samples_without_answers_are_evaluated_by_agreement(plain):
-    from calibrate.samples import SampleSet
+    from calibrate.inputs.samples import SampleSet
 
     samples = load_samples(DATA / "evaluation.jsonl").choose(4)
     bare = SampleSet(tuple(Sample(s.images, s.prompt) for s in samples), "bare")

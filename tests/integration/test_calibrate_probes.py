@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.influence import NEVER, Influence, suggest
-from calibrate.masking import CURVES, Masking, contradictions
-from calibrate.probe import Batch, Capture
-from calibrate.prompt_shape import PromptLengths
-from calibrate.samples import Sample, SampleSet
-from calibrate.sink_masking import SinkMasking
-from calibrate.sinks import Sinks, default_tau
-from calibrate.sparsity import Sparsity
-from calibrate.stats import proportion
-from calibrate.value_norms import ValueNorms
+from calibrate.inputs.batches import Batch
+from calibrate.inputs.samples import Sample, SampleSet
+from calibrate.probes.base import Capture
+from calibrate.probes.influence import NEVER, Influence, suggest
+from calibrate.probes.masking import CURVES, Masking, contradictions
+from calibrate.probes.prompt_shape import PromptLengths
+from calibrate.probes.sink_masking import SinkMasking
+from calibrate.probes.sinks import Sinks, default_tau
+from calibrate.probes.sparsity import Sparsity
+from calibrate.probes.stats import proportion
+from calibrate.probes.value_norms import ValueNorms
 from planner.profile import ProbeResult
 from planner.runtime import observe
 from tests import tiny

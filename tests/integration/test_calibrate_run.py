@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.attribution.probe import AttributionProbe
+from calibrate.measuring.run import merge_states
+from calibrate.measuring.state import SUFFIX, load_state
+from calibrate.probes.attribution.probe import AttributionProbe
 from calibrate.ranks import Ranks
-from calibrate.run import merge_states
-from calibrate.state import SUFFIX, load_state
 from planner.errors import CalibrationError, InputError
 from planner.profile import Profile
 from planner.report.page import profile_page
@@ -134,16 +134,16 @@ import sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-import calibrate.measure
-from calibrate.samples import load_samples
+import calibrate.measuring.measure
+from calibrate.inputs.samples import load_samples
 from tests.integration import calibrate_stub as tests
-calibrate.measure.STATE_INTERVAL_S = 0.0
-steps = calibrate.measure._steps
+calibrate.measuring.measure.STATE_INTERVAL_S = 0.0
+steps = calibrate.measuring.measure._steps
 def slow(*args):
     for step in steps(*args):
         time.sleep(float(sys.argv[4]))
         yield step
-calibrate.measure._steps = slow
+calibrate.measuring.measure._steps = slow
 profile = tests.run(load_samples(sys.argv[2]), out=Path(sys.argv[3]), **getattr(tests, sys.argv[5]))
 if profile is not None:
     profile.save(Path(sys.argv[3]) / "profile.json")
@@ -300,7 +300,7 @@ def test_refusals(chosen, tmp_path, monkeypatch):
         merge_states([])
     built = stub.model(fresh=True)
     built.hf_device_map = {"": 0}
-    monkeypatch.setattr("calibrate.run.world", lambda: Ranks(0, 2))
+    monkeypatch.setattr("calibrate.measuring.run.world", lambda: Ranks(0, 2))
     with pytest.raises(InputError, match="device_map"):
         run(chosen, built)
 

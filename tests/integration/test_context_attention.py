@@ -9,16 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from calibrate.context import VARIANTS, ContextProbe
-from calibrate.context_attention import FLOWS, attended
-from calibrate.context_schedule import pruning
-from calibrate.execute import first_logits
-from calibrate.identity import identify
-from calibrate.probe import Batch
-from calibrate.samples import Sample, SampleSet
+from calibrate.inputs.batches import Batch
+from calibrate.inputs.identity import identify
+from calibrate.inputs.samples import Sample, SampleSet
+from calibrate.probes.context.attention import FLOWS, attended
+from calibrate.probes.context.probe import VARIANTS, ContextProbe
+from calibrate.probes.context.schedule import pruning
+from calibrate.running.execute import first_logits
 from planner.errors import InputError
-from planner.runtime.attention import seam
-from planner.runtime.layout import read
+from planner.runtime.model.attention import seam
+from planner.runtime.tensors.layout import read
 from planner.schedule import Fraction, Schedule, Select, Stage
 from tests import tiny
 from tests.float64 import float64_throughout

@@ -16,9 +16,9 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
 from planner.runtime import attach
-from planner.runtime.adapters import find_parts
-from planner.runtime.encoder import EncoderScores
-from planner.runtime.layout import read
+from planner.runtime.model.adapters import find_parts
+from planner.runtime.selection.encoder import EncoderScores
+from planner.runtime.tensors.layout import read
 from planner.schedule import Count, Schedule, Select, Stage
 from tests import tiny
 from tests.float64 import float64_throughout

@@ -12,7 +12,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from planner.errors import RuntimeStateError
 from planner.runtime import ImageCache, attach
-from planner.runtime.fingerprint import model_fingerprint
+from planner.runtime.model.fingerprint import model_fingerprint
 from tests import tiny
 from tests.forced import continuation, logits
 from tests.integration.test_runtime_equality import TOLERANCE, difference

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from planner.runtime import LayerView, observe
-from planner.runtime.weights import influence
+from planner.runtime.tensors.weights import influence
 from planner.schedule import dense
 from tests import tiny
 from tests.float64 import float64_throughout

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.attribution import regression
-from calibrate.attribution.curves import compare_orders, curve, single_head_effects
-from calibrate.attribution.masks import Ablation, random_masks
-from calibrate.attribution.mean import MeanImage, resize
-from calibrate.attribution.regression import attribute_entries, fit
-from calibrate.attribution.rotary import rotate, same_rotation
-from calibrate.attribution.similarity import cosines, mean_cosines
+from calibrate.probes.attribution import regression
+from calibrate.probes.attribution.curves import compare_orders, curve, single_head_effects
+from calibrate.probes.attribution.masks import Ablation, random_masks
+from calibrate.probes.attribution.mean import MeanImage, resize
+from calibrate.probes.attribution.regression import attribute_entries, fit
+from calibrate.probes.attribution.rotary import rotate, same_rotation
+from calibrate.probes.attribution.similarity import cosines, mean_cosines
 from planner.errors import InputError
 
 #: Four heads that carry 50, 35, 10 and 5 % of the answer, in an order that sorting must undo.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibrate.attribution.lens import HeadWords
-from calibrate.attribution.spelling import frequent_words, spell, strongest_tokens
+from calibrate.probes.attribution.lens import HeadWords
+from calibrate.probes.attribution.spelling import frequent_words, spell, strongest_tokens
 
 WORDS = {1: " red", 2: "blue", 3: "größe", 4: "?"}
 

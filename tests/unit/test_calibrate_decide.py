@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibrate.candidates import (
+from calibrate.deciding.candidates import (
     SHALLOW_RULES,
     UNTOUCHED,
     budgets,
@@ -17,10 +17,10 @@ from calibrate.candidates import (
     shallows,
     suggested,
 )
-from calibrate.decide import decide
-from calibrate.search import Limits, decoder_flops, question_flops, workload_of
-from calibrate.stats import proportion, wilson
-from calibrate.trial import Agreement
+from calibrate.deciding.decide import decide
+from calibrate.deciding.search import Limits, decoder_flops, question_flops, workload_of
+from calibrate.probes.stats import proportion, wilson
+from calibrate.running.trial import Agreement
 from planner.cost import cost
 from planner.errors import InputError
 from planner.policies import VisiPruner

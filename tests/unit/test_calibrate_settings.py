@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.context import ContextProbe
-from calibrate.masking import Masking
-from calibrate.probe import REGISTRY, build_probes, probe_class
-from calibrate.settings import parse_settings, setting_types, spelled_defaults
-from calibrate.sinks import Sinks
+from calibrate.probes.base import REGISTRY, build_probes, probe_class
+from calibrate.probes.context.probe import ContextProbe
+from calibrate.probes.masking import Masking
+from calibrate.probes.settings import parse_settings, setting_types, spelled_defaults
+from calibrate.probes.sinks import Sinks
 from planner.errors import InputError
 
 

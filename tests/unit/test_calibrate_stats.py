@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from calibrate.stats import Table, bootstrap, mean, plain, wilson
+from calibrate.probes.stats import Table, bootstrap, mean, plain, wilson
 from planner.errors import CalibrationError
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.context import ContextProbe, _common_suffix
-from calibrate.context_fit import best_rate, fit_rates
-from calibrate.context_texts import ContextTexts, read_texts
-from calibrate.samples import Sample, SampleSet
+from calibrate.inputs.samples import Sample, SampleSet
+from calibrate.probes.context.fit import best_rate, fit_rates
+from calibrate.probes.context.probe import ContextProbe, _common_suffix
+from calibrate.probes.context.texts import ContextTexts, read_texts
 from planner.context_rate import RateFit
 from planner.errors import CalibrationError, InputError, SampleError
 

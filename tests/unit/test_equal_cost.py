@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from calibrate.equal_cost import SCALED, EqualCost, mean_flops
-from calibrate.evaluate import rivals
+from calibrate.deciding.equal_cost import SCALED, EqualCost, mean_flops
+from calibrate.deciding.evaluate import rivals
 from planner.cost import cost
 from planner.errors import InputError
 from planner.policies import Dense, VisiPruner

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from planner.runtime.images import Image, images_of
-from planner.runtime.layout import read
+from planner.runtime.imaging.images import Image, images_of
+from planner.runtime.tensors.layout import read
 from tests import tiny
 from tests.tiny.configs import IMAGE, VIDEO
 

@@ -9,8 +9,8 @@ import types
 import pytest
 from PIL import Image
 
-from calibrate.answers import matches, normalise
-from calibrate.samples import Columns, load_samples
+from calibrate.inputs.answers import matches, normalise
+from calibrate.inputs.samples import Columns, load_samples
 from planner.errors import InputError, SampleError
 
 

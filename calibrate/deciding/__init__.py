@@ -1,0 +1,1 @@
+"""From a profile to a plan: candidates, the search over them, the decision, its evaluation."""

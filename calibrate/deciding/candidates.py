@@ -1,0 +1,120 @@
+"""What might be planned: candidates proposed by influence and by masking curves, as `VisiPruner` policies.
+
+Nothing here runs a model. A candidate is a policy; the parts it is made of (shallow rule, filter, budget, exit) are
+proposed one by one, and `calibrate.deciding.decide` measures them alone and together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from calibrate.probes.influence import suggest
+from calibrate.probes.stats import Table
+from planner.policies import VisiPruner
+from planner.profile import Profile
+
+#: Shares of the visual tokens that are tried as budgets, finest last.
+BUDGETS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class Shallow:
+    """A rule for the layers before the filter, and the masking curve that tells how deep it may reach."""
+
+    curve: str
+    settings: tuple[tuple[str, Any], ...]
+
+
+#: From cheapest to dearest per layer.
+SHALLOW_RULES = (
+    Shallow("alone_before", ()),
+    Shallow("merged_before", (("merge_first", True),)),
+    Shallow("self_before", (("text_to_visual", "full"),)),
+    Shallow("masked_before", (("visual_attention", "full"),)),
+)
+#: Layers before the filter run as the model has them: the shallow stage is empty.
+UNTOUCHED = Shallow("", (("visual_attention", "full"), ("text_to_visual", "full")))
+
+
+def deepest(points: dict[str, Any], limit: float) -> int:
+    """The largest k up to which a ``*_before`` curve stays at or above the limit; 0 if it never does."""
+    found = 0
+    for k, agreement in zip(points["k"], points["agreement"], strict=True):
+        if agreement["value"] < limit:
+            break
+        found = k
+    return found
+
+
+def earliest(points: dict[str, Any], limit: float, layers: int) -> int:
+    """The smallest k from which on a ``*_from`` curve stays at or above the limit; `layers` if it never does."""
+    found = layers
+    for k, agreement in sorted(zip(points["k"], points["agreement"], strict=True), key=lambda pair: -pair[0]):
+        if agreement["value"] < limit:
+            break
+        found = k
+    return found
+
+
+def suggested(profile: Profile, samples: int) -> list[dict[str, int]]:
+    """``{"filter", "keep", "exit"}`` as influence suggests them from the first `samples` samples, several times."""
+    if "influence" not in profile.probes:
+        return []
+    prefix = "influence/"
+    arrays = {name.removeprefix(prefix): array for name, array in profile.arrays.items() if name.startswith(prefix)}
+    table = Table.from_arrays(arrays)
+    # The first threshold and the absolute rule are the paper's.
+    filters = table.column("filter")[:samples, 0]
+    kept, leaves = (table.column(name)[:samples, 0, 0] for name in ("kept", "exit"))
+    return list(suggest(filters, kept, leaves, profile.model.layers).values())
+
+
+def exits(profile: Profile, proposals: list[dict[str, int]], limit: float) -> list[int]:
+    """Exit layers worth trying, earliest first; the number of layers (no exit) is always last."""
+    layers = profile.model.layers
+    proposed = {layers, *(stage["exit"] for stage in proposals)}
+    if "masking" in profile.probes:
+        at = earliest(profile.probes["masking"].values["masked_from"], limit, layers)
+        proposed |= {at - 1, at, at + 1}
+    return sorted(k for k in proposed if 2 <= k <= layers)
+
+
+def shallows(profile: Profile, proposals: list[dict[str, int]], limit: float) -> list[tuple[Shallow, int]]:
+    """Shallow rules with the depth they may reach, deepest first; depth 0 is left out."""
+    found: list[tuple[Shallow, int]] = []
+    masking = profile.probes.get("masking")
+    for rule in SHALLOW_RULES:
+        if masking is not None and rule.curve in masking.values:
+            depths = {deepest(masking.values[rule.curve], limit)}
+        else:
+            depths = {stage["filter"] for stage in proposals}
+        found += [(rule, depth) for depth in sorted(depths, reverse=True) if depth > 0]
+    return sorted(found, key=lambda pair: -pair[1])
+
+
+def filters(proposals: list[dict[str, int]], exit_layer: int) -> list[int]:
+    """Filter layers worth trying without a shallow stage: the first and last, the middle, and influence's."""
+    proposed = {0, exit_layer // 2, exit_layer - 2, *(stage["filter"] for stage in proposals)}
+    return sorted(layer for layer in proposed if 0 <= layer <= exit_layer - 2)
+
+
+def budgets(profile: Profile, proposals: list[dict[str, int]]) -> list[float]:
+    """Shares of the visual tokens worth trying: a fixed grid, and influence's budgets."""
+    visual = max(profile.prompt.visual_tokens, 1)
+    return sorted({*BUDGETS, *(min(1.0, max(stage["keep"], 1) / visual) for stage in proposals)})
+
+
+def policy(
+    profile: Profile, rule: Shallow, filter_layer: int, keep: float, exit_layer: int, rank_by: str
+) -> VisiPruner:
+    """A candidate. `keep` is a share: a whole number of tokens where all calibration prompts have equally many."""
+    layers = profile.model.layers
+    lengths = profile.probes["prompt"].values["visual"]
+    equal = lengths["least"] == lengths["most"]
+    budget = max(1, round(keep * lengths["most"])) if equal or keep >= 1 else keep
+    settings: dict[str, Any] = dict(rule.settings) if filter_layer else {}
+    settings["filter_cache"] = "all"  # `calibrate.deciding.decide` trims it at last, where that holds
+    if exit_layer < layers:
+        settings["exit"] = exit_layer
+    return VisiPruner(filter=filter_layer, keep=budget, **{**settings, "rank_by": rank_by})

@@ -1,0 +1,237 @@
+"""Candidates on the proposing samples: each executed once, budgets found by bisection, all in order of cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from calibrate.deciding.candidates import UNTOUCHED, Shallow, budgets, exits, filters, policy, shallows, suggested
+from calibrate.probes.stats import wilson
+from calibrate.running.trial import Agreement, Bench
+from planner.cost import cost
+from planner.cost.formulas import DECODER_COMPONENTS
+from planner.errors import InputError
+from planner.policies import Dense, VisiPruner
+from planner.profile import Profile
+from planner.schedule import Schedule
+from planner.spec import ModelSpec
+from planner.workload import Workload
+
+RankBy = Literal["l2", "cos", "attention", "random"]
+#: Candidates whose decoder FLOPs differ by less than this share count as equally cheap: the smaller divergence wins.
+TIE = 0.005
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What must hold, and how hard to look.
+
+    Attributes:
+        agreement: least share of held-back samples whose answer stays the dense model's.
+        confidence: one-sided, with which the share must reach it (Wilson).
+        rank_by: scores that may choose the kept tokens.
+        questions: asked about each image, on average: what costs are compared for (`question_flops`).
+        held_back_trials: candidates that may be executed on the held-back part.
+        answer_tokens: length of the answers that are compared in the end.
+    """
+
+    agreement: float = 0.98
+    confidence: float = 0.8
+    rank_by: tuple[RankBy, ...] = ("l2", "attention", "random")
+    questions: int = 2
+    held_back_trials: int = 40
+    answer_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 < self.agreement <= 1 or not 0.5 <= self.confidence < 1:
+            raise InputError(
+                f"agreement {self.agreement:g} with confidence {self.confidence:g} cannot be asked for",
+                "Give an agreement in (0, 1] and a confidence from 0.5 to below 1",
+            )
+        if self.questions < 1:
+            raise InputError(f"{self.questions} questions about an image make no sense", "Give 1 or more")
+
+    def misses(self, n: int) -> int:
+        """How many of n samples may disagree; -1 if n samples cannot show the agreement at all."""
+        allowed = -1
+        while allowed < n and wilson(n - allowed - 1, n, self.confidence, one_sided=True)[0] >= self.agreement:
+            allowed += 1
+        return allowed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that was executed.
+
+    Attributes:
+        decoder_flops: per question at the calibration prompts' mean lengths, see `question_flops`.
+        proposing: agreement of the first answer token on the proposing part.
+        held_back: agreement of the whole answer on the held-back part.
+    """
+
+    policy: str
+    decoder_flops: float
+    proposing: Agreement
+    held_back: Agreement | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate: rule before the filter, filter layer, budget (an index into `Search.budgets`), exit and score."""
+
+    rule: Shallow
+    filter: int
+    budget: int
+    exit: int
+    rank_by: RankBy
+
+
+def workload_of(profile: Profile) -> Workload:
+    """The mean calibration prompt as a workload."""
+    shape = profile.prompt
+    return Workload(
+        visual_tokens=shape.visual_tokens,
+        text_tokens=shape.text_tokens,
+        system_tokens=shape.system_tokens,
+        output_tokens=1,
+    )
+
+
+def decoder_flops(spec: ModelSpec, workload: Workload, schedule: Schedule) -> float:
+    """Exact FLOPs of one prefill, decoder, head and selection only: the vision tower is the same for every plan."""
+    components = cost(spec, workload, schedule).prefill
+    return float(sum(components[name] for name in DECODER_COMPONENTS) + components["lm_head"])
+
+
+def question_flops(spec: ModelSpec, workload: Workload, schedule: Schedule, questions: int) -> float:
+    """Decoder FLOPs per question when `questions` are asked about each image: what the search minimises.
+
+    From the second question on, the image stream of layers in which visual tokens see only themselves is cached
+    (`planner.runtime.ImageCache`), so a blind shallow stage is worth more than its share of one prefill.
+    """
+    first = decoder_flops(spec, workload, schedule)
+    if questions == 1:
+        return first
+    further = decoder_flops(spec, workload.model_copy(update={"image_stream_cached": True}), schedule)
+    return (first + (questions - 1) * further) / questions
+
+
+class Search:
+    """What was tried on the proposing part.
+
+    Attributes:
+        budgets: shares of the visual tokens that are tried, smallest first; the last keeps all.
+        trials: every executed candidate by its policy's spelling.
+    """
+
+    def __init__(
+        self, profile: Profile, spec: ModelSpec, bench: Bench, limits: Limits, progress: Callable[[str], None]
+    ) -> None:
+        self.profile, self.spec, self.bench, self.limits, self.progress = profile, spec, bench, limits, progress
+        self.proposals = suggested(profile, len(bench))
+        self.budgets = budgets(profile, self.proposals)
+        self.trials: dict[str, Trial] = {}
+        self._workload = workload_of(profile)
+        self._dense_flops = self._flops(Dense().schedule(spec))
+        # The share itself must reach the limit here; the confidence is asked for on the held-back part.
+        self._allowed = int((1 - limits.agreement) * len(bench) + 1e-9)
+
+    def policy(self, point: Point) -> VisiPruner:
+        """The candidate as a policy. Where everything is kept the score does not matter: one stands for all."""
+        rank_by = self.limits.rank_by[0] if point.budget == len(self.budgets) - 1 else point.rank_by
+        return policy(self.profile, point.rule, point.filter, self.budgets[point.budget], point.exit, rank_by)
+
+    def schedule(self, point: Point) -> Schedule:
+        """The candidate as a schedule."""
+        return self.policy(point).schedule(self.spec)
+
+    def record(self, trial: Trial) -> None:
+        """Keep a trial, in place of an earlier one of the same policy."""
+        self.trials[trial.policy] = trial
+
+    def run(self, point: Point) -> Trial:
+        """Execute a candidate, once; one that is clearly too bad is not executed to the end."""
+        name = str(self.policy(point))
+        if name not in self.trials:
+            schedule = self.schedule(point)
+            agreement = self.bench.first_token(schedule, self._allowed)
+            self.record(Trial(name, self._flops(schedule), agreement))
+            self.progress(f"{name}: {agreement.hits} of {agreement.n} first answer tokens kept")
+        return self.trials[name]
+
+    def good(self, point: Point) -> bool:
+        """Whether a candidate holds on the proposing part."""
+        return self.run(point).proposing.misses <= self._allowed
+
+    def order(self, point: Point) -> tuple[int, float]:
+        """By cost in steps of `TIE`, then by divergence."""
+        trial = self.run(point)
+        return round(trial.decoder_flops / self._dense_flops / TIE), trial.proposing.kl
+
+    def _flops(self, schedule: Schedule) -> float:
+        return question_flops(self.spec, self._workload, schedule, self.limits.questions)
+
+    def flops(self, point: Point) -> float:
+        """Decoder FLOPs of a candidate, which is not executed for it."""
+        return self._flops(self.schedule(point))
+
+    def cheaper(self, point: Point, other: Point | None) -> bool:
+        """Whether a candidate costs less than another, or than the dense model, by more than a `TIE`."""
+        bound = self._dense_flops if other is None else self.flops(other)
+        return self.flops(point) < bound - TIE * self._dense_flops
+
+    def retreats(self, point: Point) -> list[Point]:
+        """Where to go if a candidate does not hold, or only with a large budget: later exits, shallower filters."""
+        layers = self.spec.layers
+        later = sorted({point.exit + 1, point.exit + 2, (point.exit + layers + 1) // 2, layers})
+        found = [replace(point, exit=at) for at in later if point.exit < at <= layers]
+        if point.rule != UNTOUCHED:
+            found += [replace(point, filter=k) for k in (point.filter - 1, point.filter - 2) if k > 0]
+        return found
+
+    def finalists(self) -> list[Point]:
+        """For each rule and filter the smallest budgets that hold, with the earliest exit that holds."""
+        everything = len(self.budgets) - 1
+        start = Point(UNTOUCHED, 0, everything, self._exit(everything), self.limits.rank_by[0])
+        skeletons = [*self._shallow(start), *(replace(start, filter=k) for k in filters(self.proposals, start.exit))]
+        return [point for skeleton in skeletons for point in self._smallest_budgets(skeleton)]
+
+    def _exit(self, everything: int) -> int:
+        """The earliest proposed exit that holds with everything before it untouched."""
+        layers = self.spec.layers
+        for at in exits(self.profile, self.proposals, self.limits.agreement):
+            if at == layers or self.good(Point(UNTOUCHED, 0, everything, at, self.limits.rank_by[0])):
+                return at
+        return layers
+
+    def _shallow(self, start: Point) -> list[Point]:
+        """For each shallow rule the deepest filter that holds together with the exit."""
+        found = []
+        for rule, deepest in shallows(self.profile, self.proposals, self.limits.agreement):
+            top = min(deepest + 1, start.exit - 2)  # the exit leaves at least one layer to the kept tokens
+            for depth in range(top, max(0, top - 3), -1):
+                point = replace(start, rule=rule, filter=depth)
+                if self.good(point):
+                    found.append(point)
+                    break
+        return found
+
+    def _smallest_budgets(self, skeleton: Point) -> list[Point]:
+        """Per score the smallest budget that holds; a later score is followed only as far as it needs no more."""
+        found: list[Point] = []
+        least = skeleton.budget
+        for rank_by in self.limits.rank_by:
+            high = replace(skeleton, rank_by=rank_by, budget=least)
+            if not self.good(high):
+                continue
+            low = -1
+            while high.budget - low > 1:
+                middle = replace(high, budget=(low + high.budget) // 2)
+                if self.good(middle):
+                    high = middle
+                else:
+                    low = middle.budget
+            least = high.budget
+            found.append(high)
+        return found

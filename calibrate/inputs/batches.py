@@ -1,0 +1,81 @@
+"""Samples as encoded batches on the model's device, and a whole set of them that many schedules run over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from calibrate.inputs.encode import Encoder, Inputs, to_device
+from calibrate.inputs.samples import Sample, SampleSet
+
+#: Encoded inputs are kept up to this many bytes, and made again for each pass beyond.
+CACHE_LIMIT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of a set, encoded and on the model's device."""
+
+    ids: tuple[int, ...]
+    samples: tuple[Sample, ...]
+    inputs: Inputs
+    model: Any
+    encoder: Encoder
+    sample_set: SampleSet
+
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each sample before the image, of the image, and after its first token: ``[B, 3]``."""
+        ids = self.inputs["input_ids"]
+        visual = torch.isin(ids, self.encoder.visual_ids.to(ids.device))
+        valid = self.inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        return segments(visual, valid).sum(dim=2)
+
+
+class Batches:
+    """Batches of consecutive samples on the model's device, in memory of `CACHE_LIMIT_BYTES` plus one batch."""
+
+    def __init__(self, samples: SampleSet, encoder: Encoder, model: Any, batch_size: int) -> None:
+        self.samples, self.encoder, self.model, self.batch_size = samples, encoder, model, batch_size
+        self._kept: dict[int, Batch] = {}
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Batch:
+        start = index * self.batch_size
+        if start in self._kept:
+            return self._kept[start]
+        ids = tuple(range(start, min(start + self.batch_size, len(self.samples))))
+        chosen = tuple(self.samples[i] for i in ids)
+        inputs = self.place(self.encoder(chosen))
+        batch = Batch(ids, chosen, inputs, self.model, self.encoder, self.samples)
+        size = sum(tensor.nbytes for tensor in batch.inputs.values())
+        if self._kept_bytes + size <= CACHE_LIMIT_BYTES:
+            self._kept[start] = batch
+            self._kept_bytes += size
+        return batch
+
+    def place(self, inputs: Inputs) -> Inputs:
+        """Inputs on the model's device."""
+        return to_device(inputs, self.model)
+
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Tokens of each sample before the image, of the image, and after it."""
+        return [tuple(lengths) for batch in self for lengths in batch.lengths().tolist()]
+
+
+def segments(visual: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Masks ``[B, 3, n]`` of text before the image, visual tokens, and text after the first visual token.
+
+    Args:
+        visual, valid: ``[B, n]``, visual tokens and what is no padding.
+    """
+    begun = visual.cumsum(dim=1) > 0
+    return torch.stack([valid & ~begun, visual, valid & begun & ~visual], dim=1)

@@ -1,0 +1,200 @@
+"""Load a vision-language model and its processor: hub id, local directory, or the bundled reference model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers.utils import logging
+
+from calibrate.inputs.plain_processor import PlainProcessor
+from calibrate.ranks import local_rank
+from planner.errors import InputError, UnsupportedModelError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+#: The bundled model that is used when none is named.
+REFERENCE = "windowed"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode, its processor, and what to call it."""
+
+    model: Any
+    processor: Any
+    id: str
+    revision: str | None = None
+
+
+def reference_path(name: str = REFERENCE) -> Path:
+    """Folder of a bundled reference model (``windowed`` or ``plain``) or of its samples (``easy_vqa``)."""
+    return Path(str(resources.files("planner.profiles"))) / "reference" / name
+
+
+def load(
+    name: str | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    device_map: str | None = None,
+) -> Loaded:
+    """A model and its processor.
+
+    Args:
+        name: hub id or directory; None for the bundled reference model.
+        device: ``auto`` is the first accelerator, else the CPU; ignored with `device_map`.
+        dtype: ``auto`` is the checkpoint's own, except that half precision becomes float32 on a CPU.
+        device_map: ``auto`` to spread a model larger than one GPU.
+
+    Raises:
+        UnsupportedModelError: not a vision-language model that transformers can load.
+        InputError: the model cannot be found or read, or an argument makes no sense.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown", f"Choose one of {', '.join(DTYPES)}")
+    where = _device(device)
+    source = str(reference_path()) if name is None else name
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = _attempt(source, AutoConfig.from_pretrained, **hub)
+    _check_vision_language(source, config)
+    on_cpu = where.type == "cpu" and device_map is None
+    settings: dict[str, Any] = {**hub, "dtype": "float32" if on_cpu and dtype == "auto" else dtype}
+    if attn_implementation is not None:
+        settings["attn_implementation"] = attn_implementation
+    if device_map is not None:
+        settings["device_map"] = device_map
+    with _quiet_unless_terminal():
+        model, loading = _attempt(
+            source, AutoModelForImageTextToText.from_pretrained, output_loading_info=True, **settings
+        )
+    _check_complete(source, loading)
+    if device_map is None:
+        model = model.to(where)
+    return Loaded(model.eval(), _processor(source, config, hub), _identity(source), revision)
+
+
+def _identity(source: str) -> str:
+    """The hub id; for a directory its name, and for the bundled models the name that finds them again."""
+    path = Path(source).resolve()
+    if not path.is_dir():
+        return source
+    bundled = path.parent == reference_path(path.name).resolve().parent
+    return f"reference/{path.name}" if bundled else path.name
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        # One accelerator per process of a launch.
+        return torch.device("cpu") if accelerator is None else torch.device(accelerator.type, local_rank())
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that a backend was compiled in
+        cause = f"device {name!r} cannot be used ({_first_line(error)})"
+        raise InputError(cause, "Use --device auto or cpu") from error
+    return device
+
+
+@contextmanager
+def _quiet_unless_terminal() -> Iterator[None]:
+    """No progress bars of transformers where nobody watches them."""
+    silenced = not sys.stderr.isatty() and logging.is_progress_bar_enabled()
+    if silenced:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if silenced:
+            logging.enable_progress_bar()
+
+
+def _check_vision_language(source: str, config: Any) -> None:
+    remote = getattr(config, "auto_map", None) or {}
+    if type(config) in AutoModelForImageTextToText._model_mapping or AutoModelForImageTextToText.__name__ in remote:
+        return
+    raise UnsupportedModelError(
+        f"{source} is a '{config.model_type}' model, not a vision-language model that transformers can load",
+        "Give a model of the image-text-to-text kind, such as a LLaVA, Qwen2-VL or InternVL checkpoint",
+    )
+
+
+def _check_complete(source: str, loading: dict[str, Any]) -> None:
+    """Refuse what transformers only warns of: weights that the checkpoint lacks stay random, and measure nothing."""
+    lacking = sorted(str(name) for name in loading.get("missing_keys", ()))
+    if lacking:
+        raise InputError(
+            f"{source} lacks {len(lacking)} of the model's weights, {lacking[0]} for one: they would stay random",
+            "Give a whole checkpoint, or the release of transformers that wrote it",
+        )
+
+
+def _processor(source: str, config: Any, hub: dict[str, Any]) -> Any:
+    try:
+        processor = AutoProcessor.from_pretrained(source, **hub)
+    except ImportError:
+        # Some processors insist on a video processor, which needs torchvision; images and text do without.
+        processor = PlainProcessor(
+            _attempt(source, AutoImageProcessor.from_pretrained, **hub),
+            _attempt(source, AutoTokenizer.from_pretrained, **hub),
+            config,
+        )
+    except (OSError, ValueError) as error:
+        raise _refusal(source, error) from error
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None:
+        raise UnsupportedModelError(f"{source} has no processor with a tokenizer", "Add the processor's files")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
+
+
+def _attempt(source: str, loader: Any, **settings: Any) -> Any:
+    try:
+        return loader(source, **settings)
+    except ImportError as error:
+        raise InputError(f"{source} needs a package: {_first_line(error)}", "Install it") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise _refusal(source, error) from error
+
+
+def _refusal(source: str, error: BaseException) -> InputError:
+    """One line of cause and a remedy for what transformers and the hub client raise."""
+    names = {type(link).__name__ for link in _chain(error)}
+    if Path(source).exists():
+        remedy = "Check that the directory is a complete save_pretrained model with its processor"
+    elif HF_HUB_OFFLINE or names & {"OfflineModeIsEnabled"}:
+        remedy = "The hub is switched off (HF_HUB_OFFLINE): unset it, or give a local directory"
+    elif names & {"GatedRepoError"}:
+        remedy = "Ask for access on the model's page and log in with `hf auth login`"
+    elif names & {"RepositoryNotFoundError", "HFValidationError", "RevisionNotFoundError"}:
+        remedy = "Check the id and --revision, or log in if the model is private"
+    elif names & {"LocalEntryNotFoundError", "ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout"}:
+        remedy = "It is not in the local cache and the hub cannot be reached: check the network or give a directory"
+    else:
+        remedy = "Check the id or path; --trust-remote-code may be needed for models with code of their own"
+    return InputError(f"cannot load {source}: {_first_line(error)}", remedy)
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

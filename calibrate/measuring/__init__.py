@@ -1,0 +1,1 @@
+"""Probes over samples: cost beforehand, one shared pass, states on disk, profiles."""

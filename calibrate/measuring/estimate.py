@@ -1,0 +1,73 @@
+"""What a calibration will cost, said before it starts: forward passes, and seconds from one that is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from calibrate.inputs.batches import Batch
+from calibrate.measuring.measure import Job, waiting
+from calibrate.probes.base import ExecutedProbe
+from calibrate.running.timing import synchronize
+from planner.profile import PromptShape
+
+
+def announce(job: Job, units: Sequence[range], processes: int, say: Callable[[str], None]) -> None:
+    """Tell what is left to measure: one line for the one-pass probes together, one for each other probe, and the sum.
+
+    Seconds are those of an ordinary forward pass of the first batch, measured here, times the work that is left: right
+    to a factor of two or so, for some probes stop early or drop tokens, and some take samples one by one.
+
+    Args:
+        units: those of this process.
+        processes: how many measure as much at the same time.
+    """
+    shared = {name for name, probe in job.probes.items() if not isinstance(probe, ExecutedProbe)}
+    left = {name: sum(len(waiting(probe, unit)) for unit in units) for name, probe in job.probes.items()}
+    first = next((unit for unit in units if any(waiting(probe, unit) for probe in job.probes.values())), None)
+    if first is None:
+        say("nothing is left to measure")
+        return
+    batch = job.batch(tuple(first))
+    sample_s, prompt = _sample_s(batch), _shape(batch)
+    each = "" if processes == 1 else f" in each of {processes} processes"
+    samples = max(left[name] for name in shared)
+    total_s = samples * sample_s
+    if samples:
+        names = ", ".join(name for name in job.probes if name in shared and left[name])
+        say(f"{names}: one forward pass over {samples} samples together{each}, about {_time(total_s)}")
+    for name, probe in job.probes.items():
+        if isinstance(probe, ExecutedProbe) and left[name]:
+            seconds = left[name] * probe.work(job.known.layers, prompt) * sample_s
+            total_s += seconds
+            passes = f"{probe.forwards(job.known.layers)} forward passes over {left[name]} samples"
+            say(f"{name}: {passes}{each}, about {_time(seconds)}")
+    say(f"in all about {_time(total_s)}, by a forward pass of {1000 * sample_s:.1f} ms per sample")
+
+
+def _sample_s(batch: Batch) -> float:
+    """Seconds of an ordinary forward pass per sample of a batch, the second time."""
+    seconds = 0.0
+    for _ in range(2):
+        synchronize(batch.model)
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            batch.model(**batch.inputs, use_cache=False, logits_to_keep=1)
+        synchronize(batch.model)
+        seconds = time.perf_counter() - begun
+    return seconds / len(batch.ids)
+
+
+def _shape(batch: Batch) -> PromptShape:
+    """Mean lengths of a batch's prompts."""
+    system, visual, text = (round(mean) for mean in batch.lengths().double().mean(dim=0).tolist())
+    return PromptShape(visual_tokens=visual, text_tokens=text, system_tokens=system)
+
+
+def _time(seconds: float) -> str:
+    """Two digits in the unit a person would choose."""
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

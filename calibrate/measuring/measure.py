@@ -1,0 +1,143 @@
+"""The measuring itself: batch by batch, all one-pass probes in one forward pass, then the probes that run the model.
+
+Work goes in steps after each of which the probes hold whole rows, so that the state can be written between any two: a
+batch of a probe, or a single sample of a probe that takes samples alone. What a killed run loses is the step at hand,
+and what was finished in the last `STATE_INTERVAL_S` seconds before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from calibrate.inputs.batches import Batch
+from calibrate.inputs.encode import Encoder, to_device
+from calibrate.inputs.identity import Model
+from calibrate.inputs.samples import SampleSet
+from calibrate.probes.base import Capture, ExecutedProbe, OnePassProbe, Probe
+from planner.errors import CalibrationError
+from planner.runtime import observe
+
+#: Seconds between two writings of the state.
+STATE_INTERVAL_S = 10.0
+
+
+@dataclass
+class Timing:
+    """Seconds spent, for the lines shown afterwards; never part of the profile."""
+
+    forward_s: float = 0.0
+    probes_s: dict[str, float] = field(default_factory=dict)
+
+    def add(self, probe: str, seconds: float) -> None:
+        self.probes_s[probe] = self.probes_s.get(probe, 0.0) + seconds
+
+
+@dataclass
+class Job:
+    """A model, the whole sample set, and the probes that collect rows of it."""
+
+    model: Any
+    encoder: Encoder
+    samples: SampleSet
+    known: Model
+    probes: Mapping[str, Probe]
+    timing: Timing = field(default_factory=Timing)
+
+    def batch(self, ids: tuple[int, ...]) -> Batch:
+        """Some samples, encoded.
+
+        Raises:
+            SampleError: one of them cannot be read or processed.
+        """
+        samples = tuple(self.samples[i] for i in ids)
+        inputs = to_device(self.encoder(samples), self.model)
+        return Batch(ids, samples, inputs, self.model, self.encoder, self.samples)
+
+
+def waiting(probe: Probe, unit: Sequence[int]) -> list[int]:
+    """The samples of a unit that a probe wants and has not."""
+    return [sample for sample in unit if probe.wants(sample) and sample not in probe.table]
+
+
+def measure(job: Job, units: Sequence[range], save: Callable[[], None] | None, progress: bool) -> None:
+    """Bring every probe up to date on all units.
+
+    Args:
+        save: writes the state; called between steps and at the end.
+        progress: show a bar if somebody watches.
+
+    Raises:
+        CalibrationError: activations that are not finite; layer and sample are named.
+        SampleError: a sample cannot be read.
+    """
+    saved = time.monotonic()
+    with tqdm(units, desc="calibrate", unit="batch", disable=None if progress else True) as bar:
+        for unit in bar:
+            for step in _steps(job, unit):
+                with torch.inference_mode():
+                    step()
+                if save is not None and time.monotonic() - saved > STATE_INTERVAL_S:
+                    save()
+                    saved = time.monotonic()
+    if save is not None:
+        save()
+
+
+def _steps(job: Job, unit: range) -> Iterator[Callable[[], None]]:
+    """What is left to do on one unit."""
+    batch = cache(job.batch)
+    shared = {n: p for n, p in job.probes.items() if isinstance(p, OnePassProbe) and waiting(p, unit)}
+    if shared:
+        yield lambda: _shared_pass(job, batch(tuple(unit)), shared)
+    executed = {n: p for n, p in job.probes.items() if isinstance(p, ExecutedProbe)}
+    for name, probe in executed.items():
+        left = waiting(probe, unit)
+        # In batches exactly the samples the probe wants, finished or not: the same company gives the same numbers.
+        together = [tuple(sample for sample in unit if probe.wants(sample))] if left else []
+        for ids in [(sample,) for sample in left] if probe.alone else together:
+            yield partial(_run, job.timing, name, probe, partial(batch, ids))
+
+
+def _run(timing: Timing, name: str, probe: ExecutedProbe, batch: Callable[[], Batch]) -> None:
+    begun = time.perf_counter()
+    probe.run(batch())
+    timing.add(name, time.perf_counter() - begun)
+
+
+def _shared_pass(job: Job, batch: Batch, probes: Mapping[str, OnePassProbe]) -> None:
+    spent = 0.0
+    norms: list[torch.Tensor] = []
+
+    def look(view: Any) -> None:
+        nonlocal spent
+        capture = Capture(view, job.known.layers, batch.ids)
+        norms.append(capture.influence.output_norm)
+        for name, probe in probes.items():
+            begun = time.perf_counter()
+            probe.update(capture)
+            seconds = time.perf_counter() - begun
+            spent += seconds
+            job.timing.add(name, seconds)
+
+    begun = time.perf_counter()
+    with observe(job.model, look):
+        job.model(**batch.inputs, use_cache=False, logits_to_keep=1)
+    job.timing.forward_s += time.perf_counter() - begun - spent
+    _check_finite(torch.stack([norm.cpu() for norm in norms]), batch)
+
+
+def _check_finite(norms: torch.Tensor, batch: Batch) -> None:
+    """Refuse NaN and infinity; `norms [L, B]` of last rows' attention outputs, finite only if all they read is."""
+    if not bool(torch.isfinite(norms).all()):
+        layer, sample = (int(i) for i in (~torch.isfinite(norms)).nonzero()[0])
+        raise CalibrationError(
+            f"activations are not finite in layer {layer} for the sample {batch.samples[sample].where}",
+            "Use --dtype bfloat16 or float32, or remove the sample",
+        )

@@ -1,0 +1,1 @@
+"""What is measured: one file a probe. `base` says what a probe is and which there are."""

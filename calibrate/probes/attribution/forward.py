@@ -1,0 +1,157 @@
+"""Many ablations at once, through the text rows only.
+
+A batch of M ablations is a batch of M copies of the text rows in the model's own text tower: its norms, projections,
+rotary embedding and feed-forward layers run unmodified, and only the attention between the projections is replaced
+(`shared.attend`). Nothing is repeated per mask but the text rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import align_module_device
+
+from calibrate.probes.attribution.masks import Ablation
+from calibrate.probes.attribution.mean import Grid, MeanImage
+from calibrate.probes.attribution.parts import Parts
+from calibrate.probes.attribution.prefix import Capture
+from calibrate.probes.attribution.shared import attend, share
+from planner.errors import UnsupportedModelError
+from planner.runtime.model.attention import Call, seam
+from planner.runtime.tensors.weights import working_dtype
+
+#: Elements of one key/value head's score matrix per batch: on a CPU small enough for a core's cache, where larger
+#: ones were slower.
+_CPU_SCORES = 3 << 17
+_ACCELERATOR_SCORES = 1 << 26
+
+
+class TextRows:
+    """Replays the text rows of one captured sample under ablations.
+
+    Args:
+        parts: the model's parts.
+        capture: the sample's ordinary pass.
+        mean: what ablated heads read.
+        grids: the sample's image grids, see `image_grids`.
+        batch_size: ablations per forward; None chooses one by the score matrices' size.
+
+    Attributes:
+        mean_grid: how the mean image was laid out, ``equal`` or ``interpolated ...``.
+    """
+
+    def __init__(
+        self, parts: Parts, capture: Capture, mean: MeanImage, grids: tuple[Grid, ...], batch_size: int | None = None
+    ) -> None:
+        self._parts = parts
+        self._capture = capture
+        keys, values, self.mean_grid = mean.on(grids)
+        self._layers = tuple(
+            share(seen, capture.visual, key, value)
+            for seen, key, value in zip(capture.layers, keys, values, strict=True)
+        )
+        rows = capture.text_rows
+        elements = _CPU_SCORES if capture.embeddings.device.type == "cpu" else _ACCELERATOR_SCORES
+        per_mask = parts.heads // parts.kv_heads * rows * (capture.start + rows)
+        self.batch_size = batch_size or max(4, elements // per_mask)
+        self._ablation = self.uniform(True)
+
+    @torch.no_grad()
+    def hidden(self, ablation: Ablation) -> torch.Tensor:
+        """The last row's final hidden states, ``[M, d]``, as they enter the output embedding."""
+        out = []
+        with self._replaced():
+            for piece in ablation.split(self.batch_size):
+                self._ablation = piece
+                states: torch.Tensor = self._parts.tower(
+                    inputs_embeds=self._capture.embeddings.expand(len(piece), -1, -1),
+                    position_ids=self._capture.position_ids,
+                    use_cache=False,
+                ).last_hidden_state
+                out.append(states[:, -1])
+        return torch.cat(out)
+
+    @torch.no_grad()
+    def logits(self, ablation: Ablation) -> torch.Tensor:
+        """Logits of the last row, ``[M, vocabulary]``."""
+        logits: torch.Tensor = self._parts.head(self.hidden(ablation))
+        return logits
+
+    @torch.no_grad()
+    def answer_logit(self, ablation: Ablation, token: int) -> torch.Tensor:
+        """The token's logit minus the vocabulary mean (S4 4.1), ``[M]`` in float64 on the CPU.
+
+        The output embedding is linear, so that difference is one dot product with a fixed direction.
+        """
+        with align_module_device(self._parts.head):  # fetches weights that accelerate has offloaded
+            weight: torch.Tensor = self._parts.head.weight
+            direction = weight[token].double() - weight.mean(dim=0, dtype=torch.float64)
+            bias = getattr(self._parts.head, "bias", None)
+            constant = 0.0 if bias is None else float(bias[token].double() - bias.double().mean())
+        return (self.hidden(ablation).to(direction) @ direction + constant).cpu()
+
+    def check(self, token: int) -> None:
+        """Compare the replay with everything intact with the model's own logits.
+
+        Raises:
+            UnsupportedModelError: they differ, so the model does something between the layers and the logits that is
+                not replayed.
+        """
+        own = self._capture.logits.double()
+        expected = float(own[token] - own.mean())
+        got = float(self.answer_logit(self.uniform(True), token)[0])
+        # Half precision rounds each logit to about 1 in 2^8 or 2^11; a missing operation is off by far more.
+        slack = 64 * torch.finfo(self._capture.logits.dtype).eps * float(own.abs().max())
+        if not abs(expected - got) <= slack:
+            raise UnsupportedModelError(
+                f"replaying the text rows gives the answer the logit {got:.6g}, the model itself {expected:.6g}",
+                "The model scales, caps or adds something that head attribution does not know; leave the probe out",
+            )
+
+    @property
+    def logit_spread(self) -> float:
+        """Standard deviation of the model's own logits in the last row."""
+        return float(self._capture.logits.double().std())
+
+    def uniform(self, intact: bool) -> Ablation:
+        """One ablation with every head intact, or none."""
+        return Ablation(torch.full((1, self._parts.layers, self._parts.heads), intact))
+
+    @contextmanager
+    def _replaced(self) -> Iterator[None]:
+        """Our attention in place, and the last layer's work per row done for the last row only.
+
+        Of the last layer only the last row is read, so its output projection and feed-forward run on that row; their
+        one-row results are broadcast over the residual stream, where the other rows become meaningless and stay
+        unread.
+        """
+        narrowed = [self._parts.attentions[-1].get_submodule("o_proj"), self._parts.last_mlp]
+        hooks = [module.register_forward_pre_hook(_last_row) for module in narrowed if module is not None]
+        try:
+            with seam(list(self._parts.attentions), self._attend):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _attend(self, call: Call) -> tuple[torch.Tensor, None]:
+        index, layer, ablation = call.layer, self._layers[call.layer], self._ablation
+        masks, _, rows, _ = call.query.shape
+        work = working_dtype(call.query)
+        query, key, value = call.query.to(work), call.key.to(work), call.value.to(work)
+        if index == 0 and masks > 2 and not ablation.partial:
+            # Nothing has been ablated before layer 0, so a head there has one of two outputs, whatever the mask.
+            both = torch.cat([self.uniform(True).heads, self.uniform(False).heads])
+            intact, ablated = attend(layer, index, Ablation(both), query[:2], key[:2], value[:2])
+            out = torch.where(ablation.heads[:, 0, :, None, None].to(query.device), intact, ablated)
+        elif index == len(self._layers) - 1:
+            out = attend(layer, index, ablation, query[:, :, -1:], key, value).expand(-1, -1, rows, -1)
+        else:
+            out = attend(layer, index, ablation, query, key, value)
+        return out.transpose(1, 2).to(call.query.dtype), None
+
+
+def _last_row(_module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (args[0][:, -1:], *args[1:])

@@ -1,0 +1,101 @@
+"""The linear model of S4: the normalised logit as a weighted sum of what is intact (appendix A.3, eq. 9)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import ElasticNet
+
+from calibrate.probes.attribution.response import Vector
+from planner.errors import InputError
+
+ALPHA, L1_RATIO, MAX_ITER = 5e-4, 0.5, 1000
+#: Every fifth mask is held out. Masks are independent draws, so any fixed fifth is a random one.
+HELD_OUT = 5
+#: Masks between two looks at the held-out R^2, and how little it may move twice in a row to count as settled.
+STEP, TOLERANCE = 1000, 0.003
+
+
+@dataclass(frozen=True)
+class Fit:
+    """An elastic net and how well it does on the held-out masks.
+
+    Attributes:
+        coefficients: one per entry of the mask.
+        r2: share of the held-out variance explained.
+        pearson: correlation of predicted and true logits, held out.
+        masks: masks used, training and held out.
+        settled: True when the fit stopped before all masks were used, because the held-out R^2 had settled.
+        converged: False when coordinate descent stopped at its iteration limit.
+    """
+
+    coefficients: Vector
+    intercept: float
+    r2: float
+    pearson: float
+    masks: int
+    settled: bool = False
+    converged: bool = True
+
+
+def fit(masks: np.ndarray, logits: Vector) -> Fit:
+    """Elastic net on four fifths of the masks ``[M, N]``, judged on the other fifth.
+
+    Raises:
+        InputError: fewer training masks than entries to weigh.
+    """
+    held_out = np.arange(len(masks)) % HELD_OUT == HELD_OUT - 1
+    if (~held_out).sum() < masks.shape[1]:
+        raise InputError(
+            f"{len(masks)} masks are too few to weigh {masks.shape[1]} entries",
+            f"Use at least {minimum(masks.shape[1])} masks",
+        )
+    model = ElasticNet(alpha=ALPHA, l1_ratio=L1_RATIO, max_iter=MAX_ITER)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported as `converged`
+        model.fit(masks[~held_out].astype(np.float64), logits[~held_out])
+    predicted, true = model.predict(masks[held_out].astype(np.float64)), logits[held_out]
+    residual, total = ((true - predicted) ** 2).sum(), ((true - true.mean()) ** 2).sum()
+    varies = predicted.std() > 0 and true.std() > 0
+    return Fit(
+        coefficients=np.asarray(model.coef_, np.float64),
+        intercept=float(model.intercept_),
+        r2=float(1 - residual / total) if total > 0 else 0.0,
+        pearson=float(np.corrcoef(predicted, true)[0, 1]) if varies else 0.0,
+        masks=len(masks),
+        converged=bool(model.n_iter_ < MAX_ITER),
+    )
+
+
+def minimum(entries: int) -> int:
+    """Masks needed so that four fifths of them are no fewer than the entries."""
+    return -(-entries * HELD_OUT // (HELD_OUT - 1))
+
+
+def attribute_entries(
+    masks: torch.Tensor, respond: Callable[[torch.Tensor], Vector], early_stop: bool = True, step: int = STEP
+) -> Fit:
+    """Evaluate masks ``[M, N]`` and fit; with `early_stop` only until the held-out R^2 has settled.
+
+    Settled means: between three looks, ``step`` masks apart, it moved by at most `TOLERANCE` both times.
+
+    Raises:
+        InputError: fewer masks than a fit needs.
+    """
+    table = masks.numpy()
+    logits = np.empty(0)
+    seen: list[float] = []
+    for first in range(0, len(masks), step):
+        logits = np.concatenate([logits, respond(masks[first : first + step])])
+        if not early_stop or len(logits) < minimum(masks.shape[1]) or len(logits) == len(masks):
+            continue
+        found = fit(table[: len(logits)], logits)
+        seen.append(found.r2)
+        if len(seen) >= 3 and max(abs(a - b) for a, b in zip(seen[-3:], seen[-2:], strict=False)) <= TOLERANCE:
+            return Fit(**{**vars(found), "settled": True})
+    return fit(table, logits)

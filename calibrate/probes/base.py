@@ -1,0 +1,222 @@
+"""What a probe is, and which there are.
+
+A probe looks at batches of samples and keeps one small row per sample in a `Table`; `merge` unites the rows of two
+probes, `result` summarises them. There are two kinds:
+
+* a `OnePassProbe` reads the decoder layers of an ordinary forward pass as they run: `update(capture)` once per layer.
+  All of them share one pass.
+* an `ExecutedProbe` runs the model itself: `run(batch)` once per batch, on the first `samples` samples only.
+
+To add one: write a file with a subclass, and name it in `REGISTRY`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+
+from calibrate.inputs.batches import Batch, segments
+from calibrate.probes.stats import Array, Table
+from planner.errors import InputError
+from planner.policies.base import nearest
+from planner.profile import ProbeResult, PromptShape
+
+if TYPE_CHECKING:
+    from planner.runtime import Influence, LayerView
+
+#: Name to class; modules are imported when asked for.
+REGISTRY: dict[str, str] = {
+    "prompt": "calibrate.probes.prompt_shape:PromptLengths",
+    "influence": "calibrate.probes.influence:Influence",
+    "sinks": "calibrate.probes.sinks:Sinks",
+    "sparsity": "calibrate.probes.sparsity:Sparsity",
+    "value_norms": "calibrate.probes.value_norms:ValueNorms",
+    "masking": "calibrate.probes.masking:Masking",
+    "flip": "calibrate.probes.flip:Flip",
+    "sink_masking": "calibrate.probes.sink_masking:SinkMasking",
+    "attribution": "calibrate.probes.attribution.probe:AttributionProbe",
+    "context": "calibrate.probes.context.probe:ContextProbe",
+}
+#: Part of every run: costs are computed for the lengths it finds.
+ALWAYS = "prompt"
+DEFAULT = ("influence", "sinks", "sparsity", "value_norms", "masking")
+
+
+class Capture:
+    """One decoder layer of one batch; what several probes need is computed once.
+
+    B samples, n positions, H query heads. See `planner.runtime.LayerView` for the layer's tensors themselves (`view`).
+    """
+
+    def __init__(self, view: LayerView, layers: int, ids: Sequence[int]) -> None:
+        self.view, self.layers, self.ids = view, layers, tuple(ids)
+        self.layer: int = view.layer
+        self.visual: torch.Tensor = view.visual  # [B, n], False on padding
+        self.valid: torch.Tensor = view.valid  # [B, n]
+
+    @property
+    def finished(self) -> bool:
+        """True at the last layer."""
+        return self.layer == self.layers - 1
+
+    @cached_property
+    def weights(self) -> torch.Tensor:
+        """Attention of the last valid row, ``[B, H, n]`` float32."""
+        return self.view.weights().squeeze(2)
+
+    @cached_property
+    def influence(self) -> Influence:
+        """What zeroing each token's weight does to the last row's attention output (S1 eq. 6-8)."""
+        return self.view.influence()
+
+    @cached_property
+    def segments(self) -> torch.Tensor:
+        """``[B, 3, n]``, see `segments`."""
+        return segments(self.visual, self.valid)
+
+
+class Probe(ABC):
+    """Rows per sample, merged by union, summarised once."""
+
+    name: ClassVar[str]
+
+    def __init__(self) -> None:
+        self.table = Table()
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Parameters that decide what is measured; parts with different ones are not merged."""
+
+    @abstractmethod
+    def summary(self) -> dict[str, Any]:
+        """Findings as JSON types, from the rows sorted by sample; called only when there are rows."""
+
+    def wants(self, sample: int) -> bool:
+        """Whether this probe measures a sample."""
+        return True
+
+    def merge(self, other: Probe) -> None:
+        """Unite the rows: associative, commutative, idempotent.
+
+        Raises:
+            CalibrationError: a sample was measured twice with different results.
+        """
+        self.table.merge(other.table)
+
+    def result(self) -> ProbeResult:
+        """Settings, number of samples and findings."""
+        values = self.summary() if len(self.table) else {}
+        return ProbeResult(n=len(self.table), settings=self.settings, values=values)
+
+
+class OnePassProbe(Probe):
+    """Reads the layers of a shared forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending: list[dict[str, torch.Tensor]] = []
+
+    @abstractmethod
+    def measure(self, capture: Capture) -> dict[str, torch.Tensor]:
+        """One layer's values, each ``[B, ...]``, left on the device."""
+
+    def rows(self, layers: dict[str, Array], capture: Capture) -> list[dict[str, Array]]:
+        """One row per sample from the values of all layers, ``[L, B, ...]``; as they are unless overridden."""
+        return [{name: values[:, b] for name, values in layers.items()} for b in range(len(capture.ids))]
+
+    def update(self, capture: Capture) -> None:
+        """Take in one layer; at the last layer the batch's rows are complete.
+
+        Raises:
+            CalibrationError: a sample was measured before with a different result.
+        """
+        if capture.layer == 0:
+            self._pending = []  # what an interrupted pass has left
+        self._pending.append(self.measure(capture))
+        if capture.finished:
+            names = self._pending[0]
+            layers = {
+                name: torch.stack([one[name].cpu() for one in self._pending if name in one]).numpy() for name in names
+            }
+            self._pending = []
+            for sample, row in zip(capture.ids, self.rows(layers, capture), strict=True):
+                self.table.add(sample, **row)
+
+
+class ExecutedProbe(Probe):
+    """Runs the model under conditions of its own, on few samples.
+
+    Args:
+        samples: how many of the first samples; None for `default_samples`.
+
+    Raises:
+        InputError: fewer than one.
+    """
+
+    #: How many samples are measured unless told otherwise.
+    default_samples: ClassVar[int]
+    #: Samples are measured one by one, so that a killed run has lost none that was finished.
+    alone: ClassVar[bool] = False
+
+    def __init__(self, samples: int | None = None) -> None:
+        super().__init__()
+        self.samples = self.default_samples if samples is None else samples
+        if self.samples < 1:
+            raise InputError(f"probe '{self.name}' cannot measure {self.samples} samples", "Give 1 or more")
+
+    def wants(self, sample: int) -> bool:
+        return sample < self.samples
+
+    @abstractmethod
+    def forwards(self, layers: int) -> int:
+        """Forward passes per sample, for the cost that is shown beforehand."""
+
+    def work(self, layers: int, prompt: PromptShape) -> float:
+        """Work per sample in ordinary forward passes over its prompt, where passes are longer or shorter than that."""
+        return float(self.forwards(layers))
+
+    @abstractmethod
+    def run(self, batch: Batch) -> None:
+        """Measure a batch and add its rows."""
+
+
+def probe_class(name: str) -> type[Probe]:
+    """The class of a probe.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name not in REGISTRY:
+        raise InputError(f"there is no probe '{name}'", f"{nearest(name, REGISTRY)}Probes: {', '.join(REGISTRY)}")
+    module, attribute = REGISTRY[name].split(":")
+    found: type[Probe] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def build_probes(
+    names: Sequence[str] = DEFAULT, settings: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Probe]:
+    """Probes by name, `ALWAYS` first, then in the given order; `settings` holds constructor arguments by probe name.
+
+    Raises:
+        InputError: an unknown name, or an argument that a probe does not have.
+    """
+    chosen = settings or {}
+    try:
+        return {name: probe_class(name)(**chosen.get(name, {})) for name in dict.fromkeys((ALWAYS, *names))}
+    except TypeError as error:
+        raise InputError(f"a probe has no such setting: {error}", "See `plan ls probes`") from error
+
+
+def quantiles(values: Array, levels: Sequence[float]) -> dict[str, Any]:
+    """Quantiles over samples as a JSON entry, keyed by level; empty without values."""
+    present = np.asarray(values, np.float64)
+    present = present[~np.isnan(present)]
+    return {f"{level:g}": float(np.quantile(present, level)) for level in levels} if len(present) else {}

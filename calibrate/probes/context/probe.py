@@ -1,0 +1,252 @@
+"""Context pruning: how much text beside the image can go, and what that does to attention (S2).
+
+Each sample is asked its question after contexts of several lengths, built from the set's other annotations (or the
+user's long texts). For every length and rate the pruned model is *executed* by the runtime, and its first answer
+token compared with the dense model's at that length and with the accepted answers. The best rate against length is
+fitted by a quadratic, which a plan with ``rate: "auto"`` reads.
+
+Beside the grid, at the default rate: ranking by the mean over heads or at random instead of the maximum (S2 figure
+9), pruning over the first 7 or 13 layers of 32 instead of 10 (figure 13, scaled to the model's depth), entropy of
+attention before and after (proposition 1), visual dependency (eq. 2) and information flow (eq. 18-23).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from calibrate.inputs.batches import Batch
+from calibrate.inputs.encode import Inputs, to_device
+from calibrate.inputs.identity import Model, identify
+from calibrate.inputs.samples import Sample
+from calibrate.probes.base import ExecutedProbe
+from calibrate.probes.context.attention import FLOWS, Attended, attended
+from calibrate.probes.context.fit import ADJACENT, best_rate, fit_rates
+from calibrate.probes.context.schedule import LAYERS, OF_LAYERS, OTHER_LAYERS, pruning, scaled
+from calibrate.probes.context.texts import ContextTexts, read_texts
+from calibrate.probes.stats import Array, mean, plain, proportion
+from calibrate.running.execute import accepted_first_tokens, divergence, first_logits
+from planner.errors import CalibrationError, InputError
+from planner.profile import PromptShape
+from planner.schedule import Schedule
+
+RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+DEFAULT_RATE = 0.3
+#: Unless told otherwise five lengths, equally spaced up to S2's longest or what the model has positions for.
+LENGTHS, LONGEST = 5, 2500
+#: How the variants at the default rate are called.
+VARIANTS = ("max", "mean", "random", *(f"first {layers} of {OF_LAYERS} layers" for layers in OTHER_LAYERS))
+
+
+class ContextProbe(ExecutedProbe):
+    """Grid of rates and lengths, fit, and what happens to attention.
+
+    Args:
+        samples: how many of the first samples.
+        lengths: context lengths in tokens, ascending; None for five up to 2,500 or what fits.
+        rates: shares of the context dropped, ascending; 0 is the dense model.
+        texts: a text file with long texts; None for the set's other annotations.
+        flow: also measure information flow, which runs a backward pass.
+        seed: of contexts and random selections.
+
+    Raises:
+        InputError: lengths or rates that make no sense.
+    """
+
+    name: ClassVar[str] = "context"
+    default_samples: ClassVar[int] = 16
+    alone: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        samples: int | None = None,
+        lengths: Sequence[int] | None = None,
+        rates: Sequence[float] = RATES,
+        texts: str | None = None,
+        flow: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(samples)
+        if lengths is not None and (not lengths or min(lengths) < 1 or list(lengths) != sorted(set(lengths))):
+            raise InputError(f"context lengths must ascend from 1, got {list(lengths)}", "S2 uses 500 to 2500 tokens")
+        if len(rates) < ADJACENT or list(rates) != sorted(set(rates)) or rates[0] < 0 or rates[-1] >= 1:
+            raise InputError(
+                f"{list(rates)} are not {ADJACENT} or more ascending rates from 0 to below 1", "S2 uses 0 to 0.9"
+            )
+        self.lengths = None if lengths is None else tuple(lengths)
+        self.rates, self.texts, self.flow, self.seed = tuple(rates), texts, flow, seed
+        self._made: tuple[ContextTexts, Model] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "lengths": None if self.lengths is None else list(self.lengths),
+            "rates": list(self.rates),
+            "texts": self.texts,
+            "flow": self.flow,
+            "seed": self.seed,
+        }
+
+    def forwards(self, layers: int) -> int:
+        lengths = LENGTHS if self.lengths is None else len(self.lengths)
+        return lengths * self._passes
+
+    @property
+    def _passes(self) -> int:
+        """Per length: the dense answer, the grid, the variants, and attention with and without pruning."""
+        return 1 + len(self.rates) + len(VARIANTS) + 2
+
+    def work(self, layers: int, prompt: PromptShape) -> float:
+        """Passes over prompts with a context, two of them with gradients, which cost twice as much again."""
+        tokens = prompt.system_tokens + prompt.visual_tokens + prompt.text_tokens
+        lengths = _spaced(LONGEST) if self.lengths is None else self.lengths
+        return (self._passes + 4 * self.flow) * sum(1 + length / tokens for length in lengths)
+
+    def run(self, batch: Batch) -> None:
+        """Measure the batch's samples one by one: their contexts differ in length.
+
+        Raises:
+            InputError: a length that the model has no positions for, or texts that cannot be read.
+            SampleError: a sample for which no context can be made.
+        """
+        if self._made is None:
+            own = "" if self.texts is None else read_texts(self.texts)
+            texts = ContextTexts(batch.sample_set, batch.encoder.tokenizer, own, self.seed)
+            self._made = texts, identify(batch.model, "")
+        texts, known = self._made
+        for position, sample in enumerate(batch.ids):
+            if not self.wants(sample) or sample in self.table:
+                continue
+            short = to_device(batch.encoder([batch.samples[position]]), batch.model)
+            rows = [
+                self._at_length(batch, sample, short, texts.lengthened(sample, length), known)
+                for length in self._lengths(batch.model, short)
+            ]
+            self.table.add(sample, **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+
+    def _lengths(self, model: Any, short: Inputs) -> Sequence[int]:
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        # A few tokens of slack: text cut by tokens does not always encode to the same number again.
+        room = None if positions is None else int(positions * 0.97) - short["input_ids"].shape[1]
+        if self.lengths is None:
+            return _spaced(LONGEST if room is None else min(LONGEST, room))
+        if room is not None and self.lengths[-1] > room:
+            raise InputError(
+                f"{self.lengths[-1]} tokens of context do not fit: the model has {positions} positions",
+                f"Use lengths up to {room}",
+            )
+        return self.lengths
+
+    def _at_length(self, batch: Batch, number: int, short: Inputs, sample: Sample, known: Model) -> dict[str, Array]:
+        model = batch.model
+        inputs = to_device(batch.encoder([sample]), model)
+        ids = inputs["input_ids"]
+        protect = _common_suffix(short["input_ids"][0], ids[0])
+        accepted = accepted_first_tokens(batch.encoder, sample)
+        dense = first_logits(model, inputs)
+        answer = int(dense.argmax())
+
+        def judged(logits: torch.Tensor) -> list[float]:
+            token = int(logits.argmax())
+            right = float(token in accepted) if accepted else np.nan
+            return [float(token == answer), right, float(divergence(dense, logits)[0])]
+
+        def schedule(rate: float, of_layers: int = LAYERS, rank_by: str = "attention_received") -> Schedule | None:
+            return None if rate == 0 else pruning(known.spec, rate, protect, of_layers, rank_by)
+
+        pruned_run = schedule(DEFAULT_RATE)
+        target = next(iter(sorted(accepted & {answer} or accepted)), answer) if accepted else answer
+        with_flow = target if self.flow else None
+        pruned = attended(model, known.parts, inputs, protect, pruned_run, answer=with_flow)
+        before = attended(model, known.parts, inputs, protect, answer=with_flow, split=pruned)
+        mean_pooled = attended(model, known.parts, inputs, protect, pruned_run, pooling="mean")
+        variants = [
+            first_logits(model, inputs, pruned_run),
+            mean_pooled.logits.float().log_softmax(-1)[None].cpu(),
+            first_logits(model, inputs, schedule(DEFAULT_RATE, rank_by="random"), seed=self.seed + number),
+            *(first_logits(model, inputs, schedule(DEFAULT_RATE, layers)) for layers in OTHER_LAYERS),
+        ]
+        return {
+            "context": np.asarray(ids.shape[1] - short["input_ids"].shape[1]),
+            "grid": np.asarray([judged(first_logits(model, inputs, schedule(rate))) for rate in self.rates]),
+            "variants": np.asarray([judged(logits) for logits in variants]),
+            "entropy": np.stack([before.entropy, pruned.entropy]),
+            "visual": np.stack([before.visual, pruned.visual]),
+            "flow": np.stack([_flow(before), _flow(pruned)]),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        context, grid, variants = (self.table.column(name) for name in ("context", "grid", "variants"))
+        answered = not np.isnan(grid[..., 1]).all()
+        measure = 1 if answered else 0
+        lengths = context.mean(axis=0).tolist()
+        performance = np.nanmean(grid[..., measure], axis=0)  # [lengths, rates]
+        best = [best_rate(self.rates, row) for row in performance]
+        try:
+            fit = fit_rates(lengths, best, self.rates[-1]).as_json()
+        except CalibrationError as error:
+            fit = {"none": error.cause}
+        entropy, visual = self.table.column("entropy"), self.table.column("visual")
+        after = scaled(LAYERS, entropy.shape[-1])
+        rise = entropy[:, :, 1, after:] - entropy[:, :, 0, after:]
+        return {
+            "lengths": lengths,
+            "rates": list(self.rates),
+            "layers": {
+                f"{layers} of {OF_LAYERS}": scaled(layers, entropy.shape[-1]) for layers in (LAYERS, *OTHER_LAYERS)
+            },
+            "judged_by": "first_token_accuracy" if answered else "agreement",
+            "agreement": _shares(grid[..., 0]),
+            "first_token_accuracy": _shares(grid[..., 1]),
+            "kl": mean(grid[..., 2]),
+            "best_rates": best,
+            "fit": fit,
+            "variants": {
+                name: {
+                    "agreement": _shares(variants[:, :, number, 0]),
+                    "first_token_accuracy": _shares(variants[:, :, number, 1]),
+                    "kl": mean(variants[:, :, number, 2]),
+                }
+                for number, name in enumerate(VARIANTS)
+            },
+            "entropy": {"dense": mean(entropy[:, :, 0]), "pruned": mean(entropy[:, :, 1])},
+            "entropy_rises": proportion(int((rise.mean(axis=-1) > 0).sum()), rise[..., 0].size) if rise.size else None,
+            "visual_dependency": {"dense": mean(visual[:, :, 0].mean(-1)), "pruned": mean(visual[:, :, 1].mean(-1))},
+            "visual_dependency_per_layer": {"dense": mean(visual[:, :, 0]), "pruned": mean(visual[:, :, 1])},
+            "flow": self._flow_summary() if self.flow else None,
+        }
+
+    def _flow_summary(self) -> dict[str, Any]:
+        """Mean over samples, per length and layer."""
+        flow = self.table.column("flow").mean(axis=0)  # [lengths, 2, L, 6]
+        return {
+            run: {f"S_{name}": plain(flow[:, number, :, which]) for which, name in enumerate(FLOWS)}
+            for number, run in enumerate(("dense", "pruned"))
+        }
+
+
+def _spaced(longest: int) -> list[int]:
+    """Equally spaced lengths up to the longest."""
+    return [longest * (step + 1) // LENGTHS for step in range(LENGTHS)]
+
+
+def _flow(run: Attended) -> Array:
+    return np.full((len(run.entropy), len(FLOWS)), np.nan) if run.flow is None else run.flow
+
+
+def _common_suffix(one: torch.Tensor, other: torch.Tensor) -> int:
+    """Equal tokens at the end of two prompts: question and role tokens, whatever the context before them."""
+    shared = min(len(one), len(other))
+    equal = one[len(one) - shared :].flip(0) == other[len(other) - shared :].flip(0)
+    return int(equal.long().cumprod(0).sum())
+
+
+def _shares(hits: Array) -> list[Any]:
+    """Proportions over samples (first axis), NaN left out, in the shape of the rest."""
+    if hits.ndim == 1:
+        return proportion(int(np.nansum(hits)), int((~np.isnan(hits)).sum()))  # type: ignore[return-value]
+    return [_shares(hits[:, column]) for column in range(hits.shape[1])]

@@ -1,0 +1,196 @@
+"""Influence of visual tokens on the last prompt token, and the filter layer, exit layer and budget it proposes (S1).
+
+For each sample: the filtering layer is the first layer where any visual token has ``cos < filter_cos``; the tokens kept
+there are those with ``l2`` (or ``l2 / |O|``) at or above a threshold; the vision exit layer is the second of two
+*consecutive* layers after the filter in which no kept token has ``cos < exit_cos``. Layers count from 0. Samples that
+never trigger, keep none or never exit are counted, not hidden: these rules were tuned on one model, and propose rather
+than decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from calibrate.probes.base import Capture, OnePassProbe, quantiles
+from calibrate.probes.stats import Array, bootstrap, mean, plain, proportion
+from planner.errors import InputError
+
+NEVER = -1
+LEVELS = (0.5, 0.75, 0.9, 0.95)
+_SPREAD = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+
+
+class Influence(OnePassProbe):
+    """Distributions per layer, and filter layer, kept tokens and exit layer per sample.
+
+    Args:
+        filter_cos: thresholds for the filtering layer; the first (S1's) is used for suggestions.
+        exit_cos: threshold for the exit layer.
+        keep_l2: absolute threshold on the L2 change (S1's; it depends on a model's scale).
+        keep_relative: thresholds on the L2 change over the norm of the last token's attention output.
+        levels: shares of the samples that suggestions should fit.
+
+    Raises:
+        InputError: a threshold that can never or always trigger, or a level outside 0..1.
+    """
+
+    name: ClassVar[str] = "influence"
+
+    def __init__(
+        self,
+        filter_cos: Sequence[float] = (0.995, 0.98, 0.95, 0.9),
+        exit_cos: float = 0.995,
+        keep_l2: float = 0.2,
+        keep_relative: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
+        levels: Sequence[float] = LEVELS,
+    ) -> None:
+        super().__init__()
+        if not filter_cos or not all(-1 < threshold < 1 for threshold in (*filter_cos, exit_cos)):
+            raise InputError("cosine thresholds must lie between -1 and 1", "S1 uses 0.995")
+        if keep_l2 <= 0 or any(threshold <= 0 for threshold in keep_relative):
+            raise InputError("thresholds for kept tokens must be above 0", "S1 uses l2 >= 0.2")
+        if not levels or not all(0 <= level <= 1 for level in levels):
+            raise InputError("levels are shares of the samples, between 0 and 1", "Such as 0.5 and 0.9")
+        self.filter_cos, self.exit_cos, self.levels = tuple(filter_cos), exit_cos, tuple(levels)
+        self.keep_l2, self.keep_relative = keep_l2, tuple(keep_relative)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "filter_cos": list(self.filter_cos),
+            "exit_cos": self.exit_cos,
+            "keep_l2": self.keep_l2,
+            "keep_relative": list(self.keep_relative),
+            "levels": list(self.levels),
+        }
+
+    def measure(self, capture: Capture) -> dict[str, torch.Tensor]:
+        found = capture.influence
+        return {"l2": found.l2, "cos": found.cos, "norm": found.output_norm}
+
+    def rows(self, layers: dict[str, Array], capture: Capture) -> list[dict[str, Array]]:
+        visual = capture.visual.cpu().numpy()
+        return [
+            self._row(layers["l2"][:, b, visual[b]], layers["cos"][:, b, visual[b]], layers["norm"][:, b])
+            for b in range(len(capture.ids))
+        ]
+
+    def _row(self, l2: Array, cos: Array, norm: Array) -> dict[str, Array]:
+        """One sample: ``l2, cos [L, nv]``, ``norm [L]``."""
+        relative = l2 / np.maximum(norm, np.finfo(np.float32).tiny)[:, None]
+        staged = [self._stages(l2, relative, cos, threshold) for threshold in self.filter_cos]
+        return {
+            "min_cos": cos.min(axis=1),
+            "triggered": (cos < self.filter_cos[0]).sum(axis=1),
+            "over_l2": (l2 >= self.keep_l2).sum(axis=1),
+            "cos_quantiles": np.quantile(cos, _SPREAD, axis=1).T,
+            "relative_quantiles": np.quantile(relative, _SPREAD, axis=1).T,
+            "output_norm": norm,
+            "filter": np.asarray([stages[0] for stages in staged]),  # [thresholds]
+            "kept": np.asarray([stages[1] for stages in staged]),  # [thresholds, keep rules], absolute first
+            "exit": np.asarray([stages[2] for stages in staged]),
+        }
+
+    def _stages(self, l2: Array, relative: Array, cos: Array, threshold: float) -> tuple[int, list[int], list[int]]:
+        """Filter layer, and per keep rule how many are kept and the exit layer; `NEVER` where it does not happen."""
+        triggered = (cos < threshold).any(axis=1)
+        rules = 1 + len(self.keep_relative)
+        if not triggered.any():
+            return NEVER, [0] * rules, [NEVER] * rules
+        at = int(triggered.argmax())
+        keeps = [l2[at] >= self.keep_l2, *(relative[at] >= share for share in self.keep_relative)]
+        return at, [int(keep.sum()) for keep in keeps], [self._exit(cos, at, keep) for keep in keeps]
+
+    def _exit(self, cos: Array, at: int, keep: Array) -> int:
+        if not keep.any():
+            return NEVER
+        quiet: Array = np.all(cos[:, keep] >= self.exit_cos, axis=1)
+        for layer in range(at + 2, len(cos)):
+            if quiet[layer - 1] and quiet[layer]:
+                return layer
+        return NEVER
+
+    def summary(self) -> dict[str, Any]:
+        filters, kept, exits = (self.table.column(name) for name in ("filter", "kept", "exit"))
+        min_cos = self.table.column("min_cos")
+        rules = ["absolute", *(f"relative {share:g}" for share in self.keep_relative)]
+        by_threshold = {
+            f"{threshold:g}": {
+                rule: self._stage_summary(filters[:, t], kept[:, t, r], exits[:, t, r], min_cos.shape[1])
+                for r, rule in enumerate(rules)
+            }
+            for t, threshold in enumerate(self.filter_cos)
+        }
+        return {
+            "layers": min_cos.shape[1],
+            "min_cos": mean(min_cos),
+            "triggered_tokens": mean(self.table.column("triggered")),
+            "tokens_over_l2": mean(self.table.column("over_l2")),
+            "output_norm": mean(self.table.column("output_norm")),
+            "cos_quantiles": self._spread("cos_quantiles"),
+            "relative_l2_quantiles": self._spread("relative_quantiles"),
+            "triggered_samples": [
+                proportion(int(hits), len(min_cos)) for hits in (min_cos < self.filter_cos[0]).sum(axis=0)
+            ],
+            "stages": by_threshold,
+            "suggested": by_threshold[f"{self.filter_cos[0]:g}"]["absolute"]["suggested"],
+        }
+
+    def _spread(self, name: str) -> dict[str, Any]:
+        """Per layer, each token quantile averaged over samples."""
+        means = self.table.column(name).mean(axis=0).T
+        return {f"{level:g}": plain(values) for level, values in zip(_SPREAD, means, strict=True)}
+
+    def _stage_summary(self, filters: Array, kept: Array, exits: Array, layers: int) -> dict[str, Any]:
+        hit, some, out = filters != NEVER, kept > 0, exits != NEVER
+        found = np.where(hit, filters, np.nan)
+        counts = np.where(hit, kept, np.nan)
+        leaves = np.where(out, exits, np.nan)
+        return {
+            "never_filtered": int((~hit).sum()),
+            "kept_none": int((hit & ~some).sum()),
+            "never_exited": int((some & ~out).sum()),
+            "filter": {
+                **mean(found),
+                "quantiles": quantiles(found, self.levels),
+                "median_interval": _median_interval(found),
+            },
+            "kept": {**mean(counts), "quantiles": quantiles(counts, self.levels)},
+            "exit": {
+                **mean(leaves),
+                "quantiles": quantiles(leaves, self.levels),
+                "median_interval": _median_interval(leaves),
+            },
+            "suggested": suggest(filters, kept, exits, layers, self.levels),
+        }
+
+
+def suggest(
+    filters: Array, kept: Array, exits: Array, layers: int, levels: Sequence[float] = LEVELS
+) -> dict[str, dict[str, int]]:
+    """Filter, budget and exit that fit a share of the samples, by share.
+
+    At level q: the latest filter layer that comes no later than that of a share q of the samples, the smallest budget
+    and the earliest exit that suffice for a share q. Samples that never triggered ask for filter 0 (nothing hidden
+    from them); those that never exit ask for all layers.
+    """
+    starts = np.where(filters == NEVER, 0, filters)
+    leaves = np.where(exits == NEVER, layers, exits)
+    return {
+        f"{level:g}": {
+            "filter": math.floor(np.quantile(starts, 1 - level)),
+            "keep": math.ceil(np.quantile(kept, level)),
+            "exit": math.ceil(np.quantile(leaves, level)),
+        }
+        for level in levels
+    }
+
+
+def _median_interval(values: Array) -> list[Any]:
+    low, high = bootstrap(values[:, None], 0.5)
+    return [plain(low[0]), plain(high[0])]

@@ -1,0 +1,129 @@
+"""Do visual sink tokens matter? Text is kept from seeing them, or from seeing as many random others (S3).
+
+A visual token counts as a sink when it is hot (`calibrate.probes.sinks`) at the input of at least half of the layers
+from the third on. S3 finds that answers survive without the sinks, and suffer without as many others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from calibrate.inputs.batches import Batch
+from calibrate.probes.base import ExecutedProbe
+from calibrate.probes.sinks import FIRST_LAYER, hot_tokens
+from calibrate.probes.stats import Array, mean
+from calibrate.running.execute import divergence, first_logits
+from planner.errors import InputError
+from planner.runtime import LayerView, observe
+from planner.runtime.model.adapters import find_parts
+from planner.runtime.model.attention import Call, seam
+from planner.runtime.tensors.layout import read
+
+
+class SinkMasking(ExecutedProbe):
+    """First answers with visual sinks hidden, and with equally many random visual tokens hidden.
+
+    Args:
+        samples: how many.
+        tau: threshold on ``|x_d| / RMS(x)``; None for the sink probe's default.
+
+    Raises:
+        InputError: a threshold that is not above 0.
+    """
+
+    name: ClassVar[str] = "sink_masking"
+    default_samples: ClassVar[int] = 64
+
+    def __init__(self, samples: int | None = None, tau: float | None = None) -> None:
+        super().__init__(samples)
+        if tau is not None and tau <= 0:
+            raise InputError(f"a sink threshold of {tau:g} makes every token a sink", "S3 uses tau 20")
+        self.tau = tau
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"samples": self.samples, "tau": self.tau}
+
+    def forwards(self, layers: int) -> int:
+        return 3
+
+    def run(self, batch: Batch) -> None:
+        sinks, visual, dense = self._sinks(batch)
+        others = _as_many(sinks, visual & ~sinks, batch.ids)
+        found: dict[str, Array] = {"sinks": sinks.sum(dim=1).numpy()}
+        absent = found["sinks"] == 0
+        for name, chosen in (("sinks", sinks), ("random", others)):
+            with hidden_from_text(batch.model, batch.inputs, chosen):
+                logits = first_logits(batch.model, batch.inputs)
+            agree = (logits.argmax(dim=-1) == dense.argmax(dim=-1)).float().numpy()
+            found[f"{name}_agree"] = np.where(absent, np.float32(np.nan), agree)
+            found[f"{name}_kl"] = np.where(absent, np.float32(np.nan), divergence(dense, logits).numpy())
+        for position, sample in enumerate(batch.ids):
+            self.table.add(sample, **{name: values[position] for name, values in found.items()})
+
+    def _sinks(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Visual sinks and visual tokens ``[B, n]``, and the dense log-probabilities."""
+        hot: list[torch.Tensor] = []
+        visual: list[torch.Tensor] = []
+
+        def look(view: LayerView) -> None:
+            visual.append(view.visual.cpu())
+            if view.layer >= FIRST_LAYER:
+                hot.append(hot_tokens(view.hidden, self.tau)[0].cpu())
+
+        with observe(batch.model, look):
+            dense = first_logits(batch.model, batch.inputs)
+        often = torch.stack(hot).float().mean(dim=0) >= 0.5 if hot else torch.zeros_like(visual[0])
+        return often & visual[0], visual[0], dense
+
+    def summary(self) -> dict[str, Any]:
+        counts = self.table.column("sinks")
+        return {
+            "visual_sinks": mean(counts[:, 0]),
+            "samples_without": int((counts == 0).sum()),
+            **{
+                name: {
+                    "agreement": mean(self.table.column(f"{name}_agree")[:, 0]),
+                    "kl": mean(self.table.column(f"{name}_kl")[:, 0]),
+                }
+                for name in ("sinks", "random")
+            },
+        }
+
+
+def _as_many(sinks: torch.Tensor, others: torch.Tensor, ids: tuple[int, ...]) -> torch.Tensor:
+    """For each sample as many of `others` as it has sinks (all, if fewer), drawn by the sample's id."""
+    chosen = torch.zeros_like(others)
+    for b, sample in enumerate(ids):
+        candidates = others[b].nonzero().flatten().numpy()
+        count = min(int(sinks[b].sum()), len(candidates))
+        drawn = np.random.default_rng(sample).choice(candidates, count, replace=False)
+        chosen[b, torch.from_numpy(drawn).long()] = True
+    return chosen
+
+
+@contextmanager
+def hidden_from_text(model: Any, inputs: dict[str, torch.Tensor], hidden: torch.Tensor) -> Iterator[None]:
+    """Text rows after the image do not see the columns ``hidden [B, n]``, in every layer of a prefill."""
+    parts = find_parts(model)
+    layout = read(inputs["input_ids"], parts.visual_ids, inputs.get("attention_mask"))
+    blocked = layout.after[:, None, :, None] & hidden.to(layout.after.device)[:, None, None, :]
+
+    def attend(call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        block = blocked.to(call.key.device)
+        if call.mask is None:  # the kernel would have been causal
+            mask = ~block & torch.ones(block.shape[-2:], dtype=torch.bool, device=block.device).tril()
+        elif call.mask.dtype == torch.bool:
+            mask = call.mask & ~block
+        else:
+            mask = call.mask.masked_fill(block, torch.finfo(call.mask.dtype).min)
+        return replace(call, mask=mask).run()
+
+    with seam(list(parts.attentions), attend):
+        yield

@@ -1,0 +1,69 @@
+"""What each layer of the KV cache holds after a prefill."""
+
+from __future__ import annotations
+
+import torch
+
+from planner.runtime.execution.sight import Sight
+from planner.runtime.model.cache import PrunedLayer
+from planner.runtime.selection.streams import Streams
+from planner.runtime.tensors.rows import Rows, gather
+from planner.schedule import Stage
+
+
+class Filling:
+    """Fills the cache's layers, one after the other.
+
+    Args:
+        caches: the layers; none where the model runs without a cache.
+        streams: the rows of the prefill.
+    """
+
+    def __init__(self, caches: list[PrunedLayer], streams: Streams) -> None:
+        self.caches, self.streams = caches, streams
+        self._held: list[Rows] = []
+
+    def fill(self, layer: int, sight: Sight) -> None:
+        """Put into a layer that has run what decoding may attend to; the end of its stage may `trim` it."""
+        if not self.caches:
+            return
+        cache, streams = self.caches[layer], self.streams
+        rows, alone, stage = streams.main, sight.alone, sight.stage
+        cache.fill(cache.keys, cache.values, rows)
+        if alone is None:
+            if stage.cache_visual == "none" and streams.visual.width:
+                cache.keep(streams.text, rows)
+                rows = streams.text
+        elif stage.cache_visual != "none" and alone.key is not None and alone.shown is not None:
+            key, value, added = alone.key, alone.shown, alone.rows
+            if alone.merged is not None:
+                slot, added = added.slots_of(alone.merged), alone.merged
+                key, value = gather(key, slot, dim=2), gather(value, slot, dim=2)
+            rows = streams.beside(added)
+            order = streams.order(rows, added)
+            cache.fill(
+                gather(torch.cat([key, cache.keys], dim=2), order, dim=2),
+                gather(torch.cat([value, cache.values], dim=2), order, dim=2),
+                rows,
+            )
+        if sight.sinks is not None:
+            cache.visual, cache.sinks = streams.layout.visual, sight.keys.spread(sight.sinks)
+        self._held.append(rows)
+
+    def trim(self, stage: Stage) -> None:
+        """After the selections of a stage: keep the visual rows that survived, where the stage says so."""
+        if not self.caches or stage.cache_visual != "kept" or stage.text_to_visual == "merge" or not stage.selects:
+            return
+        visual = self.streams.visual
+        for layer in range(int(stage.first), int(stage.last)):
+            held = self._held[layer]
+            text = held.mask & ~self.streams.layout.visual
+            counts = tuple(int(count) for count in text.sum(1).tolist())
+            rows = Rows.of(text | visual.mask, tuple(t + v for t, v in zip(counts, visual.counts, strict=True)))
+            self.caches[layer].keep(rows, held)
+            self._held[layer] = rows
+
+    def close(self) -> None:
+        """The prompt is through."""
+        for cache in self.caches:
+            cache.close()

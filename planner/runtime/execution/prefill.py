@@ -1,0 +1,210 @@
+"""One prefill under a schedule: which rows each layer runs, what its attention sees, what its cache keeps.
+
+The state moves from layer to layer. At the first layer of a stage what the previous stage selected is dropped from
+wherever it is, and the streams part or join as the stage says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.runtime.execution.filling import Filling
+from planner.runtime.execution.sight import Alone, Sight
+from planner.runtime.imaging.shallow import Shallow
+from planner.runtime.model.alone import Loner, first, part_of_kwargs, with_first
+from planner.runtime.model.attention import Call
+from planner.runtime.model.cache import PrunedLayer
+from planner.runtime.selection.ranking import Ranking, ranked_rows, reads_attention
+from planner.runtime.selection.redistribute import redistribute_rows
+from planner.runtime.selection.scores import Scored
+from planner.runtime.selection.select import survivors
+from planner.runtime.selection.streams import Streams
+from planner.runtime.tensors.layout import Layout
+from planner.runtime.tensors.masks import hide, part
+from planner.runtime.tensors.rows import Rows, gather
+from planner.schedule import Schedule, Select, Stage
+
+
+class Prefill:
+    """The prefill of one batch.
+
+    Args:
+        schedule: what to execute.
+        layout: parts of the prompts.
+        loners: per layer, how visual rows run alone and how a layer is probed.
+        caches: the cache's layers, empty without a cache.
+        seed: of random selections.
+        entry_scores: scores of the visual rows that exist before layer 0, ``[B, n]``, for the schedule's entry.
+        shallow: the image stream of the shallow layers, to be read or filled.
+
+    Attributes:
+        deepstack: visual features that the family adds after each of the first layers.
+        kept: what each selection so far has kept.
+        tokens: visual and text rows that each layer so far ran, per sample.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        layout: Layout,
+        loners: tuple[Loner, ...],
+        caches: list[PrunedLayer],
+        seed: int,
+        entry_scores: Tensor | None = None,
+        shallow: Shallow | None = None,
+    ) -> None:
+        self.schedule, self.layout, self.loners = schedule, layout, loners
+        self.shallow = shallow
+        self.deepstack: list[Tensor] = []
+        self.streams = Streams(layout)
+        self.filling = Filling(caches, self.streams)
+        self.ranking = Ranking(self.streams, seed, entry_scores)
+        self.kept: list[Rows] = []
+        self.tokens: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self._scored: Scored | None = None
+        self._sight: Sight | None = None
+        #: Masks and position tables made for one layer that fit the next; by identity, kept beside what they are of.
+        self._known: dict[Any, Any] = {}
+
+    # -- a layer's life: before, attend, after -----------------------------------------------------------------------
+
+    def before(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """What the layer runs on: the hidden states and keyword arguments of the main stream."""
+        stage, streams = self.schedule.stage_of(layer), self.streams
+        if layer == stage.first:
+            hidden = self._enter(stage, hidden, kwargs)
+        self.tokens.append((streams.visual.counts, streams.text.counts))
+        alone = self._run_alone(layer, stage, kwargs)
+        keys = streams.present() if alone is not None and alone.key is not None else streams.main
+        mask = self._mask(kwargs.get("attention_mask"), keys, stage)
+        self._sight = Sight(stage, hidden, keys, alone)
+        return hidden, part_of_kwargs(kwargs, streams.main, mask, self._known)
+
+    def attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        """The layer's attention: the kernel, with the keys and values of rows outside the main stream."""
+        sight = self._sight
+        assert sight is not None
+        alone, stage = sight.alone, sight.stage
+        if alone is not None and alone.key is not None and alone.shown is not None:
+            order = self.streams.order(sight.keys, alone.rows)
+            call.key = gather(torch.cat([alone.key, call.key], dim=2), order, dim=2)
+            call.value = gather(torch.cat([alone.shown, call.value], dim=2), order, dim=2)
+        output, weights = call.run()
+        if stage.redistribute is not None:
+            scored, asking = self._scored_by(sight, call, output), self.streams.text_after()
+            output, sight.sinks = redistribute_rows(scored, asking, stage.redistribute)
+        if call.layer == stage.last - 1 and any(reads_attention(select) for select in stage.selects):
+            self._scored = self._scored_by(sight, call, output)
+        return output, weights
+
+    def after(self, layer: int, output: Any) -> Any:
+        """What goes on to the next layer; fills the layer's cache."""
+        sight, self._sight = self._sight, None
+        assert sight is not None
+        hidden = first(output)
+        self.filling.fill(layer, sight)
+        if layer < len(self.deepstack):
+            hidden = self.streams.add_to_visual(self.deepstack[layer], hidden)
+        if layer == self.schedule.layers - 1:
+            hidden = self._leave(self.schedule.stages[-1], layer + 1, hidden, None)
+        return with_first(output, hidden)
+
+    def close(self) -> None:
+        """The prompt is through."""
+        self.filling.close()
+        self._known.clear()
+
+    # -- stages ------------------------------------------------------------------------------------------------------
+
+    def _enter(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        layer, streams, shallow = int(stage.first), self.streams, self.shallow
+        if shallow is not None and layer == shallow.extent.depth and streams.alone is not None:
+            if shallow.given is not None:
+                streams.advance(shallow.give(layer, streams.alone.rows, hidden))
+            else:
+                shallow.take(layer, streams.alone.hidden, streams.alone.rows)
+        if layer > 0:
+            hidden = self._leave(self.schedule.stage_of(layer - 1), layer, hidden, kwargs)
+        elif self.schedule.entry is not None:
+            hidden = self._drop(self.schedule.entry, 0, hidden, None)
+        if stage.visual_attention == "self" and streams.alone is None and streams.visual.width:
+            return streams.part(hidden)
+        if stage.visual_attention == "full" and streams.alone is not None:
+            return streams.join(hidden)
+        return hidden
+
+    def _leave(self, stage: Stage, layer: int, hidden: Tensor, kwargs: dict[str, Any] | None) -> Tensor:
+        """Drop what the stage that ends at `layer` selects, from the streams and from the caches of the stage."""
+        for select in stage.selects:
+            hidden = self._drop(select, layer, hidden, kwargs)
+        self._scored = None
+        self.filling.trim(stage)
+        return hidden
+
+    def _drop(self, select: Select, layer: int, hidden: Tensor, kwargs: dict[str, Any] | None) -> Tensor:
+        ranked = ranked_rows(select, self.streams)
+        if ranked.width == 0:
+            self.kept.append(ranked)
+            return hidden
+        scored = self._scored
+        if select.probe and kwargs is not None:
+            scored = self.ranking.probe(select, self.loners[layer], hidden, kwargs, self._known)
+        stays = survivors(self.ranking.score(select, layer, ranked, scored, hidden), ranked, select.keep)
+        self.kept.append(stays)
+        if select.of == "context":
+            return self.streams.keep_context(ranked, stays, hidden)
+        return self.streams.keep_visual(stays, hidden)
+
+    # -- one layer ---------------------------------------------------------------------------------------------------
+
+    def _run_alone(self, layer: int, stage: Stage, kwargs: dict[str, Any]) -> Alone | None:
+        """Take the rows that run alone through the layer; what they were before it, and what text sees of them."""
+        streams, shallow = self.streams, self.shallow
+        if streams.alone is None:
+            return None
+        rows, before = streams.alone.rows, streams.alone.hidden
+        reads = stage.text_to_visual != "none"
+        inside = part_of_kwargs(kwargs, rows, None, self._known)
+        key: Tensor | None
+        value: Tensor | None
+        if shallow is not None and layer < shallow.extent.depth and shallow.given is not None:
+            if not reads:
+                return Alone(rows, before)
+            before = shallow.give(layer, rows, before)
+            call = self.loners[layer].project(before, inside, keys=True, values=True)
+            key, value = call.key, call.value
+        else:
+            if shallow is not None and layer < shallow.extent.depth:
+                shallow.take(layer, before, rows)
+            hidden, key, value = self.loners[layer].run(before, inside, reads)
+            streams.advance(hidden)
+        if not reads:
+            return Alone(rows, before)
+        if stage.text_to_visual != "merge":
+            return Alone(rows, before, key, value)
+        # The first visual row of a sample stands behind its empty slots.
+        start = torch.tensor(
+            [min(rows.width - count, rows.width - 1) for count in rows.counts], device=rows.index.device
+        )
+        merged = Rows(rows.index.gather(1, start[:, None]), tuple(min(count, 1) for count in rows.counts), rows.length)
+        return Alone(rows, before, key, gather(value, start[:, None], dim=2).expand_as(value), merged)
+
+    def _mask(self, mask: Tensor | None, keys: Rows, stage: Stage) -> Tensor | None:
+        main = self.streams.main
+        hides = stage.visual_attention == "full" and stage.text_to_visual == "none"
+        key = ("mask", id(mask), id(main), id(keys), hides)
+        if key not in self._known:
+            made = part(mask, main, keys)
+            if hides:
+                # Only bidirectional prompts have text before the image that could see it.
+                made = hide(made, main, main.pick(self.streams.text.mask), main.pick(self.layout.visual))
+            self._known[key] = (mask, main, keys, made)
+        return self._known[key][3]  # type: ignore[no-any-return]
+
+    def _scored_by(self, sight: Sight, call: Call, output: Tensor) -> Scored:
+        alone = None if sight.alone is None else sight.alone.hidden
+        hidden, rows = self.streams.together(sight.hidden, alone), self.streams.present()
+        return Scored(call, output, self.streams.main, sight.keys, hidden, rows, self.layout)

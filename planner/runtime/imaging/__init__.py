@@ -1,0 +1,1 @@
+"""What depends on an image alone: telling images apart, their hidden states, keeping them."""

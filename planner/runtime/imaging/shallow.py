@@ -1,0 +1,206 @@
+"""The shallow layers of a plan, whose visual rows depend on the image alone: which they are, and what is known of them
+when a prompt arrives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.errors import InputError
+from planner.runtime.imaging.image_cache import ImageCache
+from planner.runtime.imaging.image_stream import ImageStream, Key, States, joined
+from planner.runtime.imaging.images import Image, brings_pixels, images_of, whole
+from planner.runtime.model.adapters import Parts
+from planner.runtime.model.fingerprint import model_fingerprint
+from planner.runtime.tensors.layout import Layout
+from planner.runtime.tensors.rows import Rows
+from planner.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How far the image stream of a plan reaches.
+
+    Attributes:
+        depth: first layer that does not belong to it; 0 where the plan has no image stream.
+        kept: states that are kept: those entering these layers.
+    """
+
+    depth: int
+    kept: frozenset[int]
+
+    @classmethod
+    def of(cls, schedule: Schedule, deepstack: int = 0) -> Extent:
+        """The extent of a schedule.
+
+        Args:
+            deepstack: as for `Schedule.image_stream_layers`.
+        """
+        depth = int(schedule.image_stream_layers(deepstack))
+        read = {layer for layer in range(depth) if schedule.stage_of(layer).text_to_visual != "none"}
+        return cls(depth, frozenset(read | ({depth} if depth and depth < schedule.layers else set())))
+
+    def __str__(self) -> str:
+        return f"0-{self.depth - 1} (states {'+'.join(map(str, sorted(self.kept)))})"
+
+
+@dataclass
+class Shallow:
+    """The shallow layers of one prompt.
+
+    Attributes:
+        extent: which layers, and which states.
+        keys, counts: images of the batch in order, and the visual tokens of each.
+        samples: visual tokens of each sample.
+        given: what they become, ``[visual tokens of the batch, d]`` by layer; None: it has to be computed.
+        taken: what was computed, in the same form.
+    """
+
+    extent: Extent
+    keys: list[Key]
+    counts: list[int]
+    samples: tuple[int, ...]
+    given: States | None = None
+    taken: States = field(default_factory=dict)
+
+    def take(self, layer: int, hidden: Tensor, rows: Rows) -> None:
+        """Note the rows entering a layer."""
+        if layer in self.extent.kept:
+            self.taken[layer] = hidden[rows.filled.to(hidden.device)]
+
+    def give(self, layer: int, rows: Rows, like: Tensor) -> Tensor:
+        """The rows entering a layer, ``[B, a, d]``."""
+        assert self.given is not None
+        state = self.given[layer].to(like.device, like.dtype)
+        hidden = state.new_zeros(*rows.index.shape, state.shape[-1])
+        hidden[rows.filled.to(like.device)] = state
+        return hidden
+
+    def repeated(self, times: int) -> Shallow:
+        """Of a batch in which every sample stands so many times, one after the other."""
+        order, image = [], 0
+        for tokens in self.samples:
+            first = image
+            while tokens > 0:
+                tokens -= self.counts[image]
+                image += 1
+            order += list(range(first, image)) * times
+        given = self.given
+        if given is not None:
+            parts = {layer: torch.split(state, self.counts) for layer, state in given.items()}
+            given = {layer: torch.cat([states[i] for i in order]) for layer, states in parts.items()}
+        return Shallow(
+            self.extent,
+            [self.keys[i] for i in order],
+            [self.counts[i] for i in order],
+            tuple(tokens for tokens in self.samples for _ in range(times)),
+            given,
+        )
+
+    def stream(self) -> ImageStream:
+        """What is known of the images by now; nothing where the prompt did not get through the shallow layers."""
+        states = self.taken if self.given is None else self.given
+        if set(states) != self.extent.kept:
+            return ImageStream({})
+        parts = {layer: torch.split(state.detach(), self.counts) for layer, state in states.items()}
+        return ImageStream(
+            {key: {layer: parts[layer][i].clone() for layer in sorted(parts)} for i, key in enumerate(self.keys)}
+        )
+
+
+class Recall:
+    """Looks up the images of a prompt.
+
+    Args:
+        parts: the model.
+        schedule: the plan's.
+        stream: a stream that holds all images that will come.
+        cache: a cache, which need not.
+
+    Raises:
+        InputError: both are given, or the plan has no image stream that could be used.
+        PlanMismatchError: the stream is another model's or another plan's.
+    """
+
+    def __init__(self, parts: Parts, schedule: Schedule, stream: ImageStream | None, cache: ImageCache | None) -> None:
+        deepstack = getattr(parts.model.config.vision_config, "deepstack_visual_indexes", None) or ()
+        self.parts, self.stream, self.cache = parts, stream, cache
+        self.extent = Extent.of(schedule, len(deepstack))
+        self._model = ""
+        if stream is None:
+            return
+        if cache is not None:
+            raise InputError(
+                "image_stream and image_cache are two ways to the same",
+                "Give one of them; cache.add(stream) puts a stream into a cache",
+            )
+        self.check_plan()
+        stream.check(self.model, str(self.extent))
+
+    @property
+    def model(self) -> str:
+        """The model's fingerprint, looked at once."""
+        if not self._model:
+            self._model = model_fingerprint(self.parts.model)
+        return self._model
+
+    def check_plan(self) -> None:
+        """Refuse a plan without an image stream.
+
+        Raises:
+            InputError: its visual rows do not start alone, or not for long enough.
+        """
+        if not self.extent.depth:
+            raise InputError(
+                "the plan has no image stream: its visual tokens are not alone from layer 0 "
+                "(past all layers that add vision features)",
+                "Use a plan whose first stage has visual_attention 'self', such as visipruner",
+            )
+
+    def shallow(self, kwargs: dict[str, Any], layout: Layout, encode: bool = False) -> Shallow | None:
+        """The shallow layers of a prompt that holds an image; None where nobody asks for its stream.
+
+        Args:
+            kwargs: the model's arguments. With a stream the pixels may be left out: the images of the prompt are then
+                the stream's, in its order.
+            encode: the stream is asked for, whatever is known.
+
+        Raises:
+            InputError: there is a stream and it does not hold the images.
+        """
+        if not self.extent.depth or not (encode or self.stream is not None or self.cache is not None):
+            return None
+        if brings_pixels(kwargs):
+            images = images_of(kwargs, layout, self.parts.visual_ids, self.parts.model.config)
+            keys = [Key(self.model, str(self.extent), image.digest) for image in images]
+        elif kwargs.get("mm_encoder_outputs"):
+            if self.stream is not None:
+                raise InputError(
+                    "the prompt brings features of its images in place of pixels, which cannot be told apart",
+                    "Pass the pixel values and no mm_encoder_outputs",
+                )
+            return None
+        elif self.stream is not None:
+            keys = list(self.stream.images)
+            images = [Image("", len(next(iter(states.values())))) for states in self.stream.images.values()]
+            if not whole(images, layout):
+                raise InputError(
+                    f"the prompt has {sum(layout.visual_counts)} visual tokens and no pixels, the image stream has "
+                    f"{sum(image.tokens for image in images)} of {len(images)} images",
+                    "Pass the pixel values, or a stream of just the prompt's images in their order",
+                )
+        else:
+            return None
+        source = self.cache if self.stream is None else self.stream
+        found = source.find(keys) if source is not None else None
+        counts, given = [image.tokens for image in images], None if found is None else joined(found)
+        return Shallow(self.extent, keys, counts, layout.visual_counts, given)
+
+    def remember(self, shallow: Shallow | None) -> None:
+        """Put what a prompt has computed into the cache, where there is one."""
+        if self.cache is not None and shallow is not None and shallow.given is None:
+            self.cache.add(shallow.stream())

@@ -1,0 +1,1 @@
+"""The model that a plan is attached to: its parts, its attention, its cache, its weights."""

@@ -1,0 +1,247 @@
+"""Visual rows run alone through a decoder layer.
+
+A visual query that sees only itself has its own value vector as attention output: a softmax over one key is 1. So the
+rows need no mask, no cache and no neighbours, and their layer is a function of each row alone. Two forms compute it:
+
+* **fast**: queries (and keys, unless text reads them) are not computed. Their projections are replaced for the length
+  of one call by zeros of a single head, and the kernel by the identity on the values.
+* **generic**: the layer as it is, on ``[B * rows, 1, d]``.
+
+Fast is used where it was found equal to generic, layer by layer, when the plan was attached: gates computed beside
+the query, norms across heads or fused projections make it differ or fail, and then generic is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.runtime.model.attention import Call, Handler
+from planner.runtime.tensors.rows import Rows, gather
+
+
+class _Enough(Exception):
+    """The projections have been seen; the rest of the layer is not needed."""
+
+
+def rotary_part(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of a cosine or sine table, ``[B or 1, n, dh]``, or ``[3, B or 1, n, dh]`` for multi-axis embeddings."""
+    if x.ndim == 4:
+        return torch.stack([gather(axis, index) for axis in x])
+    return gather(x, index)
+
+
+def part_of_kwargs(kwargs: dict[str, Any], rows: Rows, mask: Tensor | None, known: dict[Any, Any]) -> dict[str, Any]:
+    """A decoder layer's keyword arguments for some rows of the prompt.
+
+    Args:
+        kwargs: what the text tower passes for the whole prompt.
+        rows: the rows that will run.
+        mask: their mask.
+        known: parts already made; the tower passes the same tables to every layer.
+    """
+    changed = {**kwargs, "attention_mask": mask}
+    if rows.whole:
+        return changed
+    for name, table in kwargs.items():
+        if table is None or not (name.startswith("position_embeddings") or name == "position_ids"):
+            continue
+        key = (id(table), id(rows))
+        if key not in known:
+            # The originals are kept beside their part, so that no id is used twice.
+            known[key] = (table, rows, _part(table, rows.index))
+        changed[name] = known[key][2]
+    return changed
+
+
+def _part(table: Any, index: Tensor) -> Any:
+    if isinstance(table, tuple):
+        return tuple(rotary_part(x, index) for x in table)
+    if table.ndim == 3:
+        return torch.stack([gather(axis, index) for axis in table])
+    return gather(table, index)
+
+
+@contextmanager
+def _zeros_for(projection: Any, width: int) -> Iterator[None]:
+    """Make a projection give `width` zeros instead of computing."""
+    own = projection.__dict__.get("forward")
+
+    def zeros(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.new_zeros(()).expand(*x.shape[:-1], width)
+
+    projection.forward = zeros
+    try:
+        yield
+    finally:
+        if own is None:
+            del projection.forward
+        else:
+            projection.forward = own
+
+
+class Loner:
+    """Runs one layer on rows that see only themselves.
+
+    Args:
+        layer, attention: the decoder layer and its attention module.
+        heads: query heads of the attention.
+        divert: sends this layer's attention calls to a handler while a ``with`` block runs.
+        fast: which form to use.
+    """
+
+    def __init__(
+        self, layer: Any, attention: Any, heads: int, divert: Callable[[Handler], Any], fast: bool = False
+    ) -> None:
+        self.layer, self.attention, self.heads, self.divert, self.fast = layer, attention, heads, divert, fast
+
+    def run(self, hidden: Tensor, kwargs: dict[str, Any], keys: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The layer's output ``[B, a, d]``, and the rotated keys (where asked) and values it had, ``[B, Hkv, a, dh]``.
+
+        Args:
+            hidden: ``[B, a, d]``.
+            kwargs: the layer's keyword arguments for these rows.
+            keys: whether text will read the keys.
+        """
+        kwargs = {**kwargs, "attention_mask": None, "past_key_values": None, "use_cache": False}
+        return self._fast(hidden, kwargs, keys) if self.fast else self._generic(hidden, kwargs)
+
+    def _fast(self, hidden: Tensor, kwargs: dict[str, Any], keys: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+        seen: list[Call] = []
+
+        def give_values(call: Call) -> tuple[Tensor, Tensor | None]:
+            seen.append(call)
+            values = call.value.repeat_interleave(self.heads // call.value.shape[1], dim=1)
+            return values.transpose(1, 2).contiguous(), None
+
+        with ExitStack() as stack:
+            stack.enter_context(self.divert(give_values))
+            stack.enter_context(_zeros_for(self.attention.q_proj, self.head_size))
+            if not keys:
+                stack.enter_context(_zeros_for(self.attention.k_proj, self.head_size))
+            output = first(self.layer.forward(hidden, **kwargs))
+        return output, seen[0].key if keys else None, seen[0].value
+
+    def _generic(self, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor]:
+        seen: list[Call] = []
+
+        def watch(call: Call) -> tuple[Tensor, Tensor | None]:
+            seen.append(call)
+            return call.run()
+
+        batch, count, size = hidden.shape
+        single = {name: _each_alone(value, batch, count) for name, value in kwargs.items()}
+        with self.divert(watch):
+            output = first(self.layer.forward(hidden.reshape(batch * count, 1, size), **single))
+        key, value = (
+            x.reshape(batch, count, x.shape[1], x.shape[-1]).transpose(1, 2) for x in (seen[0].key, seen[0].value)
+        )
+        return output.reshape(batch, count, size), key, value
+
+    @property
+    def head_size(self) -> int:
+        """Size of one query or key head."""
+        return int(self.attention.head_dim)
+
+    def project(
+        self, hidden: Tensor, kwargs: dict[str, Any], query: bool = False, keys: bool = False, values: bool = False
+    ) -> Call:
+        """Queries, keys and values of some rows, rotated, without the rest of the layer.
+
+        What is not asked for is zeros, and not computed where the projections can be told apart.
+        """
+        seen: list[Call] = []
+
+        def stop(call: Call) -> tuple[Tensor, Tensor | None]:
+            seen.append(call)
+            raise _Enough
+
+        kwargs = {**kwargs, "attention_mask": None, "past_key_values": None, "use_cache": False}
+        wanted = {"q_proj": query, "k_proj": keys, "v_proj": values}
+        with ExitStack() as stack:
+            stack.enter_context(self.divert(stop))
+            for name, needed in wanted.items():
+                if self.fast and not needed:
+                    stack.enter_context(_zeros_for(getattr(self.attention, name), self.head_size))
+            with suppress(_Enough):
+                self.layer.forward(hidden, **kwargs)
+        return seen[0]
+
+    def check(self, hidden: Tensor, kwargs: dict[str, Any]) -> bool:
+        """True when the fast form gives what the generic form gives, on these rows."""
+        tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(hidden.dtype, 3e-2)
+        try:
+            expected = self._generic(
+                hidden, {**kwargs, "attention_mask": None, "past_key_values": None, "use_cache": False}
+            )
+            self.fast = True
+            with_keys, without = self.run(hidden, kwargs, keys=True), self.run(hidden, kwargs, keys=False)
+        except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
+            return False
+        finally:
+            self.fast = False
+        pairs = [*zip(with_keys, expected, strict=True), (without[0], expected[0]), (without[2], expected[2])]
+        return all(
+            got is not None
+            and want is not None
+            and got.shape == want.shape
+            and bool((got - want).abs().max() <= tolerance * want.abs().max().clamp(min=1e-30))
+            for got, want in pairs
+        )
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states of a decoder layer's output, which some releases wrap in a tuple."""
+    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+
+
+def with_first(output: Any, hidden: Tensor) -> Any:
+    """A decoder layer's output with other hidden states."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _each_alone(value: Any, batch: int, count: int) -> Any:
+    """Position tables ``[B or 1, a, ...]`` as ``[B * a, 1, ...]``, axes of multi-axis embeddings kept in front."""
+    if isinstance(value, tuple):
+        return tuple(_each_alone(x, batch, count) for x in value)
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim == 4:  # [axes, B, a, dh]
+        return value.expand(-1, batch, -1, -1).reshape(value.shape[0], batch * count, 1, -1)
+    if value.ndim == 3 and value.shape[-2] == count and value.is_floating_point():  # [B, a, dh]
+        return value.expand(batch, -1, -1).reshape(batch * count, 1, -1)
+    if value.ndim == 3:  # position ids [axes, B, a]
+        return value.expand(-1, batch, -1).reshape(value.shape[0], batch * count, 1)
+    if value.ndim == 2:
+        return value.expand(batch, -1).reshape(batch * count, 1)
+    return value
+
+
+def find_fast_form(tower: Any, loners: tuple[Loner, ...], layers: set[int]) -> None:
+    """Use the fast form in those of some layers where it is exact on three random rows through the tower."""
+    if not layers:
+        return
+
+    def check(loner: Loner) -> Callable[..., None]:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            loner.fast = loner.check(hidden, {name: value for name, value in kwargs.items() if name != "hidden_states"})
+
+        return hook
+
+    embedding = tower.get_input_embeddings()
+    # Weights that accelerate has put away are on no device; its hook says where they will run.
+    offloaded = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    device = embedding.weight.device if offloaded is None else offloaded
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 3, embedding.weight.shape[1], generator=generator).to(device, embedding.weight.dtype)
+    with ExitStack() as hooks, torch.no_grad():
+        for index in sorted(layers):
+            hook = loners[index].layer.register_forward_pre_hook(check(loners[index]), with_kwargs=True)
+            hooks.callback(hook.remove)
+        # The mask says that nothing is padding: without one, GLM-4V of 4.57 looks for packed sequences and fails.
+        tower(inputs_embeds=rows, attention_mask=rows.new_ones(1, 3, dtype=torch.long), use_cache=False)

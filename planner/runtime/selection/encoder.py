@@ -1,0 +1,155 @@
+"""Scores that exist before the decoder runs: how much attention a patch receives inside the vision encoder (VisionZip).
+
+The scoring layer is the one whose output the projector reads (``vision_feature_layer``), else the last. Where the
+encoder has a class token its query row says which patches matter; elsewhere all rows are averaged. Heads are
+averaged, and so are the rows that may see a patch: patches of other images in the same sequence do not. Where an
+encoder attends within windows, its last layer with full attention scores. Patches that the projector merges into one
+visual token share their mean; where the model reorders, unpads or packs what it encoded, scores take the model's own
+way (`planner.runtime.selection.encoder_routes`). A family whose patches cannot be followed to visual tokens is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from planner.errors import UnsupportedModelError
+from planner.runtime.model.attention import Call, seam
+from planner.runtime.selection.encoder_routes import routes_of
+from planner.runtime.tensors.layout import Layout
+from planner.runtime.tensors.weights import attention_weights
+
+
+class EncoderScores:
+    """Collects the scores of every image of a forward.
+
+    Args:
+        model: the vision-language model.
+
+    Raises:
+        UnsupportedModelError: the family's patches cannot be followed to its visual tokens, or the encoder's
+            attention cannot be seen.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        tower = _encoder(model)
+        self.attentions = [
+            m for m in tower.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "config")
+        ]
+        if not self.attentions:
+            raise UnsupportedModelError(
+                f"the vision encoder of {config.model_type} does not show its attention", "Rank by encoder_norm instead"
+            )
+        self.layer = _scoring_layer(config, len(self.attentions))
+        self.class_token = any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
+        self.keeps_class = self.class_token and getattr(config, "vision_feature_select_strategy", "default") == "full"
+        # Qwen's encoder gives the patches of one visual token side by side; others give them row by row.
+        self.blocks = hasattr(config.vision_config, "spatial_merge_size") and hasattr(
+            config.vision_config, "temporal_patch_size"
+        )
+        self.routes = routes_of(model, tower)
+        #: Scores of patches, tile by tile, and of visual tokens once the model's own way has been taken.
+        self._tiles: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Collect while the block runs; the encoder's own attention goes on unchanged."""
+        with ExitStack() as stack:
+            stack.enter_context(seam(self.attentions, self._attend))
+            for route in self.routes:
+                stack.enter_context(route(self._taken, self._tokens.extend))
+            yield
+
+    def _taken(self) -> list[Tensor]:
+        tiles, self._tiles = self._tiles, []
+        return tiles
+
+    def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        if call.layer == self.layer:
+            query = call.query[:, :, :1] if self.class_token else call.query
+            mask = call.mask[:, :, : query.shape[2]] if call.mask is not None else None
+            weights = attention_weights(query, call.key, mask, call.scaling, call.softcap)
+            received = weights.mean(1).sum(1) / _askers(mask, query.shape[2])
+            self._tiles += list(received if self.keeps_class or not self.class_token else received[:, 1:])
+        return call.run()
+
+    def take(self, layout: Layout) -> Tensor:
+        """Scores of the visual rows of the batch that has just been encoded, ``[B, n]``, 0 elsewhere.
+
+        Raises:
+            UnsupportedModelError: patches and visual tokens do not match.
+        """
+        tiles, tokens = self._taken(), list(self._tokens)
+        self.forget()
+        total = sum(layout.visual_counts)
+        if self.routes:
+            flat = torch.cat(tokens) if tokens else torch.zeros(0)
+            if flat.shape[0] != total:
+                raise UnsupportedModelError(
+                    f"the vision encoder ranked {flat.shape[0]} of {total} visual tokens",
+                    "Rank by encoder_norm instead",
+                )
+            return _spread(flat, layout)
+        patches = sum(tile.shape[0] for tile in tiles)
+        merged = patches // total if total else 0
+        side = round(merged**0.5)
+        if side * side * total != patches or not tiles:
+            raise UnsupportedModelError(
+                f"the vision encoder ranked {patches} patches for {total} visual tokens", "Rank by encoder_norm instead"
+            )
+        return _spread(torch.cat([self._merge(tile, side) for tile in tiles]), layout)
+
+    def forget(self) -> None:
+        """Drop what an unfinished forward left."""
+        self._tiles = []
+        self._tokens.clear()
+
+    def _merge(self, scores: Tensor, side: int) -> Tensor:
+        if side == 1:
+            return scores
+        if self.blocks:
+            return scores.reshape(-1, side * side).mean(1)
+        grid = round(scores.shape[0] ** 0.5)
+        return nn.functional.avg_pool2d(scores.reshape(1, 1, grid, grid), side).flatten()
+
+
+def _encoder(model: Any) -> nn.Module:
+    vision = model.config.vision_config
+    for module in model.modules():
+        if getattr(module, "config", None).__class__ is vision.__class__:
+            return module  # type: ignore[no-any-return]
+    raise UnsupportedModelError(f"no vision encoder in {type(model).__name__}", "Rank by encoder_norm instead")
+
+
+def _scoring_layer(config: Any, layers: int) -> int:
+    whole = getattr(config.vision_config, "fullatt_block_indexes", None)
+    if whole:
+        return int(max(whole))
+    chosen = getattr(config, "vision_feature_layer", None)
+    if chosen is None:
+        chosen = getattr(config, "vision_feature_layers", None)  # VipLLaVA's name for it in older releases
+    chosen = -1 if chosen is None else chosen
+    index = max(
+        layers + one if one < 0 else one - 1 for one in (chosen if isinstance(chosen, (list, tuple)) else [chosen])
+    )
+    return min(max(index, 0), layers - 1)
+
+
+def _askers(mask: Tensor | None, rows: int) -> Tensor | int:
+    """How many rows may see each patch, ``[B, n]``, or the number of all."""
+    if mask is None:
+        return rows
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return allowed[:, 0].sum(1).clamp(min=1)
+
+
+def _spread(flat: Tensor, layout: Layout) -> Tensor:
+    """Scores in the order of the visual tokens at their rows, ``[B, n]``, 0 elsewhere."""
+    found = torch.zeros(layout.visual.shape, dtype=flat.dtype, device=layout.visual.device)
+    return found.masked_scatter(layout.visual, flat.to(found.device))

@@ -1,0 +1,93 @@
+"""Scores for a selection, from wherever they come: a layer's attention, a probe of the next layer, the image, or
+chance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.errors import RuntimeStateError
+from planner.runtime.model.alone import Loner, part_of_kwargs
+from planner.runtime.selection import scores
+from planner.runtime.selection.scores import Scored
+from planner.runtime.selection.streams import Streams
+from planner.runtime.tensors.masks import part
+from planner.runtime.tensors.rows import Rows, gather
+from planner.runtime.tensors.weights import working_dtype
+from planner.schedule import Select, Threshold
+
+
+def ranked_rows(select: Select, streams: Streams) -> Rows:
+    """The rows that a selection chooses among."""
+    if select.of == "visual":
+        return streams.visual
+    layout = streams.layout
+    flags = streams.text.mask & layout.after & ~layout.protected(select.protect)
+    return Rows.of(flags, tuple(int(count) for count in flags.sum(1).tolist()))
+
+
+def reads_attention(select: Select) -> bool:
+    """Whether a selection is scored by the attention of the layer that has just run."""
+    return select.rank_by in scores.BY_ATTENTION and not select.probe
+
+
+class Ranking:
+    """Scores the rows of one prefill.
+
+    Args:
+        streams: the rows.
+        seed: of random selections, added to each selection's own.
+        entry_scores: scores of the visual rows that exist before layer 0, ``[B, n]``, for the schedule's entry.
+    """
+
+    def __init__(self, streams: Streams, seed: int, entry_scores: Tensor | None) -> None:
+        self.streams, self.seed, self.entry_scores = streams, seed, entry_scores
+
+    def score(self, select: Select, layer: int, ranked: Rows, scored: Scored | None, hidden: Tensor) -> Tensor:
+        """Scores of the ranked rows, ``[B, r]``.
+
+        Args:
+            layer: the layer that comes next.
+            scored: the attention to score by, where the selection reads any.
+            hidden: states of the main stream entering `layer`.
+
+        Raises:
+            RuntimeStateError: a score is NaN or infinite.
+        """
+        if select.rank_by == "none":
+            return torch.zeros(ranked.index.shape, device=ranked.index.device)
+        if select.rank_by == "random":
+            return scores.random(self.streams.layout, ranked, self.seed + select.seed, layer - 1)
+        if select.rank_by in scores.BY_ATTENTION:
+            assert scored is not None
+            found = scores.BY_ATTENTION[select.rank_by](scored, ranked)
+            relative = isinstance(select.keep, Threshold) and select.keep.relative
+            found = scores.relative(scored, found) if relative else found
+        elif select.rank_by == "encoder_norm":
+            found = gather(hidden, self.streams.main.slots_of(ranked)).to(working_dtype(hidden)).norm(dim=-1)
+        else:
+            assert self.entry_scores is not None
+            found = self.entry_scores.gather(1, ranked.index.clamp(min=0))
+        if not bool(torch.isfinite(found).all()):
+            raise RuntimeStateError(
+                f"the score '{select.rank_by}' after layer {layer - 1} is not finite",
+                "Check the pixel values and the model for NaN or infinite numbers",
+            )
+        return found.to(ranked.index.device)
+
+    def probe(
+        self, select: Select, loner: Loner, hidden: Tensor, kwargs: dict[str, Any], known: dict[Any, Any]
+    ) -> Scored:
+        """Keys (and values) of all rows and the last row's query in the layer that comes next, which has not run."""
+        rows, layout = self.streams.present(), self.streams.layout
+        hidden = self.streams.together(hidden)
+        last = Rows(layout.last[:, None], (1,) * hidden.shape[0], layout.length)
+        influences = select.rank_by != "last_attention"
+        call = loner.project(hidden, part_of_kwargs(kwargs, rows, None, known), keys=True, values=influences)
+        asking = loner.project(
+            gather(hidden, rows.slots_of(last)), part_of_kwargs(kwargs, last, None, known), query=True
+        )
+        call.query, call.mask = asking.query, part(kwargs.get("attention_mask"), last, rows)
+        return Scored(call, None, last, rows, hidden, rows, layout)

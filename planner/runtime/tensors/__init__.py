@@ -1,0 +1,1 @@
+"""Tensor operations without a model: parts of a prompt, ragged rows, masks, attention weights."""
