@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calibrate.deciding.search import workload_of
+from calibrate.deciding.search import profile_workload
 from calibrate.pipeline import Outcome
 from planner.errors import CalibrationError
 from planner.plan import Decision, Evidence, Measured, Plan, created_with, predict
@@ -32,7 +32,7 @@ def freeze(outcome: Outcome, seed: int = 0) -> Plan:
     return Plan(
         model=profile.model,
         decision=Decision(policy=str(decision.policy), schedule=decision.schedule, seed=seed),
-        prediction=(predict(spec, workload_of(profile), decision.schedule),),
+        prediction=(predict(spec, profile_workload(profile), decision.schedule),),
         evidence=evidence,
         created_with=created_with(),
     ).sealed()

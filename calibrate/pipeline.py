@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibrate.deciding.decide import Decision, decide
+from calibrate.deciding.decide import ChosenPlan, decide
 from calibrate.deciding.evaluate import Evaluation, evaluate
 from calibrate.deciding.search import Limits
 from calibrate.inputs.batches import Batches
@@ -20,13 +20,13 @@ from calibrate.inputs.samples import Columns, SampleSet, load_samples
 from calibrate.measuring.reuse import take_profile
 from calibrate.measuring.run import calibrate
 from calibrate.probes.base import DEFAULT, build_probes
-from calibrate.probes.masking import Masking
+from calibrate.probes.masking import MaskingProbe
 from calibrate.ranks import Ranks, leave, world
-from calibrate.running.trial import Bench
+from calibrate.running.trial import TrialRunner
 from planner.errors import InputError
 from planner.profile import Profile
 
-#: Share of the calibration samples that propose; the others are held back to decide.
+#: Share of the calibration samples in the proposal split; the others are the validation split.
 PROPOSING_SHARE = 0.25
 #: Fewer held-back samples than this cannot show an agreement of 0.98 with any confidence.
 LEAST_SAMPLES = 16
@@ -85,7 +85,7 @@ class Outcome:
     """What came out. Fields are None where a step was not asked for, or on ranks and shards that only measure."""
 
     profile: Profile | None
-    decision: Decision | None
+    decision: ChosenPlan | None
     evaluation: Evaluation | None
     seconds: dict[str, float]
 
@@ -143,7 +143,7 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
 
 
 def _settings(options: Options, samples: SampleSet) -> dict[str, dict[str, Any]]:
-    """Probe settings, with masking curves on the proposing samples only where a decision may follow, now or later.
+    """Probe settings, with masking curves on the proposal split only where a decision may follow, now or later.
 
     Raises:
         InputError: a decision is to follow, and the curves were asked to see more samples.
@@ -151,7 +151,7 @@ def _settings(options: Options, samples: SampleSet) -> dict[str, dict[str, Any]]
     settings = {name: dict(chosen) for name, chosen in options.settings.items()}
     if "masking" in options.probes and len(samples) >= LEAST_SAMPLES:
         masking = settings.setdefault("masking", {})
-        masking.setdefault("samples", min(Masking.default_samples, _proposing(samples)))
+        masking.setdefault("samples", min(MaskingProbe.default_samples, _proposal_size(samples)))
         if options.decide and options.profile is None:
             _check_masking(masking["samples"], samples)
     return settings
@@ -159,11 +159,11 @@ def _settings(options: Options, samples: SampleSet) -> dict[str, dict[str, Any]]
 
 def _check_masking(measured: int, samples: SampleSet) -> None:
     """Masking curves propose: they must not see the samples that decide."""
-    proposing = _proposing(samples)
-    if measured > proposing:
+    proposal = _proposal_size(samples)
+    if measured > proposal:
         raise InputError(
-            f"masking curves over {measured} samples see some that decide: of {len(samples)} only {proposing} propose",
-            f"Measure them with --set masking.samples={proposing}, or give more samples",
+            f"masking curves over {measured} samples see some that decide: of {len(samples)} only {proposal} propose",
+            f"Measure them with --set masking.samples={proposal}, or give more samples",
         )
 
 
@@ -178,13 +178,13 @@ def _plan(
     seconds: dict[str, float],
     say: Callable[[str], None],
 ) -> Outcome:
-    def bench(chosen: SampleSet) -> Bench:
-        return Bench(Batches(chosen, encoder, model, options.batch_size))
+    def bench(chosen: SampleSet) -> TrialRunner:
+        return TrialRunner(Batches(chosen, encoder, model, options.batch_size))
 
-    proposing, held_back = samples.split(_proposing(samples))
+    proposal, validation = samples.split(_proposal_size(samples))
     with _Clock(seconds, "decide"):
         tell = say if options.verbose else lambda line: None
-        decision = decide(profile, known.spec, bench(proposing), bench(held_back), options.limits, tell)
+        decision = decide(profile, known.spec, bench(proposal), bench(validation), options.limits, tell)
     say(f"decided: {decision.policy} ({len(decision.trials)} candidates executed, {seconds['decide']:.0f} s)")
     for note in decision.notes:
         say(f"note: {note}")
@@ -203,7 +203,7 @@ def _plan(
     return Outcome(profile, decision, found, seconds)
 
 
-def _proposing(samples: SampleSet) -> int:
+def _proposal_size(samples: SampleSet) -> int:
     """How many samples, the first ones, propose."""
     return round(PROPOSING_SHARE * len(samples))
 

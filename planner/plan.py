@@ -124,7 +124,7 @@ class Evidence(_Block):
     Attributes:
         profile_sha256: the profile it was derived from.
         calibration_digest, calibration_n: the samples it was decided on.
-        agreement_limit, held_back_agreement: what was demanded of the plan on the held-back part of them, and found.
+        agreement_limit, held_back_agreement: what was demanded of the plan on the validation split of them, and found.
         evaluation_digest: samples the decision never saw.
         rows: dense first, then the plan, then the baselines at equal decoder FLOPs, ``random`` among them.
         notes: what the calibration wants a reader to know, such as a threshold that failed on this model.

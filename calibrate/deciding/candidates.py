@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calibrate.probes.influence import suggest
-from calibrate.probes.stats import Table
+from calibrate.probes.stats import SampleTable
 from planner.policies import VisiPruner
 from planner.profile import Profile
 
@@ -19,7 +19,7 @@ BUDGETS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.5, 0.6, 0.7, 0.8
 
 
 @dataclass(frozen=True)
-class Shallow:
+class ShallowRule:
     """A rule for the layers before the filter, and the masking curve that tells how deep it may reach."""
 
     curve: str
@@ -28,13 +28,13 @@ class Shallow:
 
 #: From cheapest to dearest per layer.
 SHALLOW_RULES = (
-    Shallow("alone_before", ()),
-    Shallow("merged_before", (("merge_first", True),)),
-    Shallow("self_before", (("text_to_visual", "full"),)),
-    Shallow("masked_before", (("visual_attention", "full"),)),
+    ShallowRule("alone_before", ()),
+    ShallowRule("merged_before", (("merge_first", True),)),
+    ShallowRule("self_before", (("text_to_visual", "full"),)),
+    ShallowRule("masked_before", (("visual_attention", "full"),)),
 )
 #: Layers before the filter run as the model has them: the shallow stage is empty.
-UNTOUCHED = Shallow("", (("visual_attention", "full"), ("text_to_visual", "full")))
+UNTOUCHED = ShallowRule("", (("visual_attention", "full"), ("text_to_visual", "full")))
 
 
 def deepest(points: dict[str, Any], limit: float) -> int:
@@ -63,7 +63,7 @@ def suggested(profile: Profile, samples: int) -> list[dict[str, int]]:
         return []
     prefix = "influence/"
     arrays = {name.removeprefix(prefix): array for name, array in profile.arrays.items() if name.startswith(prefix)}
-    table = Table.from_arrays(arrays)
+    table = SampleTable.from_arrays(arrays)
     # The first threshold and the absolute rule are the paper's.
     filters = table.column("filter")[:samples, 0]
     kept, leaves = (table.column(name)[:samples, 0, 0] for name in ("kept", "exit"))
@@ -80,9 +80,9 @@ def exits(profile: Profile, proposals: list[dict[str, int]], limit: float) -> li
     return sorted(k for k in proposed if 2 <= k <= layers)
 
 
-def shallows(profile: Profile, proposals: list[dict[str, int]], limit: float) -> list[tuple[Shallow, int]]:
+def shallows(profile: Profile, proposals: list[dict[str, int]], limit: float) -> list[tuple[ShallowRule, int]]:
     """Shallow rules with the depth they may reach, deepest first; depth 0 is left out."""
-    found: list[tuple[Shallow, int]] = []
+    found: list[tuple[ShallowRule, int]] = []
     masking = profile.probes.get("masking")
     for rule in SHALLOW_RULES:
         if masking is not None and rule.curve in masking.values:
@@ -106,7 +106,7 @@ def budgets(profile: Profile, proposals: list[dict[str, int]]) -> list[float]:
 
 
 def policy(
-    profile: Profile, rule: Shallow, filter_layer: int, keep: float, exit_layer: int, rank_by: str
+    profile: Profile, rule: ShallowRule, filter_layer: int, keep: float, exit_layer: int, rank_by: str
 ) -> VisiPruner:
     """A candidate. `keep` is a share: a whole number of tokens where all calibration prompts have equally many."""
     layers = profile.model.layers

@@ -1,9 +1,10 @@
 """Influence proposes, measurement decides.
 
-The calibration samples are split. On the *proposing* part the filter, exit, shallow rule and budget that influence and
-the masking curves suggest are executed, alone and then together, and the cheapest combinations that still answer like
-the dense model become finalists. On the *held-back* part finalists are executed in order of cost, and the cheapest
-whose agreement holds is the plan. Nothing held back is ever used to propose. If no finalist holds, the plan is dense.
+The calibration samples are split in two. On the *proposal* split the filter, exit, shallow rule and budget that
+influence and the masking curves suggest are executed, alone and then together, and the cheapest combinations that still
+answer like the dense model become finalists. On the *validation* split finalists are executed in order of cost, and the
+cheapest whose agreement holds is the plan. Nothing of the validation split is ever used to propose. If no finalist
+holds, the plan is dense.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from calibrate.deciding.search import Limits, Point, Search, Trial
 from calibrate.probes.masking import contradictions
 from calibrate.probes.stats import proportion
-from calibrate.running.trial import Agreement, Bench
+from calibrate.running.trial import Agreement, TrialRunner
 from planner.errors import InputError
 from planner.policies import Dense, Policy, VisiPruner
 from planner.profile import Profile
@@ -24,7 +25,7 @@ from planner.spec import ModelSpec
 
 
 @dataclass(frozen=True)
-class Decision:
+class ChosenPlan:
     """The chosen policy, every trial on the way, and what a reader should know."""
 
     policy: Policy
@@ -36,68 +37,68 @@ class Decision:
 
     @property
     def measured(self) -> dict[str, Any] | None:
-        """The held-back agreement with its 95 % interval; None for the dense fallback."""
+        """The agreement on the validation split with its 95 % interval; None for the dense fallback."""
         return None if self.agreement is None else proportion(self.agreement.hits, self.agreement.n)
 
 
 def decide(
     profile: Profile,
     spec: ModelSpec,
-    proposing: Bench,
-    held_back: Bench,
+    proposal: TrialRunner,
+    validation: TrialRunner,
     limits: Limits | None = None,
     progress: Callable[[str], None] = lambda line: None,
-) -> Decision:
+) -> ChosenPlan:
     """The cheapest candidate that agrees with the dense model on samples that did not propose it.
 
     Args:
-        profile: of the proposing samples and then the held-back ones; of its influence rows only the former's are
+        profile: of the proposal split and then the validation split; of its influence rows only the former's are
             read, and its masking curves must come from them.
         progress: told about each trial.
 
     Raises:
-        InputError: the held-back part is too small to show the agreement with the confidence.
+        InputError: the validation split is too small to show the agreement with the confidence.
     """
     wanted = limits or Limits()
-    if wanted.misses(len(held_back)) < 0:
+    if wanted.misses(len(validation)) < 0:
         raise InputError(
-            f"{len(held_back)} held-back samples cannot show an agreement of {wanted.agreement:g} "
+            f"{len(validation)} validation samples cannot show an agreement of {wanted.agreement:g} "
             f"with confidence {wanted.confidence:g}, even if all agree",
             "Give more samples, or ask for less",
         )
-    search = Search(profile, spec, proposing, wanted, progress)
+    search = Search(profile, spec, proposal, wanted, progress)
     notes = _notes(profile, wanted)
-    found = _cheapest_that_holds(search, held_back)
+    found = _cheapest_that_holds(search, validation)
     if found is not None:
-        chosen, schedule, answers = _trimmed(search, held_back, *found)
-        return Decision(chosen, schedule, answers, wanted, tuple(search.trials.values()), tuple(notes))
+        chosen, schedule, answers = _trimmed(search, validation, *found)
+        return ChosenPlan(chosen, schedule, answers, wanted, tuple(search.trials.values()), tuple(notes))
     notes.append(
         f"no candidate kept {wanted.agreement:g} of the dense model's answers with confidence {wanted.confidence:g} "
-        f"on {len(held_back)} held-back samples: the plan is dense"
+        f"on {len(validation)} validation samples: the plan is dense"
     )
     dense = Dense()
-    return Decision(dense, dense.schedule(spec), None, wanted, tuple(search.trials.values()), tuple(notes))
+    return ChosenPlan(dense, dense.schedule(spec), None, wanted, tuple(search.trials.values()), tuple(notes))
 
 
 def _trimmed(
-    search: Search, held_back: Bench, point: Point, answers: Agreement
+    search: Search, validation: TrialRunner, point: Point, answers: Agreement
 ) -> tuple[VisiPruner, Schedule, Agreement]:
     """The chosen candidate with the filtering layer's cache trimmed to the kept tokens, if its answers survive that."""
     chosen = search.policy(point)
     if chosen.filter_cache == "all":
         trimmed = chosen.model_copy(update={"filter_cache": "kept"})
-        schedule, allowed = trimmed.schedule(search.spec), search.limits.misses(len(held_back))
-        found = held_back.whole_answer(schedule, search.limits.answer_tokens, allowed)
-        search.progress(f"held back: {trimmed}: {found.hits} of {found.n} answers kept")
+        schedule, allowed = trimmed.schedule(search.spec), search.limits.misses(len(validation))
+        found = validation.whole_answer(schedule, search.limits.answer_tokens, allowed)
+        search.progress(f"validation: {trimmed}: {found.hits} of {found.n} answers kept")
         if found.misses <= allowed:
             return trimmed, schedule, found
     return chosen, search.schedule(point), answers
 
 
-class _HeldBack:
-    """The held-back samples: whole answers of candidates, each executed once, at most so many candidates."""
+class _Validation:
+    """The validation split: whole answers of candidates, each executed once, at most so many candidates."""
 
-    def __init__(self, search: Search, bench: Bench) -> None:
+    def __init__(self, search: Search, bench: TrialRunner) -> None:
         self.search, self.bench, self.limits = search, bench, search.limits
         self.allowed = self.limits.misses(len(bench))
         self.seen: dict[str, Agreement] = {}
@@ -108,13 +109,13 @@ class _HeldBack:
             return False
         trial = self.search.run(point)
         if trial.policy not in self.seen:
-            if len(self.seen) >= self.limits.held_back_trials:
+            if len(self.seen) >= self.limits.validation_trials:
                 return False
             schedule = self.search.schedule(point)
             found = self.bench.whole_answer(schedule, self.limits.answer_tokens, self.allowed)
             self.seen[trial.policy] = found
-            self.search.record(replace(trial, held_back=found))
-            self.search.progress(f"held back: {trial.policy}: {found.hits} of {found.n} answers kept")
+            self.search.record(replace(trial, validation=found))
+            self.search.progress(f"validation: {trial.policy}: {found.hits} of {found.n} answers kept")
         return self.seen[trial.policy].misses <= self.allowed
 
     def failed(self, point: Point) -> bool:
@@ -143,9 +144,9 @@ class _HeldBack:
         return options[high]
 
 
-def _cheapest_that_holds(search: Search, held_back: Bench) -> tuple[Point, Agreement] | None:
+def _cheapest_that_holds(search: Search, validation: TrialRunner) -> tuple[Point, Agreement] | None:
     """Branch and bound in order of cost: over the finalists, then over what they retreat to."""
-    trials, best = _HeldBack(search, held_back), None
+    trials, best = _Validation(search, validation), None
     finalists = sorted(search.finalists(), key=search.order)
     retreats = {other for finalist in finalists for other in search.retreats(finalist)}
     for start in (*finalists, *sorted(retreats, key=lambda point: (search.flops(point), point.rank_by))):

@@ -70,7 +70,7 @@ class EqualCost:
     def policy(self, name: str) -> Policy:
         """The member of a policy that drops as much as it can while costing no less than the budget.
 
-        So a rival is never given less compute than the plan, unless even its cheapest member costs more: then it is
+        So a baseline is never given less compute than the plan, unless even its cheapest member costs more: then it is
         that one, and the table shows what it costs.
 
         Raises:

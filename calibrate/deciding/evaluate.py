@@ -12,7 +12,7 @@ from calibrate.deciding.equal_cost import EqualCost, Shapes, mean_flops, workloa
 from calibrate.inputs.answers import RULE, matches
 from calibrate.probes.stats import proportion
 from calibrate.running.timing import prefill_ms
-from calibrate.running.trial import Bench
+from calibrate.running.trial import TrialRunner
 from planner.cost import cost
 from planner.plan import Measured, Row
 from planner.policies import Composition, Dense, Policy, parse
@@ -20,7 +20,7 @@ from planner.schedule import Schedule
 from planner.spec import ModelSpec
 
 #: What a plan is always compared with.
-RIVALS = ("fastv", "random")
+BASELINES = ("fastv", "random")
 AnyPolicy = Policy | Composition
 
 
@@ -29,7 +29,7 @@ class Evaluation:
     """Executed policies on an evaluation set.
 
     Attributes:
-        rows: dense, the plan, the rivals.
+        rows: dense, the plan, the baselines.
         by_kind: accuracy by question type, per policy, where samples have types and answers.
         answers: every policy's answers, in the samples' order.
     """
@@ -52,17 +52,17 @@ class _Figures:
 
 
 def evaluate(
-    bench: Bench,
+    bench: TrialRunner,
     spec: ModelSpec,
     plan: tuple[AnyPolicy, Schedule],
     *,
-    against: Sequence[str] = RIVALS,
+    against: Sequence[str] = BASELINES,
     answer_tokens: int = 16,
     rounds: int = 15,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Execute dense, the plan and its rivals on every sample, and time one prefill of the first sample.
+    """Execute dense, the plan and its baselines on every sample, and time one prefill of the first sample.
 
     Args:
         against: names of policies that are brought to the plan's cost, and full spellings.
@@ -72,7 +72,7 @@ def evaluate(
     """
     samples = bench.batches.samples
     shapes: Shapes = Counter(bench.batches.shapes())
-    chosen = rivals(against, spec, plan, shapes)
+    chosen = baselines(against, spec, plan, shapes)
     figures = {name: _figures(spec, schedule, shapes) for name, schedule in chosen.items()}
     answers: dict[str, list[str]] = {}
     for name, schedule in chosen.items():
@@ -102,7 +102,7 @@ def evaluate(
     return Evaluation(tuple(rows), by_kind, answers, samples.digest, len(samples))
 
 
-def rivals(
+def baselines(
     names: Sequence[str], spec: ModelSpec, plan: tuple[AnyPolicy, Schedule], shapes: Shapes
 ) -> dict[str, Schedule]:
     """Schedules by spelling: dense, the plan, and other policies.

@@ -1,4 +1,4 @@
-"""Candidates on the proposing samples: each executed once, budgets found by bisection, all in order of cost."""
+"""Candidates on the proposal split: each executed once, budgets found by bisection, all in order of cost."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from calibrate.deciding.candidates import UNTOUCHED, Shallow, budgets, exits, filters, policy, shallows, suggested
+from calibrate.deciding.candidates import UNTOUCHED, ShallowRule, budgets, exits, filters, policy, shallows, suggested
 from calibrate.probes.stats import wilson
-from calibrate.running.trial import Agreement, Bench
+from calibrate.running.trial import Agreement, TrialRunner
 from planner.cost import cost
 from planner.cost.formulas import DECODER_COMPONENTS
 from planner.errors import InputError
@@ -32,7 +32,7 @@ class Limits:
         confidence: one-sided, with which the share must reach it (Wilson).
         rank_by: scores that may choose the kept tokens.
         questions: asked about each image, on average: what costs are compared for (`question_flops`).
-        held_back_trials: candidates that may be executed on the held-back part.
+        validation_trials: candidates that may be executed on the validation split.
         answer_tokens: length of the answers that are compared in the end.
     """
 
@@ -40,7 +40,7 @@ class Limits:
     confidence: float = 0.8
     rank_by: tuple[RankBy, ...] = ("l2", "attention", "random")
     questions: int = 2
-    held_back_trials: int = 40
+    validation_trials: int = 40
     answer_tokens: int = 16
 
     def __post_init__(self) -> None:
@@ -66,28 +66,28 @@ class Trial:
 
     Attributes:
         decoder_flops: per question at the calibration prompts' mean lengths, see `question_flops`.
-        proposing: agreement of the first answer token on the proposing part.
-        held_back: agreement of the whole answer on the held-back part.
+        proposal: agreement of the first answer token on the proposal split.
+        validation: agreement of the whole answer on the validation split.
     """
 
     policy: str
     decoder_flops: float
-    proposing: Agreement
-    held_back: Agreement | None = None
+    proposal: Agreement
+    validation: Agreement | None = None
 
 
 @dataclass(frozen=True)
 class Point:
     """A candidate: rule before the filter, filter layer, budget (an index into `Search.budgets`), exit and score."""
 
-    rule: Shallow
+    rule: ShallowRule
     filter: int
     budget: int
     exit: int
     rank_by: RankBy
 
 
-def workload_of(profile: Profile) -> Workload:
+def profile_workload(profile: Profile) -> Workload:
     """The mean calibration prompt as a workload."""
     shape = profile.prompt
     return Workload(
@@ -118,7 +118,7 @@ def question_flops(spec: ModelSpec, workload: Workload, schedule: Schedule, ques
 
 
 class Search:
-    """What was tried on the proposing part.
+    """What was tried on the proposal split.
 
     Attributes:
         budgets: shares of the visual tokens that are tried, smallest first; the last keeps all.
@@ -126,15 +126,15 @@ class Search:
     """
 
     def __init__(
-        self, profile: Profile, spec: ModelSpec, bench: Bench, limits: Limits, progress: Callable[[str], None]
+        self, profile: Profile, spec: ModelSpec, bench: TrialRunner, limits: Limits, progress: Callable[[str], None]
     ) -> None:
         self.profile, self.spec, self.bench, self.limits, self.progress = profile, spec, bench, limits, progress
         self.proposals = suggested(profile, len(bench))
         self.budgets = budgets(profile, self.proposals)
         self.trials: dict[str, Trial] = {}
-        self._workload = workload_of(profile)
+        self._workload = profile_workload(profile)
         self._dense_flops = self._flops(Dense().schedule(spec))
-        # The share itself must reach the limit here; the confidence is asked for on the held-back part.
+        # The share itself must reach the limit here; the confidence is asked for on the validation split.
         self._allowed = int((1 - limits.agreement) * len(bench) + 1e-9)
 
     def policy(self, point: Point) -> VisiPruner:
@@ -161,13 +161,13 @@ class Search:
         return self.trials[name]
 
     def good(self, point: Point) -> bool:
-        """Whether a candidate holds on the proposing part."""
-        return self.run(point).proposing.misses <= self._allowed
+        """Whether a candidate holds on the proposal split."""
+        return self.run(point).proposal.misses <= self._allowed
 
     def order(self, point: Point) -> tuple[int, float]:
         """By cost in steps of `TIE`, then by divergence."""
         trial = self.run(point)
-        return round(trial.decoder_flops / self._dense_flops / TIE), trial.proposing.kl
+        return round(trial.decoder_flops / self._dense_flops / TIE), trial.proposal.kl
 
     def _flops(self, schedule: Schedule) -> float:
         return question_flops(self.spec, self._workload, schedule, self.limits.questions)

@@ -29,7 +29,7 @@ STATE_INTERVAL_S = 10.0
 
 
 @dataclass
-class Timing:
+class ProbeTiming:
     """Seconds spent, for the lines shown afterwards; never part of the profile."""
 
     forward_s: float = 0.0
@@ -48,7 +48,7 @@ class Job:
     samples: SampleSet
     known: Model
     probes: Mapping[str, Probe]
-    timing: Timing = field(default_factory=Timing)
+    timing: ProbeTiming = field(default_factory=ProbeTiming)
 
     def batch(self, ids: tuple[int, ...]) -> Batch:
         """Some samples, encoded.
@@ -105,7 +105,7 @@ def _steps(job: Job, unit: range) -> Iterator[Callable[[], None]]:
             yield partial(_run, job.timing, name, probe, partial(batch, ids))
 
 
-def _run(timing: Timing, name: str, probe: ExecutedProbe, batch: Callable[[], Batch]) -> None:
+def _run(timing: ProbeTiming, name: str, probe: ExecutedProbe, batch: Callable[[], Batch]) -> None:
     begun = time.perf_counter()
     probe.run(batch())
     timing.add(name, time.perf_counter() - begun)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from calibrate.probes.base import Probe
-from calibrate.probes.stats import Array, Table
+from calibrate.probes.stats import Array, SampleTable
 from planner.document import write_atomic
 from planner.errors import CalibrationError, InputError
 
@@ -45,7 +45,7 @@ def save_state(path: Path, header: Mapping[str, Any], probes: Mapping[str, Probe
     write_atomic(path, save(arrays, {"header": text, "sha256": _digest(text, arrays)}))
 
 
-def load_state(path: Path) -> tuple[dict[str, Any], dict[str, Table]]:
+def load_state(path: Path) -> tuple[dict[str, Any], dict[str, SampleTable]]:
     """Header and tables by probe name.
 
     Raises:
@@ -70,10 +70,10 @@ def load_state(path: Path) -> tuple[dict[str, Any], dict[str, Table]]:
     for name, array in arrays.items():
         probe, column = name.split("/", 1)
         by_probe.setdefault(probe, {})[column] = array
-    return header, {probe: Table.from_arrays(columns) for probe, columns in by_probe.items()}
+    return header, {probe: SampleTable.from_arrays(columns) for probe, columns in by_probe.items()}
 
 
-def absorb(probes: Mapping[str, Probe], found: Mapping[str, Table]) -> None:
+def absorb(probes: Mapping[str, Probe], found: Mapping[str, SampleTable]) -> None:
     """Merge loaded tables into probes of the same names; others are left out."""
     for name, table in found.items():
         if name in probes:

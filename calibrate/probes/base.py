@@ -1,7 +1,7 @@
 """What a probe is, and which there are.
 
-A probe looks at batches of samples and keeps one small row per sample in a `Table`; `merge` unites the rows of two
-probes, `result` summarises them. There are two kinds:
+A probe looks at batches of samples and keeps one small row per sample in a `SampleTable`; `merge` unites the rows of
+two probes, `result` summarises them. There are two kinds:
 
 * a `OnePassProbe` reads the decoder layers of an ordinary forward pass as they run: `update(capture)` once per layer.
   All of them share one pass.
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from calibrate.inputs.batches import Batch, segments
-from calibrate.probes.stats import Array, Table
+from calibrate.probes.stats import Array, SampleTable
 from planner.errors import InputError
 from planner.policies.base import nearest
 from planner.profile import ProbeResult, PromptShape
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 #: Name to class; modules are imported when asked for.
 REGISTRY: dict[str, str] = {
-    "prompt": "calibrate.probes.prompt_shape:PromptLengths",
-    "influence": "calibrate.probes.influence:Influence",
-    "sinks": "calibrate.probes.sinks:Sinks",
-    "sparsity": "calibrate.probes.sparsity:Sparsity",
-    "value_norms": "calibrate.probes.value_norms:ValueNorms",
-    "masking": "calibrate.probes.masking:Masking",
-    "flip": "calibrate.probes.flip:Flip",
-    "sink_masking": "calibrate.probes.sink_masking:SinkMasking",
+    "prompt": "calibrate.probes.prompt_shape:PromptLengthsProbe",
+    "influence": "calibrate.probes.influence:InfluenceProbe",
+    "sinks": "calibrate.probes.sinks:SinksProbe",
+    "sparsity": "calibrate.probes.sparsity:SparsityProbe",
+    "value_norms": "calibrate.probes.value_norms:ValueNormsProbe",
+    "masking": "calibrate.probes.masking:MaskingProbe",
+    "flip": "calibrate.probes.flip:FlipProbe",
+    "sink_masking": "calibrate.probes.sink_masking:SinkMaskingProbe",
     "attribution": "calibrate.probes.attribution.probe:AttributionProbe",
     "context": "calibrate.probes.context.probe:ContextProbe",
 }
@@ -87,7 +87,7 @@ class Probe(ABC):
     name: ClassVar[str]
 
     def __init__(self) -> None:
-        self.table = Table()
+        self.table = SampleTable()
 
     @property
     @abstractmethod

@@ -20,7 +20,7 @@ from calibrate.probes.stats import Array, mean
 from planner.runtime import observe
 
 
-class Flip(ExecutedProbe):
+class FlipProbe(ExecutedProbe):
     """The flip test, for samples with one image of square token grid (others are counted, not measured)."""
 
     name: ClassVar[str] = "flip"

@@ -25,7 +25,7 @@ LEVELS = (0.5, 0.75, 0.9, 0.95)
 _SPREAD = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
-class Influence(OnePassProbe):
+class InfluenceProbe(OnePassProbe):
     """Distributions per layer, and filter layer, kept tokens and exit layer per sample.
 
     Args:

@@ -98,7 +98,7 @@ def cache_ranges(layers: int) -> list[tuple[int, int]]:
     return [(0, layers), *((0, k) for k in quarters), *((k, layers) for k in quarters)]
 
 
-class Masking(ExecutedProbe):
+class MaskingProbe(ExecutedProbe):
     """Masking curves on few samples.
 
     Args:

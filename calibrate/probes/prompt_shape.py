@@ -12,7 +12,7 @@ from calibrate.probes.stats import Array, mean
 SEGMENTS = ("system", "visual", "text")
 
 
-class PromptLengths(OnePassProbe):
+class PromptLengthsProbe(OnePassProbe):
     """Tokens per sample before the image, of the image, and after it. Part of every run."""
 
     name: ClassVar[str] = "prompt"

@@ -22,11 +22,11 @@ from calibrate.running.execute import divergence, first_logits
 from planner.errors import InputError
 from planner.runtime import LayerView, observe
 from planner.runtime.model.adapters import find_parts
-from planner.runtime.model.attention import Call, seam
+from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.tensors.layout import read
 
 
-class SinkMasking(ExecutedProbe):
+class SinkMaskingProbe(ExecutedProbe):
     """First answers with visual sinks hidden, and with equally many random visual tokens hidden.
 
     Args:
@@ -125,5 +125,5 @@ def hidden_from_text(model: Any, inputs: dict[str, torch.Tensor], hidden: torch.
             mask = call.mask.masked_fill(block, torch.finfo(call.mask.dtype).min)
         return replace(call, mask=mask).run()
 
-    with seam(list(parts.attentions), attend):
+    with attention_hook(list(parts.attentions), attend):
         yield

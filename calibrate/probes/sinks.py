@@ -45,7 +45,7 @@ def hot_tokens(hidden: torch.Tensor, tau: float | None = None) -> tuple[torch.Te
     return peak >= limit, limit
 
 
-class Sinks(OnePassProbe):
+class SinksProbe(OnePassProbe):
     """Sink dimensions, tokens and heads.
 
     Args:

@@ -45,7 +45,7 @@ class TopTokensProbe(OnePassProbe):
         return {"top_share": self.top_share}
 
 
-class Sparsity(TopTokensProbe):
+class SparsityProbe(TopTokensProbe):
     """Share of the image attention on the most attended image tokens, and the image's share of all attention."""
 
     name: ClassVar[str] = "sparsity"

@@ -21,7 +21,7 @@ BOOTSTRAP_RESAMPLES = 1000
 BOOTSTRAP_SEED = 0
 
 
-class Table:
+class SampleTable:
     """Rows of named arrays, one row per sample id.
 
     A column's rows may differ in their first axis (tokens, groups), and share the others.
@@ -57,7 +57,7 @@ class Table:
             _check_equal(sample, self._rows[sample], row)
         self._rows[sample] = row
 
-    def merge(self, other: Table) -> None:
+    def merge(self, other: SampleTable) -> None:
         """Union of rows: associative, commutative and idempotent.
 
         Raises:
@@ -88,7 +88,7 @@ class Table:
         return found
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Array]) -> Table:
+    def from_arrays(cls, arrays: Mapping[str, Array]) -> SampleTable:
         """The inverse of `arrays`."""
         table = cls()
         ids = arrays["ids"]

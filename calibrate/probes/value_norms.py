@@ -17,7 +17,7 @@ from calibrate.probes.stats import mean
 SEGMENTS = ("system", "image", "text")
 
 
-class ValueNorms(TopTokensProbe):
+class ValueNormsProbe(TopTokensProbe):
     """Norms per layer and segment; a sample without tokens in a segment is left out there."""
 
     name: ClassVar[str] = "value_norms"

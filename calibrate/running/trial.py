@@ -32,7 +32,7 @@ class Agreement:
         return self.hits / self.n
 
 
-class Bench:
+class TrialRunner:
     """A sample set on which schedules are executed; what the dense model says is computed once.
 
     Batches in which earlier schedules went wrong come first, so that a bad one is found out soon.

@@ -55,13 +55,13 @@ def command(
     import json
 
     from calibrate.deciding.equal_cost import SCALED
-    from calibrate.deciding.evaluate import RIVALS, evaluate
+    from calibrate.deciding.evaluate import BASELINES, evaluate
     from calibrate.inputs.batches import Batches
     from calibrate.inputs.encode import Encoder
     from calibrate.inputs.identity import identify
     from calibrate.inputs.load import reference_path
     from calibrate.inputs.samples import Columns, load_samples
-    from calibrate.running.trial import Bench
+    from calibrate.running.trial import TrialRunner
     from planner.errors import InputError
     from planner.plan import load_plan
     from planner.policies import parse
@@ -83,10 +83,10 @@ def command(
     plan.check(loaded.model.config.to_dict())
     known = identify(loaded.model, loaded.id)
     found = evaluate(
-        Bench(Batches(samples, Encoder(loaded.processor, known.visual_ids), loaded.model, batch_size)),
+        TrialRunner(Batches(samples, Encoder(loaded.processor, known.visual_ids), loaded.model, batch_size)),
         known.spec,
         (parse(plan.decision.policy), plan.decision.schedule),
-        against=[name for item in against or RIVALS for name in (SCALED if item == "all" else (item,))],
+        against=[name for item in against or BASELINES for name in (SCALED if item == "all" else (item,))],
         answer_tokens=answer_tokens,
         rounds=rounds,
         seed=seed,

@@ -90,7 +90,7 @@ def _draw(path: Path, images: tuple[Path, ...], inputs: Any, known: Any, choices
 
     from planner.document import write_atomic
     from planner.errors import InputError
-    from planner.report.overlay import grid_of, overlay, side_by_side
+    from planner.report.overlay import draw_overlay, grid_of, side_by_side
 
     if len(images) != 1:
         raise InputError("--overlay draws one image", "Give one --image")
@@ -98,9 +98,9 @@ def _draw(path: Path, images: tuple[Path, ...], inputs: Any, known: Any, choices
     thw = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
     grid = grid_of(visual, thw, known.spec.images.merge if known.spec.images else 1)
     picture = Image.open(images[0])
-    pictures = [("the image", overlay(picture, grid, range(visual)))]
+    pictures = [("the image", draw_overlay(picture, grid, range(visual)))]
     for title, positions in choices:
-        pictures.append((f"{title}: {len(positions)} of {visual}", overlay(picture, grid, positions)))
+        pictures.append((f"{title}: {len(positions)} of {visual}", draw_overlay(picture, grid, positions)))
     stream = io.BytesIO()
     side_by_side(pictures).save(stream, format="PNG")
     write_atomic(path, stream.getvalue())

@@ -185,7 +185,7 @@ def _floats(work: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
 
 # -- policies laid out as arrays --------------------------------------------------------------------------------------
 
-Layout = Callable[[ModelSpec, Workload, dict[str, Array], Any], tuple[Segment, ...]]
+SweepLayout = Callable[[ModelSpec, Workload, dict[str, Array], Any], tuple[Segment, ...]]
 
 
 def _segment(workload: Workload, first: Any, last: Any, visual: Any, **rule: Any) -> Segment:
@@ -202,7 +202,7 @@ def _segment(workload: Workload, first: Any, last: Any, visual: Any, **rule: Any
     )
 
 
-def _fastv(rank_by: RankBy) -> Layout:
+def _fastv(rank_by: RankBy) -> SweepLayout:
     def lay(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: Any) -> tuple[Segment, ...]:
         k, ratio = _layers("k", given["k"], 1, spec.layers - 1, kind), given["ratio"]
         _inside("ratio", ratio, 0, 1)
@@ -225,7 +225,7 @@ def _prellm(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: 
     )
 
 
-def _visipruner(probe: bool) -> Layout:
+def _visipruner(probe: bool) -> SweepLayout:
     def lay(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: Any) -> tuple[Segment, ...]:
         first = _layers("filter", given["filter"], 1 if probe else 0, spec.layers - 1, kind)
         last = _layers("exit", given["exit"], 1, spec.layers, kind)
@@ -293,7 +293,7 @@ def _inside(name: str, values: Array, least: float, most: float) -> None:
 
 
 #: Name -> layout and parameters with their defaults (None: must be given).
-POLICIES: dict[str, tuple[Layout, dict[str, float | None]]] = {
+POLICIES: dict[str, tuple[SweepLayout, dict[str, float | None]]] = {
     "fastv": (_fastv("last_attention"), {"k": None, "ratio": None}),
     "random": (_fastv("random"), {"k": None, "ratio": None}),
     "prellm": (_prellm, {"keep": None}),

@@ -135,7 +135,7 @@ def _columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             _figure(row["decode_flops_per_token"]),
             f"{row['kv_cache_bytes']:,}",
             f"{row['kv_cache_ratio']:.3f}",
-            staircase(row["visual_tokens_per_layer"]),
+            staircase_text(row["visual_tokens_per_layer"]),
         ]
         for row in found["rows"]
     ]
@@ -154,7 +154,7 @@ def _components(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["prefill by component", *(name.replace("_", " ") for name in used)], cells
 
 
-def staircase(per_layer: Sequence[float]) -> str:
+def staircase_text(per_layer: Sequence[float]) -> str:
     """Visual tokens per layer as runs: ``8x576 1x576 23x10`` becomes ``9x576 23x10``."""
     runs: list[list[float]] = []
     for count in per_layer:

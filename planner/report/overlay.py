@@ -36,7 +36,7 @@ def grid_of(tokens: int, thw: Sequence[int] | None = None, merge: int = 1) -> tu
     return side, side
 
 
-def overlay(image: Image, grid: tuple[int, int], kept: Collection[int]) -> Image:
+def draw_overlay(image: Image, grid: tuple[int, int], kept: Collection[int]) -> Image:
     """The image with every patch that is not kept faded, and the kept ones framed.
 
     Args:

@@ -11,7 +11,7 @@ from planner.plan import Evidence, Plan
 from planner.profile import Profile
 from planner.report import plan_charts
 from planner.report.inline import inline
-from planner.report.plan_view import EVIDENCE_HEADERS, STAGE_HEADERS, evidence_rows, provenance, share, stage_rows
+from planner.report.plan_view import EVIDENCE_HEADERS, STAGE_HEADERS, evidence_rows, percent, provenance, stage_rows
 from planner.report.probes import sections
 from planner.report.probes.masking import window
 from planner.report.profile_view import measured_on
@@ -20,7 +20,7 @@ from planner.report.profile_view import measured_on
 OPEN_BESIDE, OPEN_BELOW = 12, 6
 
 
-class Trial(Protocol):
+class TrialRow(Protocol):
     """A candidate that was executed on the way to the plan (`calibrate.deciding.search.Trial`)."""
 
     @property
@@ -30,10 +30,10 @@ class Trial(Protocol):
     def decoder_flops(self) -> float: ...
 
     @property
-    def proposing(self) -> Any: ...
+    def proposal(self) -> Any: ...
 
 
-def page(plan: Plan, profile: Profile | None = None, trials: Sequence[Trial] = ()) -> str:
+def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] = ()) -> str:
     """The report of a plan as HTML text.
 
     Args:
@@ -101,7 +101,7 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
         tiles.append((f"{planned.decoder_flops_ratio:.0%}", "of the dense decoder FLOPs"))
         if planned.accuracy and dense.accuracy:
             tiles.append((_tenths(planned.accuracy.value), f"accuracy (dense {_tenths(dense.accuracy.value)})"))
-        tiles.append((_tenths(planned.agreement.value), f"agreement with dense ({share(planned.agreement)})"))
+        tiles.append((_tenths(planned.agreement.value), f"agreement with dense ({percent(planned.agreement)})"))
         tiles.append((f"{planned.kv_cache_ratio:.0%}", "of the dense KV cache"))
         if planned.prefill_ms and dense.prefill_ms:
             tiles.append((f"{planned.prefill_ms / dense.prefill_ms:.0%}", "of the dense prefill time, measured"))
@@ -134,19 +134,19 @@ def _profile_tiles(profile: Profile) -> list[tuple[str, str]]:
     return tiles
 
 
-def _plan_charts(plan: Plan, trials: Sequence[Trial]) -> list[tuple[str, str]]:
+def _plan_charts(plan: Plan, trials: Sequence[TrialRow]) -> list[tuple[str, str]]:
     found: list[tuple[str, str | None]] = [("Visual tokens per decoder layer", plan_charts.staircase(plan))]
     if plan.evidence and plan.evidence.rows:
         title = "Accuracy against cost on samples the decision never saw, with 95 % intervals"
         found.append((title, plan_charts.accuracy_against_cost(plan.evidence.rows)))
     if trials and plan.evidence:
-        found.append(("Candidates executed on the proposing samples", _trials_chart(plan, plan.evidence, trials)))
+        found.append(("Candidates executed on the proposal split", _trials_chart(plan, plan.evidence, trials)))
     return [(title, svg) for title, svg in found if svg is not None]
 
 
-def _trials_chart(plan: Plan, evidence: Evidence, trials: Sequence[Trial]) -> str:
+def _trials_chart(plan: Plan, evidence: Evidence, trials: Sequence[TrialRow]) -> str:
     dense = evidence.rows[0].decoder_flops if evidence.rows else max(trial.decoder_flops for trial in trials)
-    points = {trial.policy: (trial.decoder_flops / dense, trial.proposing.value) for trial in trials}
+    points = {trial.policy: (trial.decoder_flops / dense, trial.proposal.value) for trial in trials}
     return plan_charts.trials_against_cost(
         list(points.values()), points.get(plan.decision.policy), evidence.agreement_limit
     )

@@ -1,15 +1,16 @@
 """The runtime: an unmodified transformers model executes a `planner.schedule.Schedule`, and shows its attention.
 
-Where to start reading: `hooks` says what happens when, `prefill` what one prompt goes through.
+The face is flat, one file a thing that users call: attach (the handle), fixed (compiled decoding), signals (for
+calibration), bench, report, count and fvcore_handles (the FLOPs that a counter sees). Behind it are rooms; arrows
+between them point downwards only:
 
-    for users       attach (the handle), image_stream, image_cache, fixed (compiled decoding), report, bench
-    on the model    adapters (its parts), guard (what is refused), hooks, attention (the seam), generation, continuation
-    one prefill     prefill: streams (who runs where), sight (what a layer sees), ranking (what stays), filling (what
-                    the caches keep); decoding after it
-    selection       scores and select, encoder and encoder_routes (scores of the vision encoder), redistribute
-    images          shallow (what depends on the image alone), alone (running it), images (which is which), fingerprint
-    tensors         layout (parts of a prompt), rows (ragged sets of rows), masks, cache, weights (attention again)
-    for calibration signals; count and fvcore_handles for the FLOPs that a counter sees
+    execution    one forward: hooks (what happens when), prefill, decoding, cache_writer, guard, continuation
+    selection    which tokens stay: streams (the rows at hand), ranking, scores, select, encoder, redistribute
+    imaging      what depends on an image alone: images (telling them apart), stream_lookup, image_stream, image_cache
+    model        the model: adapters (its parts), attention (the hook), isolated (rows that run alone), cache
+    tensors      without a model: layout (parts of a prompt), rows (ragged sets of rows), masks, weights
+
+Start reading with `execution.hooks` and `execution.prefill`.
 """
 
 from planner.runtime.attach import Handle, attach

@@ -19,10 +19,10 @@ from torch import nn
 
 from planner.errors import InputError, RuntimeStateError
 from planner.runtime.execution import guard
-from planner.runtime.execution.hooks import Encoded, Execution
+from planner.runtime.execution.hooks import Execution, StreamComplete
 from planner.runtime.imaging.image_cache import ImageCache
 from planner.runtime.imaging.image_stream import ImageStream
-from planner.runtime.imaging.shallow import Recall
+from planner.runtime.imaging.stream_lookup import StreamLookup
 from planner.runtime.model.adapters import Parts, find_parts
 from planner.runtime.report import Report, kept_of, report_of
 from planner.schedule import Schedule
@@ -75,8 +75,8 @@ class Handle:
         guard.check_mode(self.parts.model)
         if self.parts.tower in attached_towers:
             raise RuntimeStateError("a plan is attached to this model already", "Detach it first")
-        recall = Recall(self.parts, schedule, image_stream, image_cache)
-        self._execution = Execution(self.parts, schedule, seed, recall)
+        lookup = StreamLookup(self.parts, schedule, image_stream, image_cache)
+        self._execution = Execution(self.parts, schedule, seed, lookup)
         attached_towers.add(self.parts.tower)
 
     @property
@@ -106,17 +106,17 @@ class Handle:
             InputError: there is no image, or the plan has no shallow stage in which visual tokens are alone.
         """
         execution = self._execution
-        execution.recall.check_plan()
+        execution.lookup.check_plan()
         execution.ahead = True
         try:
-            with torch.no_grad(), suppress(Encoded):
+            with torch.no_grad(), suppress(StreamComplete):
                 self.parts.model(**inputs, use_cache=False)
         finally:
             execution.ahead = False
             execution.forget()
         if execution.shallow is None:
             raise InputError("the prompt holds no image", "Pass input_ids with image tokens, and pixel_values")
-        execution.recall.remember(execution.shallow)
+        execution.lookup.remember(execution.shallow)
         return execution.shallow.stream()
 
     def detach(self) -> None:

@@ -27,7 +27,7 @@ from planner.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """Medians over the rounds.
 
     Attributes:
@@ -59,8 +59,8 @@ class BenchResult:
         batch, prompt_tokens, new_tokens, rounds: what was measured.
     """
 
-    dense: Measured
-    planned: Measured
+    dense: Measurement
+    planned: Measurement
     report: Report | None
     device: str
     dtype: str
@@ -161,10 +161,10 @@ class _Run:
     def add(self, found: tuple[float, float, float, int | None, int]) -> None:
         self.rounds.append(found)
 
-    def median(self) -> Measured:
+    def median(self) -> Measurement:
         prefill, decoder, decode, peak, kept = zip(*self.rounds, strict=True)
         peaks = [value for value in peak if value is not None]
-        return Measured(
+        return Measurement(
             prefill_ms=statistics.median(prefill),
             decoder_prefill_ms=statistics.median(decoder),
             decode_ms=statistics.median(decode),

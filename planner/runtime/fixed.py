@@ -34,7 +34,7 @@ class FixedLayer(PrunedLayer):
     is_compileable = True
 
     def __init__(self, layer: PrunedLayer, room: int) -> None:
-        super().__init__(layer.lease, layer.get_seq_length(), layer.window)
+        super().__init__(layer.attachment, layer.get_seq_length(), layer.window)
         assert layer.index is not None
         self._prefilling = False
         self.room = room

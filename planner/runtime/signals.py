@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from planner.errors import RuntimeStateError
 from planner.runtime.attach import attached_towers
 from planner.runtime.model.adapters import find_parts
-from planner.runtime.model.attention import Call, seam
+from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.model.cache import past_length
 from planner.runtime.tensors.layout import Layout, read
 from planner.runtime.tensors.masks import causal
@@ -145,7 +145,7 @@ def observe(model: Any, callback: Callable[[LayerView], None], layers: Collectio
         hooks += [parts.layers[i].register_forward_pre_hook(before_layer(i), with_kwargs=True) for i in watched]
         for hook in hooks:
             stack.callback(hook.remove)
-        stack.enter_context(seam(list(parts.attentions), attend))
+        stack.enter_context(attention_hook(list(parts.attentions), attend))
         yield
 
 

@@ -9,10 +9,10 @@ from planner.errors import UnsupportedModelError
 from planner.spec.config import Config
 from planner.spec.facts import ImageRule, Projector, Tower
 
-Parts = tuple[Projector, ImageRule]
+ProjectorParts = tuple[Projector, ImageRule]
 
 
-def read_projector(family: str, model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def read_projector(family: str, model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Facts of a family's projector and image rule.
 
     Args:
@@ -43,27 +43,27 @@ def _keeps_class_token(model: Config, tower: Tower) -> bool:
     return strategy == "full" and tower.extra_tokens > 0
 
 
-def _llava(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _llava(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     class_token = _keeps_class_token(model, tower)
     side, patch = vision.side("image_size"), vision.side("patch_size")
     projector = Projector(1, _two_layers(_feature_layers(model) * tower.hidden_size, hidden), class_token=class_token)
     return projector, ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2 + class_token)
 
 
-def _vipllava(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _vipllava(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     side, patch = vision.side("image_size"), vision.side("patch_size")
     projector = Projector(1, _two_layers(_feature_layers(model) * tower.hidden_size, hidden))
     return projector, ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2)
 
 
-def _mobilevlm(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _mobilevlm(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """MobileVLM V2: two layers on every patch, 2x2 average pooling, then a depthwise 3x3 convolution."""
     side, patch = vision.side("image_size"), vision.side("patch_size")
     projector = Projector(4, macs=9 * hidden, patch_macs=_two_layers(tower.hidden_size, hidden))
     return projector, ImageRule("fixed", side, patch, merge=2, tile_tokens=(side // patch // 2) ** 2)
 
 
-def _anyres(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _anyres(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     projector, fixed = _llava(model, vision, tower, hidden)
     pinpoints = model.get("image_grid_pinpoints", default=DEFAULT_PINPOINTS[model.where])
     resolutions = tuple((int(height), int(width)) for height, width in pinpoints)
@@ -81,7 +81,7 @@ DEFAULT_PINPOINTS: dict[str, list[list[int]]] = {
 }
 
 
-def _merged(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _merged(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Qwen2-VL's and 2.5-VL's merger: four patches side by side, through two layers."""
     merge = vision.size("spatial_merge_size")
     inner = merge * merge * tower.hidden_size
@@ -90,7 +90,7 @@ def _merged(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
     return projector, _resize(vision.side("patch_size"), merge, 56 * 56, 28 * 28 * 1280)
 
 
-def _deepstacked(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _deepstacked(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Qwen3-VL: the same merger once more for every deepstack layer."""
     projector, _ = _merged(model, vision, tower, hidden)
     mergers = 1 + len(vision.numbers("deepstack_visual_indexes"))
@@ -98,7 +98,7 @@ def _deepstacked(model: Config, vision: Config, tower: Tower, hidden: int) -> Pa
     return Projector(projector.merge, mergers * projector.macs), rule
 
 
-def _glm4v(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _glm4v(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """A strided convolution merges, then a projection and a gated block."""
     merge, out = vision.size("spatial_merge_size"), vision.size("out_hidden_size")
     inner = merge * merge * tower.hidden_size
@@ -111,7 +111,7 @@ def _resize(patch: int, merge: int, least: int, most: int, frames: int = 1) -> I
     return ImageRule("resize", side, patch, merge, min_pixels=least, max_pixels=most, frames=frames)
 
 
-def _internvl(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _internvl(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Pixel shuffle by the inverse of `downsample_ratio`; up to twelve tiles and a thumbnail."""
     side, patch = vision.side("image_size"), vision.side("patch_size")
     merge = round(1 / float(model.get("downsample_ratio", default=0.5)))
@@ -120,7 +120,7 @@ def _internvl(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts
     return projector, ImageRule("aspect", side, patch, merge, tile_tokens=tokens, max_tiles=12)
 
 
-def _idefics3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _idefics3(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Pixel shuffle and one layer; tiles of an image enlarged to a longest edge, and the whole image once more."""
     side, patch, merge = vision.side("image_size"), vision.side("patch_size"), model.size("scale_factor")
     projector = Projector(merge * merge, merge * merge * tower.hidden_size * hidden)
@@ -128,20 +128,20 @@ def _idefics3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts
     return projector, ImageRule("split", side, patch, merge, tile_tokens=tokens, longest_edge=4 * side)
 
 
-def _gemma3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _gemma3(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Average pooling to a fixed number of tokens, then one matrix."""
     side, patch, tokens = vision.side("image_size"), vision.side("patch_size"), model.size("mm_tokens_per_image")
     projector = Projector((side // patch) ** 2 // tokens, tower.hidden_size * hidden)
     return projector, ImageRule("fixed", side, patch, tile_tokens=tokens)
 
 
-def _paligemma(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _paligemma(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     side, patch = vision.side("image_size"), vision.side("patch_size")
     projector = Projector(1, tower.hidden_size * vision.size("projection_dim", default=hidden))
     return projector, ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2)
 
 
-def _mistral3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _mistral3(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """A patch merger back to the tower's width, then two layers."""
     patch, merge, width = vision.side("patch_size"), model.size("spatial_merge_size"), tower.hidden_size
     projector = Projector(
@@ -151,7 +151,7 @@ def _mistral3(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts
     return projector, ImageRule("shrink", side=patch * merge, patch=patch, merge=merge, longest_edge=edge)
 
 
-def _shuffled_gate(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _shuffled_gate(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Aya Vision and Cohere2 Vision: pixel shuffle and a gated layer of stated width; up to twelve tiles and a
     thumbnail."""
     side, patch, merge = vision.side("image_size"), vision.side("patch_size"), model.size("downsample_factor")
@@ -163,7 +163,7 @@ def _shuffled_gate(model: Config, vision: Config, tower: Tower, hidden: int) -> 
     return projector, ImageRule(kind, side, patch, merge, tile_tokens=tokens, max_tiles=12)
 
 
-def _llama4(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _llama4(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Pixel shuffle and two layers inside the tower, then one matrix."""
     side, patch = vision.side("image_size"), vision.side("patch_size")
     merge = round(1 / float(vision.get("pixel_shuffle_ratio", default=0.5)))
@@ -174,7 +174,7 @@ def _llama4(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
     return projector, ImageRule("fit", side, patch, merge, tile_tokens=tokens, max_tiles=16)
 
 
-def _mllama(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
+def _mllama(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """One matrix over the last state beside several earlier ones; the class token is a visual token too."""
     side, patch = vision.side("image_size"), vision.side("patch_size")
     projector = Projector(1, vision.size("vision_output_dim") * hidden, class_token=True)
@@ -182,7 +182,7 @@ def _mllama(model: Config, vision: Config, tower: Tower, hidden: int) -> Parts:
     return projector, ImageRule("grid", side, patch, tile_tokens=tokens, max_tiles=vision.size("max_num_tiles"))
 
 
-READERS: dict[str, Callable[[Config, Config, Tower, int], Parts]] = {
+READERS: dict[str, Callable[[Config, Config, Tower, int], ProjectorParts]] = {
     "llava": _llava,
     "llava_next": _anyres,
     "llava_onevision": _anyres,

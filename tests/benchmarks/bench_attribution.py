@@ -30,12 +30,12 @@ from calibrate.inputs.samples import load_samples
 from calibrate.probes.attribution.forward import TextRows
 from calibrate.probes.attribution.masks import Ablation, random_masks
 from calibrate.probes.attribution.mean import MeanImage, image_grids, mean_image
-from calibrate.probes.attribution.parts import Parts, find_parts
-from calibrate.probes.attribution.prefix import Capture, capture
+from calibrate.probes.attribution.parts import AttributionParts, find_attribution_parts
+from calibrate.probes.attribution.prefix import PrefixCapture, capture
 from calibrate.probes.attribution.regression import attribute_entries
 from calibrate.probes.attribution.response import ImageIndependentError, Response
 from calibrate.probes.attribution.rotary import rotate
-from planner.runtime.model.attention import Call, seam
+from planner.runtime.model.attention import Call, attention_hook
 
 IMAGE, SYSTEM, VISUAL, TEXT = 3, 5, 576, 20
 
@@ -70,7 +70,7 @@ class WholeForward:
     """The whole prompt once per mask, with per-head substituted keys and values for the text rows."""
 
     def __init__(
-        self, model: Any, parts: Parts, inputs: dict[str, torch.Tensor], seen: Capture, mean: MeanImage
+        self, model: Any, parts: AttributionParts, inputs: dict[str, torch.Tensor], seen: PrefixCapture, mean: MeanImage
     ) -> None:
         self.model, self.parts, self.inputs, self.seen = model, parts, inputs, seen
         self.mean = [
@@ -96,7 +96,7 @@ class WholeForward:
             )
             return torch.cat([output[:, :start], text.transpose(1, 2)], dim=1), None
 
-        with seam(list(self.parts.attentions), attend):
+        with attention_hook(list(self.parts.attentions), attend):
             return self.model(**self.inputs, use_cache=False, logits_to_keep=1).logits[0, -1]  # type: ignore[no-any-return]
 
 
@@ -113,7 +113,7 @@ def timed(work: Callable[[], Any], device: str) -> tuple[Any, float, float]:
 def beside_whole_forwards(masks: int, device: str) -> list[str]:
     """Both ways over the same masks."""
     tiny = model().to(device)
-    parts = find_parts(tiny)
+    parts = find_attribution_parts(tiny)
     inputs = to_device(sample(0), tiny)
     mean = mean_image(tiny, [to_device(sample(seed), tiny) for seed in range(1, 5)], parts)
     seen = capture(tiny, parts, inputs)
@@ -155,7 +155,7 @@ def beside_whole_forwards(masks: int, device: str) -> list[str]:
 def on_reference(name: str, device: str, masks: int = 10_000) -> list[str]:
     """10,000 masks of one sample of a reference model, fit included."""
     loaded = load(str(reference_path(name)), device=device)
-    parts = find_parts(loaded.model)
+    parts = find_attribution_parts(loaded.model)
     encoder = Encoder(loaded.processor, parts.visual_ids)
     samples = load_samples(reference_path("easy_vqa") / "calibration.jsonl")
     others = [to_device(encoder([one]), loaded.model) for one in samples[-100:]]

@@ -20,11 +20,11 @@ import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from calibrate.probes.base import Capture, OnePassProbe
-from calibrate.probes.influence import Influence
-from calibrate.probes.prompt_shape import PromptLengths
-from calibrate.probes.sinks import Sinks
-from calibrate.probes.sparsity import Sparsity
-from calibrate.probes.value_norms import ValueNorms
+from calibrate.probes.influence import InfluenceProbe
+from calibrate.probes.prompt_shape import PromptLengthsProbe
+from calibrate.probes.sinks import SinksProbe
+from calibrate.probes.sparsity import SparsityProbe
+from calibrate.probes.value_norms import ValueNormsProbe
 from planner.runtime import observe
 
 IMAGE, TEXT, SYSTEM = 3, 54, 10
@@ -62,7 +62,13 @@ def prompt(visual: int, side: int) -> dict[str, torch.Tensor]:
 
 
 def probed(model: LlavaForConditionalGeneration, inputs: dict[str, torch.Tensor], layers: int) -> None:
-    probes: list[OnePassProbe] = [PromptLengths(), Influence(), Sinks(), Sparsity(), ValueNorms()]
+    probes: list[OnePassProbe] = [
+        PromptLengthsProbe(),
+        InfluenceProbe(),
+        SinksProbe(),
+        SparsityProbe(),
+        ValueNormsProbe(),
+    ]
 
     def look(view: object) -> None:
         capture = Capture(view, layers, (0,))  # type: ignore[arg-type]

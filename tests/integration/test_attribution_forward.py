@@ -10,7 +10,7 @@ import torch
 from calibrate.probes.attribution.forward import TextRows
 from calibrate.probes.attribution.masks import Ablation, random_masks
 from calibrate.probes.attribution.mean import image_grids, mean_image
-from calibrate.probes.attribution.parts import find_parts
+from calibrate.probes.attribution.parts import find_attribution_parts
 from calibrate.probes.attribution.prefix import capture
 from planner.errors import CalibrationError, InputError, UnsupportedModelError
 from tests import tiny
@@ -29,7 +29,7 @@ def compare(model, family, dtype=torch.float64, rows=False, image=False, left_pa
     """
     others = [tiny.inputs(family, seed=seed, dtype=dtype) for seed in (1, 2)]
     inputs = tiny.inputs(family, dtype=dtype)
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     seen = capture(model, parts, inputs)
     text = TextRows(
         parts, seen, mean_image(model, others, parts), image_grids(model, inputs, seen.visual.numel()), batch_size=2
@@ -84,7 +84,7 @@ def test_the_model_is_unchanged_afterwards_and_after_an_exception(attn):
     model = tiny.model("llava", attn=attn, fresh=True)
     inputs = tiny.inputs("llava")
     before, hooks = model(**inputs).logits, count_hooks(model)
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     with float64_throughout():
         seen = capture(model, parts, inputs)
         text = TextRows(parts, seen, mean_image(model, [inputs]), ((4, 4),))
@@ -99,7 +99,7 @@ def test_the_model_is_unchanged_afterwards_and_after_an_exception(attn):
 def test_everything_intact_is_the_model_and_batch_size_does_not_matter():
     model = tiny.model("llava")
     inputs = tiny.inputs("llava")
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     with float64_throughout(), torch.no_grad():
         mean = mean_image(model, [tiny.inputs("llava", seed=1)], parts)
         seen = capture(model, parts, inputs)
@@ -121,7 +121,7 @@ def test_left_padding_changes_nothing():
         "attention_mask": torch.nn.functional.pad(torch.ones_like(plain["input_ids"]), (2, 0)),
         "pixel_values": plain["pixel_values"],
     }
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     masks = Ablation(random_masks(4, 16, 0.5, 0).view(4, 4, 4))
     logits = []
     with float64_throughout(), torch.no_grad():
@@ -134,7 +134,7 @@ def test_left_padding_changes_nothing():
 
 def test_a_mean_of_another_grid_is_interpolated_and_says_so():
     model = tiny.model("qwen2_vl")
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     ragged = tiny.inputs("qwen2_vl", batch=2, ragged=True, only=1)
     with float64_throughout(), torch.no_grad():
         mean = mean_image(model, [tiny.inputs("qwen2_vl", seed=1)], parts)
@@ -147,7 +147,7 @@ def test_a_mean_of_another_grid_is_interpolated_and_says_so():
 
 def test_refusals_name_the_part_or_the_sample():
     model = tiny.model("llava")
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     inputs = tiny.inputs("llava")
     with pytest.raises(InputError, match="no visual token"):
         capture(model, parts, {"input_ids": torch.full((1, 4), 7)}, "seven")
@@ -156,9 +156,9 @@ def test_refusals_name_the_part_or_the_sample():
     with pytest.raises(InputError, match="one sample at a time"):
         capture(model, parts, tiny.inputs("llava", batch=2))
     with pytest.raises(UnsupportedModelError, match="see the question"):
-        capture(tiny.model("paligemma"), find_parts(tiny.model("paligemma")), tiny.inputs("paligemma"))
+        capture(tiny.model("paligemma"), find_attribution_parts(tiny.model("paligemma")), tiny.inputs("paligemma"))
     with pytest.raises(UnsupportedModelError, match="rotate-half"):
-        capture(tiny.model("glm4v"), find_parts(tiny.model("glm4v")), tiny.inputs("glm4v"))
+        capture(tiny.model("glm4v"), find_attribution_parts(tiny.model("glm4v")), tiny.inputs("glm4v"))
     with pytest.raises(CalibrationError, match="at least one sample"):
         mean_image(model, [])
     broken = {**inputs, "pixel_values": torch.full_like(inputs["pixel_values"], float("nan"))}
@@ -168,8 +168,8 @@ def test_refusals_name_the_part_or_the_sample():
 
 def test_a_model_without_the_parts_is_refused_by_their_name():
     with pytest.raises(UnsupportedModelError, match="not a transformers model"):
-        find_parts(torch.nn.Linear(2, 2))
+        find_attribution_parts(torch.nn.Linear(2, 2))
     model = tiny.model("llava", fresh=True)
     del model.get_decoder().layers[2].self_attn.v_proj
     with pytest.raises(UnsupportedModelError, match=r"v_proj in the attention of layer 2"):
-        find_parts(model)
+        find_attribution_parts(model)

@@ -15,7 +15,7 @@ from calibrate.probes.attribution import attribute, mean_image
 from calibrate.probes.attribution.attention import image_attention, text_weights, weighted_token_attention
 from calibrate.probes.attribution.forward import TextRows
 from calibrate.probes.attribution.lens import _written
-from calibrate.probes.attribution.parts import find_parts
+from calibrate.probes.attribution.parts import find_attribution_parts
 from calibrate.probes.attribution.prefix import capture
 from calibrate.probes.attribution.probe import AttributionProbe
 from calibrate.probes.attribution.response import ImageIndependentError, Response
@@ -96,7 +96,7 @@ def test_heads_that_relay_make_early_text_rows_receive():
     # Layer 1 writes the image into every row and layer 3 carries it on, so blocking other rows than the last matters
     # too.
     model = only(*((layer, head) for layer in (1, 3) for head in range(HEADS)))
-    parts, inputs = find_parts(model), tiny.inputs("llava")
+    parts, inputs = find_attribution_parts(model), tiny.inputs("llava")
     with float64_throughout():
         mean = mean_image(model, OTHERS)
         rows = TextRows(parts, capture(model, parts, inputs), mean, (mean.grid,))
@@ -112,7 +112,7 @@ def test_image_tokens_that_are_seen_alone_carry_it():
     # Only two visual tokens differ from the mean image: the regression over tokens must name them.
     model = only((2, 1))
     inputs = tiny.inputs("llava")
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     with float64_throughout():
         mean = mean_image(model, [inputs], parts)
         seen = capture(model, parts, inputs)
@@ -134,7 +134,7 @@ def test_attention_weights_are_those_of_eager_attention():
     # float64 eager attention of the model itself is the literal source of eq. 10 and eq. 13.
     model = tiny.model("llava", attn="eager")
     inputs = tiny.inputs("llava")
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     with float64_throughout(), torch.no_grad():
         seen = capture(model, parts, inputs)
         attentions = model(**inputs, output_attentions=True, use_cache=False).attentions
@@ -156,7 +156,7 @@ def test_attention_weights_are_those_of_eager_attention():
 def test_the_heads_writings_add_up_to_the_attention_output():
     model = tiny.model("llava")
     inputs = tiny.inputs("llava")
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     outputs = []
     hook = parts.attentions[1].register_forward_hook(lambda _m, _a, output: outputs.append(output[0][0, -1]))
     with float64_throughout(), torch.no_grad():

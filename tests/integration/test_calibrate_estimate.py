@@ -7,7 +7,7 @@ import pytest
 from calibrate.measuring import estimate
 from calibrate.probes.attribution.probe import AttributionProbe
 from calibrate.probes.context.probe import ContextProbe
-from calibrate.probes.masking import Masking
+from calibrate.probes.masking import MaskingProbe
 from planner.profile import PromptShape
 from tests.integration import calibrate_stub as stub
 from tests.integration.calibrate_stub import PROBES, REQUESTED, SETTINGS, run
@@ -70,4 +70,4 @@ def test_work_counts_short_and_long_passes():
     # Dense, 3 rates, 5 variants, attention twice, each 2, 3 and 4 times as long as without a context.
     context = ContextProbe(lengths=(100, 200, 300), rates=(0.0, 0.3, 0.6), flow=False)
     assert context.work(32, prompt) == (1 + 3 + 5 + 2) * (2 + 3 + 4)
-    assert Masking(curves=("masked_from",)).work(4, prompt) == 5
+    assert MaskingProbe(curves=("masked_from",)).work(4, prompt) == 5

@@ -19,7 +19,7 @@ from calibrate.measuring.state import SUFFIX
 from calibrate.pipeline import Options, calibrate_and_plan
 from calibrate.running.execute import accepted_first_tokens, divergence, executing, first_logits, generate
 from calibrate.running.timing import prefill_ms
-from calibrate.running.trial import Bench
+from calibrate.running.trial import TrialRunner
 from planner.errors import CalibrationError, InputError
 from planner.policies import VisiPruner
 
@@ -33,7 +33,7 @@ OPTIONS = Options(
     num_samples=48,
     evaluation_samples=24,
     settings={"masking": {"curves": ("alone_before", "masked_from")}},
-    limits=Limits(agreement=0.9, rank_by=("l2",), held_back_trials=8),
+    limits=Limits(agreement=0.9, rank_by=("l2",), validation_trials=8),
     timing_rounds=1,
 )
 
@@ -55,7 +55,7 @@ def plain():
 @pytest.fixture(scope="module")
 def bench(plain):
     encoder = Encoder(plain.processor, identify(plain.model, plain.id).visual_ids)
-    return Bench(Batches(load_samples(DATA / "calibration.jsonl").choose(10), encoder, plain.model, 4))
+    return TrialRunner(Batches(load_samples(DATA / "calibration.jsonl").choose(10), encoder, plain.model, 4))
 
 
 def test_the_plain_model_needs_the_image_from_the_first_layer_on(outcome):
@@ -78,7 +78,7 @@ def test_the_plan_is_cheaper_and_agrees(outcome):
     assert outcome.decision.agreement.n == 36 and outcome.decision.measured["value"] >= 0.9
 
 
-def test_masking_saw_only_the_proposing_samples(outcome):
+def test_masking_saw_only_the_proposal_split(outcome):
     assert outcome.profile.probes["masking"].n == 12 and outcome.profile.probes["influence"].n == 48
 
 
@@ -138,7 +138,7 @@ def test_agreement_counts_and_stops_early(bench):
 
 
 def test_a_batch_is_answered_like_its_samples_alone(bench, plain):
-    alone = Bench(Batches(bench.batches.samples, bench.batches.encoder, plain.model, 1))
+    alone = TrialRunner(Batches(bench.batches.samples, bench.batches.encoder, plain.model, 1))
     assert alone.answers(4) == bench.answers(4)
     assert bench.batches.shapes() == alone.batches.shapes()
 
@@ -183,7 +183,7 @@ def test_samples_without_answers_are_evaluated_by_agreement(plain):
     samples = load_samples(DATA / "evaluation.jsonl").choose(4)
     bare = SampleSet(tuple(Sample(s.images, s.prompt) for s in samples), "bare")
     known = identify(plain.model, plain.id)
-    found = Bench(Batches(bare, Encoder(plain.processor, known.visual_ids), plain.model, 4))
+    found = TrialRunner(Batches(bare, Encoder(plain.processor, known.visual_ids), plain.model, 4))
     policy = VisiPruner(filter=3, keep=20, exit=7)
     evaluation = evaluate(found, known.spec, (policy, policy.schedule(known.spec)), rounds=0)
     assert all(row.accuracy is None and row.prefill_ms is None for row in evaluation.rows)

@@ -12,14 +12,14 @@ import torch
 from calibrate.inputs.batches import Batch
 from calibrate.inputs.samples import Sample, SampleSet
 from calibrate.probes.base import Capture
-from calibrate.probes.influence import NEVER, Influence, suggest
-from calibrate.probes.masking import CURVES, Masking, contradictions
-from calibrate.probes.prompt_shape import PromptLengths
-from calibrate.probes.sink_masking import SinkMasking
-from calibrate.probes.sinks import Sinks, default_tau
-from calibrate.probes.sparsity import Sparsity
+from calibrate.probes.influence import NEVER, InfluenceProbe, suggest
+from calibrate.probes.masking import CURVES, MaskingProbe, contradictions
+from calibrate.probes.prompt_shape import PromptLengthsProbe
+from calibrate.probes.sink_masking import SinkMaskingProbe
+from calibrate.probes.sinks import SinksProbe, default_tau
+from calibrate.probes.sparsity import SparsityProbe
 from calibrate.probes.stats import proportion
-from calibrate.probes.value_norms import ValueNorms
+from calibrate.probes.value_norms import ValueNormsProbe
 from planner.profile import ProbeResult
 from planner.runtime import observe
 from tests import tiny
@@ -82,7 +82,7 @@ def zeroed(attention, value, token):
 @pytest.mark.parametrize("exit_cos", [0.995, 0.999])
 def test_influence_is_the_papers_procedure_token_by_token(exit_cos):
     thresholds, keep_l2, shares = (0.995, 0.98, 0.9), 0.3, (0.02, 0.2)
-    (probe,) = measure([Influence(thresholds, exit_cos, keep_l2, shares)], model())
+    (probe,) = measure([InfluenceProbe(thresholds, exit_cos, keep_l2, shares)], model())
     for sample in range(BATCH):
         attention, value, visual = literal(model(), sample)
         tokens = np.flatnonzero(visual)
@@ -125,7 +125,7 @@ def image_read_only_in(built, first, last):
 
 def test_planted_window_is_found_by_influence():
     with image_read_only_in(model(), 2, 4):
-        (probe,) = measure([Influence(keep_l2=1e-3)], model())
+        (probe,) = measure([InfluenceProbe(keep_l2=1e-3)], model())
     values = probe.result().values
     stage = values["stages"]["0.995"]["absolute"]
     assert stage["filter"]["quantiles"] == {"0.5": 2, "0.75": 2, "0.9": 2, "0.95": 2}
@@ -137,11 +137,11 @@ def test_planted_window_is_found_by_influence():
 
 def test_samples_that_never_trigger_keep_none_or_never_exit_are_counted():
     with image_read_only_in(model(), 9, 9):
-        (silent,) = measure([Influence()], model())
+        (silent,) = measure([InfluenceProbe()], model())
     assert silent.result().values["stages"]["0.995"]["absolute"]["never_filtered"] == BATCH
-    (greedy,) = measure([Influence(keep_l2=1e9)], model())
+    (greedy,) = measure([InfluenceProbe(keep_l2=1e9)], model())
     assert greedy.result().values["stages"]["0.995"]["absolute"]["kept_none"] == BATCH
-    (stays,) = measure([Influence(exit_cos=0.999999, keep_l2=1e-6)], model())
+    (stays,) = measure([InfluenceProbe(exit_cos=0.999999, keep_l2=1e-6)], model())
     assert stays.result().values["stages"]["0.995"]["absolute"]["never_exited"] == BATCH
 
 
@@ -172,7 +172,7 @@ def test_planted_sink_dimensions_tokens_and_shares_are_found():
     built, given = model(), tiny.inputs("llava", batch=BATCH, system=SYSTEM, text=TEXT)
     # Column 0 is the first token, 3 to 18 are visual.
     with planted_sinks(built, [(7, 0), (19, 5), (19, 9)]):
-        (probe,) = measure([Sinks(tau=5.0, rho_sink=0.05)], built, given)
+        (probe,) = measure([SinksProbe(tau=5.0, rho_sink=0.05)], built, given)
         weights = []
         with observe(built, lambda view: weights.append(view.weights()[:, :, 0])):
             built(**given)
@@ -202,19 +202,19 @@ def test_a_dimension_that_is_large_everywhere_is_no_sink():
     built, given = model(), tiny.inputs("llava", batch=BATCH, system=SYSTEM, text=TEXT)
     columns = range(given["input_ids"].shape[1])
     with planted_sinks(built, [(3, column) for column in columns]):
-        (probe,) = measure([Sinks(tau=5.0)], built, given)
+        (probe,) = measure([SinksProbe(tau=5.0)], built, given)
     assert probe.result().values["sink_dims"] == []
 
 
 def test_without_massive_activations_there_are_no_sinks():
-    (probe,) = measure([Sinks(tau=5.6)], model())
+    (probe,) = measure([SinksProbe(tau=5.6)], model())
     values = probe.result().values
     assert values["sink_dims"] == [] and values["samples_with_visual_sinks"]["value"] == 0
     assert default_tau(4096) == 20 and default_tau(128) == pytest.approx(32**0.5)
 
 
 def test_sparsity_and_value_norms_against_loops():
-    sparsity, norms, lengths = measure([Sparsity(), ValueNorms(), PromptLengths()], model())
+    sparsity, norms, lengths = measure([SparsityProbe(), ValueNormsProbe(), PromptLengthsProbe()], model())
     for sample in range(BATCH):
         attention, value, visual = literal(model(), sample)
         mean_attention = attention.mean(dim=1).numpy()
@@ -243,7 +243,9 @@ def test_sparsity_and_value_norms_against_loops():
 
 def test_merge_in_any_order_gives_the_same_result():
     parts = [
-        measure([Influence(), Sinks(tau=2.5), Sparsity()], model(), inputs(seed=s), range(3 * s, 3 * s + 3))
+        measure(
+            [InfluenceProbe(), SinksProbe(tau=2.5), SparsityProbe()], model(), inputs(seed=s), range(3 * s, 3 * s + 3)
+        )
         for s in range(3)
     ]
     results = []
@@ -280,7 +282,7 @@ def test_masking_finds_the_layer_after_which_the_image_is_ignored():
     built = model(fresh=True)
     for layer in built.get_decoder().layers[4:]:
         layer.self_attn.o_proj.weight.zero_()  # attention of layers 4 and 5 reaches nobody
-    probe = Masking(samples=BATCH, answer_tokens=3)
+    probe = MaskingProbe(samples=BATCH, answer_tokens=3)
     probe.run(batch_of(built, inputs()))
     values = probe.result().values
     kl = dict(zip(values["masked_from"]["k"], values["masked_from"]["kl"]["value"], strict=True))
@@ -333,7 +335,7 @@ def test_masking_contradicts_influence_in_words():
 def test_hiding_sinks_and_hiding_as_many_others():
     built, given = model(), tiny.inputs("llava", batch=BATCH, system=SYSTEM, text=TEXT)
     with planted_sinks(built, [(19, 5), (19, 9)]):
-        probe = SinkMasking(samples=BATCH, tau=5.0)
+        probe = SinkMaskingProbe(samples=BATCH, tau=5.0)
         probe.run(batch_of(built, given))
         # Literally: columns 5 and 9 are closed for the text rows 19.. by a 4-D mask.
         length = given["input_ids"].shape[1]
@@ -349,6 +351,6 @@ def test_hiding_sinks_and_hiding_as_many_others():
     expected = (dense.exp() * (dense - closed)).sum(-1)
     np.testing.assert_allclose(probe.table.column("sinks_kl")[:, 0], expected, atol=1e-9)
     assert (probe.table.column("random_kl") != probe.table.column("sinks_kl")).all()
-    plain = SinkMasking(samples=BATCH, tau=5.65)
+    plain = SinkMaskingProbe(samples=BATCH, tau=5.65)
     plain.run(batch_of(model(), given))
     assert plain.result().values["samples_without"] == BATCH

@@ -33,8 +33,8 @@ def test_policies_stand_beside_the_plan_at_its_cost(plan_path):
     dense, planned, random, prellm, spelled = rows.values()
     assert list(rows)[:2] == ["dense", plan] and list(rows)[4] == "fastv:k=2,ratio=0.5"
     assert dense["agreement"]["value"] == 1 and found["samples"] == 24
-    for rival in (random, prellm):
-        assert 0 <= rival["decoder_flops_ratio"] - planned["decoder_flops_ratio"] < 0.01
+    for baseline in (random, prellm):
+        assert 0 <= baseline["decoder_flops_ratio"] - planned["decoder_flops_ratio"] < 0.01
     assert spelled["decoder_flops_ratio"] > planned["decoder_flops_ratio"] + 0.1
     assert planned["accuracy"]["value"] >= prellm["accuracy"]["value"]
     assert set(found["by_kind"]) == set(rows)

@@ -17,7 +17,7 @@ from calibrate.probes.context.probe import VARIANTS, ContextProbe
 from calibrate.probes.context.schedule import pruning
 from calibrate.running.execute import first_logits
 from planner.errors import InputError
-from planner.runtime.model.attention import seam
+from planner.runtime.model.attention import attention_hook
 from planner.runtime.tensors.layout import read
 from planner.schedule import Fraction, Schedule, Select, Stage
 from tests import tiny
@@ -74,7 +74,7 @@ def literal(model, parts, inputs, keep=None, pooling=max, dropped_at=None):
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with torch.enable_grad(), seam(list(parts.attentions), attend):
+    with torch.enable_grad(), attention_hook(list(parts.attentions), attend):
         logits = model(**inputs, use_cache=False).logits[0, -1]
         loss = -logits.log_softmax(-1)[7]
         gradients = torch.autograd.grad(loss, tables)

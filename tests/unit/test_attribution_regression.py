@@ -10,7 +10,7 @@ from calibrate.probes.attribution import regression
 from calibrate.probes.attribution.curves import compare_orders, curve, single_head_effects
 from calibrate.probes.attribution.masks import Ablation, random_masks
 from calibrate.probes.attribution.mean import MeanImage, resize
-from calibrate.probes.attribution.regression import attribute_entries, fit
+from calibrate.probes.attribution.regression import attribute_entries, fit_heads
 from calibrate.probes.attribution.rotary import rotate, same_rotation
 from calibrate.probes.attribution.similarity import cosines, mean_cosines
 from planner.errors import InputError
@@ -52,7 +52,7 @@ class TestRegression:
     def test_one_head_that_decides_has_the_coefficient_derived_by_hand(self):
         # y = x_2. Elastic net in one dimension: w = (v - alpha * l1_ratio) / (v + alpha * (1 - l1_ratio)), v = var(x).
         masks = random_masks(2000, 8, 0.75, seed=0)
-        found = fit(masks.numpy(), masks[:, 2].double().numpy())
+        found = fit_heads(masks.numpy(), masks[:, 2].double().numpy())
         train = masks.numpy()[np.arange(2000) % 5 != 4, 2].astype(float)
         shrink = 5e-4 * 0.5
         assert found.coefficients[2] == pytest.approx((train.var() - shrink) / (train.var() + shrink), abs=1e-3)
@@ -62,7 +62,7 @@ class TestRegression:
     def test_r2_and_pearson_are_those_of_the_held_out_fifth(self):
         masks = random_masks(500, 8, 0.5, seed=0).numpy()
         logits = masks @ np.arange(8.0) + np.random.default_rng(0).normal(size=500)
-        found = fit(masks, logits)
+        found = fit_heads(masks, logits)
         held_out = np.arange(500) % 5 == 4
         predicted = masks[held_out] @ found.coefficients + found.intercept
         true = logits[held_out]
@@ -90,7 +90,7 @@ class TestRegression:
     def test_does_not_stop_while_r2_moves(self, monkeypatch):
         moving = iter(np.arange(100) * 0.01)
         monkeypatch.setattr(
-            regression, "fit", lambda masks, logits: regression.Fit(np.zeros(1), 0, next(moving), 0, len(masks))
+            regression, "fit_heads", lambda masks, logits: regression.Fit(np.zeros(1), 0, next(moving), 0, len(masks))
         )
         assert attribute_entries(random_masks(6000, 16, 0.75, 0), lambda m: np.zeros(len(m))).masks == 6000
 
@@ -100,7 +100,7 @@ class TestRegression:
             attribute_entries(masks, lambda m: np.zeros(len(m)))
 
     def test_a_constant_response_explains_nothing(self):
-        found = fit(random_masks(100, 8, 0.5, 0).numpy(), np.ones(100))
+        found = fit_heads(random_masks(100, 8, 0.5, 0).numpy(), np.ones(100))
         assert found.r2 == 0 and found.pearson == 0 and not found.coefficients.any()
 
 

@@ -18,7 +18,7 @@ from calibrate.deciding.candidates import (
     suggested,
 )
 from calibrate.deciding.decide import decide
-from calibrate.deciding.search import Limits, decoder_flops, question_flops, workload_of
+from calibrate.deciding.search import Limits, decoder_flops, profile_workload, question_flops
 from calibrate.probes.stats import proportion, wilson
 from calibrate.running.trial import Agreement
 from planner.cost import cost
@@ -157,12 +157,12 @@ def test_without_a_window_the_shallow_stage_is_empty():
     assert (found.policy.filter, found.policy.keep, found.policy.exit) == (0, 20, 7)
 
 
-def test_the_held_back_part_overrules_the_proposing_part():
+def test_the_validation_split_overrules_the_proposal_split():
     held = Truth(192, 2, 58, 8)
     found = run(Truth(64, 3, 20, 7), held)
     assert held.whole_answer(found.schedule, 16).misses == 0
-    costs = [t.decoder_flops for t in found.trials if t.held_back is not None and t.held_back.misses == 0]
-    assert question_flops(SPEC, workload_of(profile()), found.schedule, 2) == min(costs)
+    costs = [t.decoder_flops for t in found.trials if t.validation is not None and t.validation.misses == 0]
+    assert question_flops(SPEC, profile_workload(profile()), found.schedule, 2) == min(costs)
     assert found.policy.keep == 58 and found.policy.exit in (8, 9)
 
 
@@ -173,7 +173,7 @@ def test_whole_answers_decide_and_not_first_tokens():
 
 def test_a_model_that_tolerates_nothing_stays_dense_and_says_so():
     held = Truth(192, 0, 10**6, LAYERS)
-    found = run(Truth(64, 0, 20, 7), held, held_back_trials=9)
+    found = run(Truth(64, 0, 20, 7), held, validation_trials=9)
     assert str(found.policy) == "dense" and found.schedule.empty and found.measured is None
     assert "the plan is dense" in found.notes[-1]
     assert len(held.executed) <= 9, "trials are bounded"
@@ -184,8 +184,8 @@ def test_what_saves_nothing_is_no_plan():
     assert str(found.policy) == "dense", "selecting everything holds, and costs more than not selecting"
 
 
-def test_too_few_held_back_samples_are_refused():
-    with pytest.raises(InputError, match="12 held-back samples cannot show"):
+def test_too_few_validation_samples_are_refused():
+    with pytest.raises(InputError, match="12 validation samples cannot show"):
         run(Truth(4, 0, 20, 7), Truth(12, 0, 20, 7), agreement=0.98, confidence=0.8)
 
 
@@ -235,6 +235,6 @@ def test_a_budget_is_a_number_of_tokens_only_where_prompts_are_alike():
 
 def test_decoder_flops_leave_the_tower_out():
     schedule = VisiPruner(filter=3, keep=10, exit=7).schedule(SPEC)
-    found = cost(SPEC, workload_of(profile()), schedule)
+    found = cost(SPEC, profile_workload(profile()), schedule)
     expected = found.prefill_flops - found.prefill["vision"] - found.prefill["projector"]
-    assert decoder_flops(SPEC, workload_of(profile()), schedule) == expected
+    assert decoder_flops(SPEC, profile_workload(profile()), schedule) == expected

@@ -6,9 +6,9 @@ import pytest
 
 from calibrate.probes.base import REGISTRY, build_probes, probe_class
 from calibrate.probes.context.probe import ContextProbe
-from calibrate.probes.masking import Masking
+from calibrate.probes.masking import MaskingProbe
 from calibrate.probes.settings import parse_settings, setting_types, spelled_defaults
-from calibrate.probes.sinks import Sinks
+from calibrate.probes.sinks import SinksProbe
 from planner.errors import InputError
 
 
@@ -27,7 +27,9 @@ def test_values_take_the_constructors_types():
     }
     assert type(found["attribution"]["masks"]) is int and type(found["sinks"]["tau"]) is float
     assert ContextProbe(**found["context"]).settings["lengths"] == [100, 200, 300]
-    assert Sinks(**found["sinks"]).settings["tau"] == 12 and Masking(**found["masking"]).curves == ("masked_from",)
+    assert SinksProbe(**found["sinks"]).settings["tau"] == 12 and MaskingProbe(**found["masking"]).curves == (
+        "masked_from",
+    )
     assert parse_settings([]) == {}
 
 

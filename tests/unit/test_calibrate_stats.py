@@ -7,12 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
-from calibrate.probes.stats import Table, bootstrap, mean, plain, wilson
+from calibrate.probes.stats import SampleTable, bootstrap, mean, plain, wilson
 from planner.errors import CalibrationError
 
 
 def table(ids):
-    found = Table()
+    found = SampleTable()
     for i in ids:
         rng = np.random.default_rng(i)
         found.add(i, fixed=rng.random((3, 2), np.float32), ragged=rng.random((i % 4, 5)), one=i)
@@ -23,22 +23,22 @@ def test_merge_is_associative_commutative_idempotent_and_survives_storage():
     whole = table(range(9)).arrays()
     parts = [table([4, 1, 8]), table([0, 7, 3]), table([2, 5, 6, 1])]
     for order in itertools.permutations(range(3)):
-        merged = Table()
+        merged = SampleTable()
         for k in (*order, order[0]):
-            merged.merge(Table.from_arrays(parts[k].arrays()))
+            merged.merge(SampleTable.from_arrays(parts[k].arrays()))
         found = merged.arrays()
         assert found.keys() == whole.keys()
         assert all(found[k].dtype == whole[k].dtype and found[k].tobytes() == whole[k].tobytes() for k in whole)
-    assert len(Table.from_arrays(Table().arrays())) == 0
+    assert len(SampleTable.from_arrays(SampleTable().arrays())) == 0
 
 
 def test_a_sample_measured_twice_with_different_results_is_refused():
-    one, other = Table(), Table()
+    one, other = SampleTable(), SampleTable()
     one.add(3, x=1.0)
     other.add(3, x=2.0)
     with pytest.raises(CalibrationError, match="sample 3 was measured twice"):
         one.merge(other)
-    other = Table()
+    other = SampleTable()
     other.add(3, x=np.nan)
     other.merge(other)
 

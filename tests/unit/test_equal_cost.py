@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from calibrate.deciding.equal_cost import SCALED, EqualCost, mean_flops
-from calibrate.deciding.evaluate import rivals
+from calibrate.deciding.evaluate import baselines
 from planner.cost import cost
 from planner.errors import InputError
 from planner.policies import Dense, VisiPruner
@@ -46,17 +46,17 @@ def test_rivals_cost_what_the_plan_costs_or_little_more(name):
 @pytest.mark.parametrize("keep", [10, 60])
 def test_one_token_fewer_would_cost_less(name, keep):
     schedule = VisiPruner(filter=8, keep=keep, exit=24).schedule(SPEC)
-    rival = EqualCost(SPEC, schedule, SHAPES).policy(name)
-    kept = round((1 - rival.ratio) * 576)
-    fewer = rival.model_copy(update={"ratio": 1 - (kept - 1) / 576})
-    assert flops(fewer.schedule(SPEC)) < flops(schedule) <= flops(rival.schedule(SPEC))
+    baseline = EqualCost(SPEC, schedule, SHAPES).policy(name)
+    kept = round((1 - baseline.ratio) * 576)
+    fewer = baseline.model_copy(update={"ratio": 1 - (kept - 1) / 576})
+    assert flops(fewer.schedule(SPEC)) < flops(schedule) <= flops(baseline.schedule(SPEC))
 
 
 def test_a_budget_nobody_reaches_gives_the_cheapest_member():
     tiny = VisiPruner(filter=0, keep=0, exit=2).schedule(SPEC)
-    rival = EqualCost(SPEC, tiny, SHAPES).policy("fastv")
-    assert (rival.k, rival.ratio) == (1, 0.9999)
-    assert flops(rival.schedule(SPEC)) > flops(tiny)
+    baseline = EqualCost(SPEC, tiny, SHAPES).policy("fastv")
+    assert (baseline.k, baseline.ratio) == (1, 0.9999)
+    assert flops(baseline.schedule(SPEC)) > flops(tiny)
 
 
 def test_unknown_names_are_refused_with_the_nearest():
@@ -65,10 +65,10 @@ def test_unknown_names_are_refused_with_the_nearest():
 
 
 def test_full_spellings_are_taken_as_they_are():
-    found = rivals(["fastv", "fastv:k=3,ratio=0.25"], SPEC, (VisiPruner(filter=8, keep=10, exit=24), PLAN), SHAPES)
+    found = baselines(["fastv", "fastv:k=3,ratio=0.25"], SPEC, (VisiPruner(filter=8, keep=10, exit=24), PLAN), SHAPES)
     dense_first, planned, _, spelled = found
     assert (dense_first, spelled) == ("dense", "fastv:k=3,ratio=0.25") and planned.startswith("visipruner")
 
 
 def test_a_plan_that_changes_nothing_has_no_rivals():
-    assert list(rivals(["fastv", "random"], SPEC, (Dense(), dense(SPEC.layers)), SHAPES)) == ["dense"]
+    assert list(baselines(["fastv", "random"], SPEC, (Dense(), dense(SPEC.layers)), SHAPES)) == ["dense"]

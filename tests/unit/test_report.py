@@ -17,7 +17,7 @@ from planner.cli.ls import command as ls
 from planner.cli.report import command as report
 from planner.cost import COMPONENTS
 from planner.errors import PlannerError
-from planner.report.costs import staircase
+from planner.report.costs import staircase_text
 from planner.report.published import comparisons, markdown
 from planner.report.sweeps import parse_sweep
 
@@ -204,8 +204,8 @@ def test_no_target_is_wrong_usage() -> None:
 
 
 def test_staircase() -> None:
-    assert staircase([576] * 3 + [144] * 29) == "3x576 29x144"
-    assert staircase([5.5, 5.5]) == "2x5.5"
+    assert staircase_text([576] * 3 + [144] * 29) == "3x576 29x144"
+    assert staircase_text([5.5, 5.5]) == "2x5.5"
 
 
 @pytest.mark.parametrize("what", ["models", "families", "policies", "hardware", "conventions"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from calibrate.probes.attribution.prefix import Capture, LayerCapture
+from calibrate.probes.attribution.prefix import LayerCapture, PrefixCapture
 from calibrate.probes.attribution.response import Vector
 from planner.runtime.tensors.weights import attention_weights
 
@@ -17,13 +17,13 @@ def text_weights(layer: LayerCapture) -> torch.Tensor:
     return attention_weights(layer.query[None], layer.key[None], layer.visible[None, None], layer.scaling)[0]
 
 
-def image_attention(capture: Capture) -> Vector:
+def image_attention(capture: PrefixCapture) -> Vector:
     """Weight on the image, summed over visual tokens and averaged over text rows, ``[L, H]`` (S4 eq. 10)."""
     sums = [text_weights(layer)[..., capture.visual.to(layer.key.device)].sum(-1).mean(-1) for layer in capture.layers]
     return np.stack([one.double().cpu().numpy() for one in sums])
 
 
-def weighted_token_attention(capture: Capture, heads: Vector, rows: Vector) -> Vector:
+def weighted_token_attention(capture: PrefixCapture, heads: Vector, rows: Vector) -> Vector:
     """Attention on each visual token, weighted by what heads ``[L, H]`` and text rows ``[T]`` matter, ``[V]`` (S4 eq.
     13).
     """

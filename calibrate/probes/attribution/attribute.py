@@ -15,7 +15,7 @@ from calibrate.probes.attribution.forward import TextRows
 from calibrate.probes.attribution.lens import HeadWords, head_words
 from calibrate.probes.attribution.masks import random_masks
 from calibrate.probes.attribution.mean import MeanImage, image_grids
-from calibrate.probes.attribution.parts import find_parts
+from calibrate.probes.attribution.parts import find_attribution_parts
 from calibrate.probes.attribution.prefix import capture
 from calibrate.probes.attribution.regression import Fit, attribute_entries
 from calibrate.probes.attribution.response import Response, Vector
@@ -113,7 +113,7 @@ def attribute(
         UnsupportedModelError: the model lacks a part, or the replay does not reproduce it.
         CalibrationError: NaN activations, or an answer that does not depend on the image.
     """
-    parts = find_parts(model)
+    parts = find_attribution_parts(model)
     seen = capture(model, parts, inputs, sample)
     choice = int(seen.logits.argmax())
     token = choice if answer_token is None else answer_token

@@ -15,11 +15,11 @@ from accelerate.utils import align_module_device
 
 from calibrate.probes.attribution.masks import Ablation
 from calibrate.probes.attribution.mean import Grid, MeanImage
-from calibrate.probes.attribution.parts import Parts
-from calibrate.probes.attribution.prefix import Capture
-from calibrate.probes.attribution.shared import attend, share
+from calibrate.probes.attribution.parts import AttributionParts
+from calibrate.probes.attribution.prefix import PrefixCapture
+from calibrate.probes.attribution.shared import attend, share_prefix
 from planner.errors import UnsupportedModelError
-from planner.runtime.model.attention import Call, seam
+from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.tensors.weights import working_dtype
 
 #: Elements of one key/value head's score matrix per batch: on a CPU small enough for a core's cache, where larger
@@ -43,13 +43,18 @@ class TextRows:
     """
 
     def __init__(
-        self, parts: Parts, capture: Capture, mean: MeanImage, grids: tuple[Grid, ...], batch_size: int | None = None
+        self,
+        parts: AttributionParts,
+        capture: PrefixCapture,
+        mean: MeanImage,
+        grids: tuple[Grid, ...],
+        batch_size: int | None = None,
     ) -> None:
         self._parts = parts
         self._capture = capture
         keys, values, self.mean_grid = mean.on(grids)
         self._layers = tuple(
-            share(seen, capture.visual, key, value)
+            share_prefix(seen, capture.visual, key, value)
             for seen, key, value in zip(capture.layers, keys, values, strict=True)
         )
         rows = capture.text_rows
@@ -130,7 +135,7 @@ class TextRows:
         narrowed = [self._parts.attentions[-1].get_submodule("o_proj"), self._parts.last_mlp]
         hooks = [module.register_forward_pre_hook(_last_row) for module in narrowed if module is not None]
         try:
-            with seam(list(self._parts.attentions), self._attend):
+            with attention_hook(list(self._parts.attentions), self._attend):
                 yield
         finally:
             for hook in hooks:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from calibrate.probes.attribution.attention import text_weights
-from calibrate.probes.attribution.parts import Parts
-from calibrate.probes.attribution.prefix import Capture
+from calibrate.probes.attribution.parts import AttributionParts
+from calibrate.probes.attribution.prefix import PrefixCapture
 from planner.errors import UnsupportedModelError
 
 
@@ -22,7 +22,9 @@ class HeadWords:
 
 
 @torch.no_grad()
-def head_words(parts: Parts, capture: Capture, heads: list[tuple[int, int]], words: int = 10) -> tuple[HeadWords, ...]:
+def head_words(
+    parts: AttributionParts, capture: PrefixCapture, heads: list[tuple[int, int]], words: int = 10
+) -> tuple[HeadWords, ...]:
     """Read each head's contribution to the last row through the final norm and the output embedding.
 
     Args:
@@ -42,7 +44,7 @@ def head_words(parts: Parts, capture: Capture, heads: list[tuple[int, int]], wor
     )
 
 
-def _written(parts: Parts, capture: Capture, layer: int, head: int) -> torch.Tensor:
+def _written(parts: AttributionParts, capture: PrefixCapture, layer: int, head: int) -> torch.Tensor:
     """What a head adds to the last row of the residual stream, ``[d]``."""
     seen = capture.layers[layer]
     weights = text_weights(seen)[head, -1]

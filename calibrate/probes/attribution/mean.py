@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from calibrate.probes.attribution.parts import Parts, find_parts
+from calibrate.probes.attribution.parts import AttributionParts, find_attribution_parts
 from calibrate.probes.attribution.prefix import capture
 from planner.errors import CalibrationError, InputError
 
@@ -88,7 +88,9 @@ def resize(mean: torch.Tensor, grid: Grid, to: Grid) -> torch.Tensor:
     return resized.reshape(heads, size, -1).transpose(1, 2)
 
 
-def mean_image(model: Any, samples: Iterable[Mapping[str, torch.Tensor]], parts: Parts | None = None) -> MeanImage:
+def mean_image(
+    model: Any, samples: Iterable[Mapping[str, torch.Tensor]], parts: AttributionParts | None = None
+) -> MeanImage:
     """Average the image keys and values of these samples, one forward pass each; sums in float64.
 
     The mean has the first image's grid; other grids are interpolated to it.
@@ -97,7 +99,7 @@ def mean_image(model: Any, samples: Iterable[Mapping[str, torch.Tensor]], parts:
         CalibrationError: no sample.
         InputError, UnsupportedModelError: as `capture` and `MeanImage.on`.
     """
-    parts = find_parts(model) if parts is None else parts
+    parts = find_attribution_parts(model) if parts is None else parts
     keys: list[torch.Tensor] = []
     values: list[torch.Tensor] = []
     grid: Grid | None = None

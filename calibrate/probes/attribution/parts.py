@@ -14,7 +14,7 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class AttributionParts:
     """A vision-language model, taken apart.
 
     Attributes:
@@ -46,7 +46,7 @@ class Parts:
         return attention.get_submodule("k_proj") if norm is None else norm
 
 
-def find_parts(model: Any) -> Parts:
+def find_attribution_parts(model: Any) -> AttributionParts:
     """Locate the text tower, its attention modules and the output embedding of a transformers model.
 
     Raises:
@@ -61,7 +61,7 @@ def find_parts(model: Any) -> Parts:
     head = found.model.get_output_embeddings()
     if getattr(head, "weight", None) is None:
         raise _missing(name, "an output embedding with a weight")
-    return Parts(
+    return AttributionParts(
         tower=found.tower,
         attentions=found.attentions,
         last_mlp=getattr(found.layers[-1], "mlp", None),

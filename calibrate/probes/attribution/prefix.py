@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from calibrate.probes.attribution.parts import Parts
+from calibrate.probes.attribution.parts import AttributionParts
 from calibrate.probes.attribution.rotary import same_rotation
 from planner.errors import CalibrationError, InputError, UnsupportedModelError
-from planner.runtime.model.attention import Call, seam
+from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.tensors.layout import visual_rows
 from planner.runtime.tensors.weights import working_dtype
 
@@ -46,7 +46,7 @@ class LayerCapture:
 
 
 @dataclass(frozen=True)
-class Capture:
+class PrefixCapture:
     """A sample's forward pass.
 
     Attributes:
@@ -156,12 +156,14 @@ def _no_rotary(layer: int) -> UnsupportedModelError:
 
 
 @torch.no_grad()
-def capture(model: Any, parts: Parts, inputs: Mapping[str, torch.Tensor], sample: str = "?") -> Capture:
+def capture(
+    model: Any, parts: AttributionParts, inputs: Mapping[str, torch.Tensor], sample: str = "?"
+) -> PrefixCapture:
     """Run the model once on one sample and keep keys, values and text queries of every layer.
 
     Args:
         model: a Hugging Face vision-language model in evaluation mode; unchanged afterwards.
-        parts: its parts, see `find_parts`.
+        parts: its parts, see `find_attribution_parts`.
         inputs: keyword arguments of its forward, batch 1.
         sample: the sample's name, for messages.
 
@@ -188,7 +190,7 @@ def capture(model: Any, parts: Parts, inputs: Mapping[str, torch.Tensor], sample
         hooks.append(parts.key_source(layer).register_forward_hook(recorder.key_hook(layer)))
         hooks.append(attention.register_forward_pre_hook(recorder.rotary_hook(layer), with_kwargs=True))
     try:
-        with seam(list(parts.attentions), recorder.attend):
+        with attention_hook(list(parts.attentions), recorder.attend):
             # `use_cache=False` also keeps a model's own cache classes out of the way.
             output = model(**{**inputs, "use_cache": False})
     finally:
@@ -197,7 +199,7 @@ def capture(model: Any, parts: Parts, inputs: Mapping[str, torch.Tensor], sample
     positions = recorder.entry.get("position_ids")
     if positions is None:
         positions = torch.arange(rows, device=input_ids.device)[None]
-    return Capture(
+    return PrefixCapture(
         layers=tuple(recorder.layers[layer] for layer in range(parts.layers)),
         visual=visual,
         start=start,

@@ -12,7 +12,7 @@ from calibrate.inputs.samples import Sample, SampleSet
 from calibrate.probes.attribution.attribute import ABLATED, MASKS, attribute
 from calibrate.probes.attribution.curves import COMPLETE, FAITHFUL, grid
 from calibrate.probes.attribution.mean import MeanImage, mean_image
-from calibrate.probes.attribution.parts import Parts, find_parts
+from calibrate.probes.attribution.parts import AttributionParts, find_attribution_parts
 from calibrate.probes.attribution.response import ImageIndependentError
 from calibrate.probes.attribution.rows import (
     ATTRIBUTED,
@@ -101,12 +101,12 @@ class AttributionProbe(ExecutedProbe):
             CalibrationError: the sample set has no sample besides the attributed ones for the mean image.
             UnsupportedModelError: the model lacks a part; its name is given.
         """
-        parts = find_parts(batch.model)
+        parts = find_attribution_parts(batch.model)
         for position, sample in enumerate(batch.ids):
             if self.wants(sample) and sample not in self.table:
                 self.table.add(sample, **self._row(batch, parts, batch.samples[position]))
 
-    def _row(self, batch: Batch, parts: Parts, sample: Sample) -> dict[str, Any]:
+    def _row(self, batch: Batch, parts: AttributionParts, sample: Sample) -> dict[str, Any]:
         inputs = to_device(batch.encoder([sample]), batch.model)
         logits = batch.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
         if sample.answers and int(logits.argmax()) not in accepted_first_tokens(batch.encoder, sample):
@@ -129,7 +129,7 @@ class AttributionProbe(ExecutedProbe):
         ids = inputs["input_ids"][0].tolist()
         return attributed_row(found, parts, sample, ids, batch.encoder.tokenizer.decode)
 
-    def _mean_image(self, batch: Batch, parts: Parts) -> MeanImage:
+    def _mean_image(self, batch: Batch, parts: AttributionParts) -> MeanImage:
         """Made once, from the same samples whoever makes it, so that shards and resumed runs agree."""
         if self._mean is None:
             others = _others(batch.sample_set, self.samples, self.mean_images)

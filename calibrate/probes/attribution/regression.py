@@ -43,7 +43,7 @@ class Fit:
     converged: bool = True
 
 
-def fit(masks: np.ndarray, logits: Vector) -> Fit:
+def fit_heads(masks: np.ndarray, logits: Vector) -> Fit:
     """Elastic net on four fifths of the masks ``[M, N]``, judged on the other fifth.
 
     Raises:
@@ -94,8 +94,8 @@ def attribute_entries(
         logits = np.concatenate([logits, respond(masks[first : first + step])])
         if not early_stop or len(logits) < minimum(masks.shape[1]) or len(logits) == len(masks):
             continue
-        found = fit(table[: len(logits)], logits)
+        found = fit_heads(table[: len(logits)], logits)
         seen.append(found.r2)
         if len(seen) >= 3 and max(abs(a - b) for a, b in zip(seen[-3:], seen[-2:], strict=False)) <= TOLERANCE:
             return Fit(**{**vars(found), "settled": True})
-    return fit(table, logits)
+    return fit_heads(table, logits)

@@ -11,7 +11,7 @@ import numpy as np
 from calibrate.inputs.samples import Sample
 from calibrate.probes.attribution.attribute import Attribution
 from calibrate.probes.attribution.curves import grid
-from calibrate.probes.attribution.parts import Parts
+from calibrate.probes.attribution.parts import AttributionParts
 from calibrate.probes.attribution.spelling import spell
 
 ORDERS = ("attribution", "attention", "causal", "random")
@@ -20,7 +20,7 @@ ATTRIBUTED, WRONG, INDEPENDENT = range(3)
 
 
 def attributed_row(
-    found: Attribution, parts: Parts, sample: Sample, ids: list[int], decode: Callable[[list[int]], str]
+    found: Attribution, parts: AttributionParts, sample: Sample, ids: list[int], decode: Callable[[list[int]], str]
 ) -> dict[str, Any]:
     """What is kept of a sample: a few kilobytes, see `Attribution` for what the names mean.
 
@@ -59,7 +59,7 @@ def attributed_row(
     }
 
 
-def blank_row(parts: Parts, status: int) -> dict[str, Any]:
+def blank_row(parts: AttributionParts, status: int) -> dict[str, Any]:
     """A sample that was looked at and not attributed: NaN, in the shapes of one that was."""
     nan, table = np.full(1, np.nan), np.full((parts.layers, parts.heads), np.nan)
     single = (

@@ -43,7 +43,9 @@ class SharedLayer:
     hidden_text: torch.Tensor
 
 
-def share(seen: LayerCapture, visual: torch.Tensor, mean_keys: torch.Tensor, mean_values: torch.Tensor) -> SharedLayer:
+def share_prefix(
+    seen: LayerCapture, visual: torch.Tensor, mean_keys: torch.Tensor, mean_values: torch.Tensor
+) -> SharedLayer:
     """Lay the mean image ``[K, V, e]`` (keys before rotary) over a captured layer."""
     start = seen.key.shape[1] - seen.query.shape[1]
     visual = visual.to(seen.key.device)

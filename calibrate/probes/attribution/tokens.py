@@ -9,7 +9,7 @@ import torch
 
 from calibrate.probes.attribution.attention import weighted_token_attention
 from calibrate.probes.attribution.masks import random_masks
-from calibrate.probes.attribution.prefix import Capture
+from calibrate.probes.attribution.prefix import PrefixCapture
 from calibrate.probes.attribution.regression import Fit, attribute_entries
 from calibrate.probes.attribution.response import Response, Vector
 
@@ -60,7 +60,7 @@ def text_tokens(respond: Response, needed: np.ndarray, rows: int) -> TextTokens:
 
 def image_tokens(
     respond: Response,
-    capture: Capture,
+    capture: PrefixCapture,
     needed: np.ndarray,
     coefficients: Vector,
     text: TextTokens,

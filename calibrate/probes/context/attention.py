@@ -24,7 +24,7 @@ from calibrate.inputs.encode import Inputs
 from calibrate.probes.stats import Array
 from planner.errors import UnsupportedModelError
 from planner.runtime.model.adapters import Parts
-from planner.runtime.model.attention import Call, seam
+from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.tensors.layout import Layout, read
 from planner.runtime.tensors.weights import attention_weights
 from planner.schedule import Schedule, kept
@@ -146,7 +146,7 @@ def attended(
         layout = read(copies["input_ids"], parts.visual_ids, copies.get("attention_mask"))
         dropped = torch.zeros(layout.length, dtype=torch.bool, device=layout.ids.device)
         run = _Run(layout, protect, schedule, pooling, answer is not None, dropped)
-        with seam(list(parts.attentions), run.attend):
+        with attention_hook(list(parts.attentions), run.attend):
             logits = model(**copies, use_cache=False, logits_to_keep=1).logits[0, -1]
         target = torch.zeros_like(dropped)
         target[int(layout.last[0])] = True

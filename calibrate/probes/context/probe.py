@@ -25,7 +25,7 @@ from calibrate.inputs.samples import Sample
 from calibrate.probes.base import ExecutedProbe
 from calibrate.probes.context.attention import FLOWS, Attended, attended
 from calibrate.probes.context.fit import ADJACENT, best_rate, fit_rates
-from calibrate.probes.context.schedule import LAYERS, OF_LAYERS, OTHER_LAYERS, pruning, scaled
+from calibrate.probes.context.schedule import LAYERS, OF_LAYERS, OTHER_LAYERS, pruning, scaled_layers
 from calibrate.probes.context.texts import ContextTexts, read_texts
 from calibrate.probes.stats import Array, mean, plain, proportion
 from calibrate.running.execute import accepted_first_tokens, divergence, first_logits
@@ -191,13 +191,14 @@ class ContextProbe(ExecutedProbe):
         except CalibrationError as error:
             fit = {"none": error.cause}
         entropy, visual = self.table.column("entropy"), self.table.column("visual")
-        after = scaled(LAYERS, entropy.shape[-1])
+        after = scaled_layers(LAYERS, entropy.shape[-1])
         rise = entropy[:, :, 1, after:] - entropy[:, :, 0, after:]
         return {
             "lengths": lengths,
             "rates": list(self.rates),
             "layers": {
-                f"{layers} of {OF_LAYERS}": scaled(layers, entropy.shape[-1]) for layers in (LAYERS, *OTHER_LAYERS)
+                f"{layers} of {OF_LAYERS}": scaled_layers(layers, entropy.shape[-1])
+                for layers in (LAYERS, *OTHER_LAYERS)
             },
             "judged_by": "first_token_accuracy" if answered else "agreement",
             "agreement": _shares(grid[..., 0]),

@@ -10,7 +10,7 @@ from planner.spec import ModelSpec
 OF_LAYERS, LAYERS, OTHER_LAYERS = 32, 10, (7, 13)
 
 
-def scaled(layers: int, depth: int) -> int:
+def scaled_layers(layers: int, depth: int) -> int:
     """Layers of a 32-layer model, in a model of another depth."""
     return max(1, round(layers * depth / OF_LAYERS))
 
@@ -23,7 +23,7 @@ def pruning(
     Args:
         rank_by: ``attention_received``, or ``random`` for the comparison.
     """
-    schedule = Context(layers=scaled(of_layers, spec.layers), rate=rate, protect=protect).schedule(spec)
+    schedule = Context(layers=scaled_layers(of_layers, spec.layers), rate=rate, protect=protect).schedule(spec)
     if rank_by == "attention_received":
         return schedule
     return Schedule(

@@ -48,7 +48,7 @@ def split(kwargs: dict[str, Any], count: int, config: Any) -> tuple[dict[str, An
     return prompt, rest
 
 
-def joined(first: Tensor, output: Any) -> Any:
+def join_logits(first: Tensor, output: Any) -> Any:
     """The continuation's output with the prompt's last logits in front."""
     if isinstance(output, tuple):
         return (torch.cat([first, output[0]], dim=1), *output[1:])

@@ -23,22 +23,22 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from planner.runtime.execution import guard
-from planner.runtime.execution.continuation import continued, joined, split
+from planner.runtime.execution.continuation import continued, join_logits, split
 from planner.runtime.execution.decoding import Decoding
 from planner.runtime.execution.prefill import Prefill
 from planner.runtime.imaging.images import PIXELS, brings_pixels
-from planner.runtime.imaging.shallow import Recall, Shallow
+from planner.runtime.imaging.stream_lookup import PromptStream, StreamLookup
 from planner.runtime.model.adapters import Parts
-from planner.runtime.model.alone import Loner, find_fast_form
-from planner.runtime.model.attention import Call, Handler, seam
-from planner.runtime.model.cache import Lease, PrunedLayer, install, past_length
+from planner.runtime.model.attention import Call, Handler, attention_hook
+from planner.runtime.model.cache import Attachment, PrunedLayer, install, past_length
 from planner.runtime.model.generation import seeing_images
+from planner.runtime.model.isolated import IsolatedLayer, find_fast_form
 from planner.runtime.selection.encoder import EncoderScores
 from planner.runtime.tensors.layout import Layout, read, visual_rows
 from planner.schedule import Schedule
 
 
-class Encoded(Exception):
+class StreamComplete(Exception):
     """The image stream is complete; the rest of the forward is not needed."""
 
 
@@ -49,35 +49,35 @@ class Execution:
         parts: the model.
         schedule: what to execute.
         seed: of random selections, added to each selection's own.
-        recall: where image streams are looked up and kept.
+        lookup: where image streams are looked up and kept.
 
     Attributes:
         last: the last prompt with an image.
         shallow: its shallow layers, where its image stream was asked for.
-        ahead: stop once the image stream is complete, with `Encoded`.
+        ahead: stop once the image stream is complete, with `StreamComplete`.
     """
 
-    def __init__(self, parts: Parts, schedule: Schedule, seed: int, recall: Recall) -> None:
-        self.parts, self.schedule, self.seed, self.recall = parts, schedule, seed, recall
+    def __init__(self, parts: Parts, schedule: Schedule, seed: int, lookup: StreamLookup) -> None:
+        self.parts, self.schedule, self.seed, self.lookup = parts, schedule, seed, lookup
         self.last: Prefill | None = None
-        self.shallow: Shallow | None = None
+        self.shallow: PromptStream | None = None
         self.ahead = False
-        self._lease = Lease()
+        self._attachment = Attachment()
         self._layout: Layout | None = None
-        self._awaited: tuple[Tensor, Shallow] | None = None
+        self._awaited: tuple[Tensor, PromptStream] | None = None
         self._prompt_logits: Tensor | None = None
         self._prefill: Prefill | None = None
         self._decoding = Decoding(schedule)
         self._diverted: Handler | None = None
         with ExitStack() as stack:
-            stack.enter_context(seam(list(parts.attentions), self._attend))
-            self._loners = tuple(
-                Loner(layer, attention, parts.heads, self._divert)
+            stack.enter_context(attention_hook(list(parts.attentions), self._attend))
+            self._isolated_layers = tuple(
+                IsolatedLayer(layer, attention, parts.heads, self._divert)
                 for layer, attention in zip(parts.layers, parts.attentions, strict=True)
             )
             probed = {int(stage.last) for stage in schedule.stages if any(s.probe for s in stage.selects)}
-            alone = (i for i in range(len(parts.layers)) if schedule.stage_of(i).visual_attention == "self")
-            find_fast_form(parts.tower, self._loners, probed | set(alone))
+            isolated = (i for i in range(len(parts.layers)) if schedule.stage_of(i).visual_attention == "self")
+            find_fast_form(parts.tower, self._isolated_layers, probed | set(isolated))
             self._encoder: EncoderScores | None = None
             if schedule.entry is not None and schedule.entry.rank_by == "encoder_attention":
                 self._encoder = EncoderScores(parts.model)
@@ -88,7 +88,7 @@ class Execution:
 
     def close(self) -> None:
         """Put the model back as it was. Safe to call twice."""
-        self._lease.active = False
+        self._attachment.active = False
         self._prefill = self._layout = self._awaited = None
         self._stack.close()
 
@@ -123,13 +123,13 @@ class Execution:
         layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
         if not any(layout.visual_counts):
             return kwargs
-        shallow = self.recall.shallow(kwargs, layout)
+        shallow = self.lookup.shallow(kwargs, layout)
         if shallow is None:
             return kwargs
         self._awaited = (ids, shallow)
         return kwargs if shallow.given is None else {k: v for k, v in kwargs.items() if k not in PIXELS}
 
-    def _find_shallow(self, ids: Tensor, kwargs: dict[str, Any], layout: Layout) -> Shallow | None:
+    def _find_shallow(self, ids: Tensor, kwargs: dict[str, Any], layout: Layout) -> PromptStream | None:
         awaited, self._awaited = self._awaited, None
         if awaited is not None and not brings_pixels(kwargs):
             prompt, shallow = awaited
@@ -137,7 +137,7 @@ class Execution:
             times = len(ids) // len(prompt)
             if torch.equal(prompt.repeat_interleave(times, dim=0), ids):
                 return shallow.repeated(times)
-        return self.recall.shallow(kwargs, layout, self.ahead)
+        return self.lookup.shallow(kwargs, layout, self.ahead)
 
     def _before_model(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():  # a decode step over fixed buffers: nothing to decide
@@ -169,7 +169,7 @@ class Execution:
 
     def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         first, self._prompt_logits = self._prompt_logits, None
-        return output if first is None else joined(first, output)
+        return output if first is None else join_logits(first, output)
 
     # -- its text tower ----------------------------------------------------------------------------------------------
 
@@ -192,9 +192,9 @@ class Execution:
             cache = kwargs["past_key_values"] = DynamicCache()
         caches: list[PrunedLayer] = []
         if cache is not None:
-            caches = install(cache, len(self.parts.layers), self._lease, layout.length, list(self.parts.windows))
+            caches = install(cache, len(self.parts.layers), self._attachment, layout.length, list(self.parts.windows))
         ranked = None if self._encoder is None else self._encoder.take(layout)
-        prefill = Prefill(self.schedule, layout, self._loners, caches, self.seed, ranked, self.shallow)
+        prefill = Prefill(self.schedule, layout, self._isolated_layers, caches, self.seed, ranked, self.shallow)
         features = kwargs.pop("deepstack_visual_embeds", None)
         prefill.deepstack = list(features) if features is not None else []
         self._prefill = prefill
@@ -209,7 +209,7 @@ class Execution:
             return output
         prefill.close()
         self.last = prefill
-        self.recall.remember(prefill.shallow)
+        self.lookup.remember(prefill.shallow)
         if prefill.streams.main.whole:
             return output
         # Every row gets its place back, so that logits line up with the prompt.
@@ -227,8 +227,8 @@ class Execution:
             if prefill is not None:
                 hidden = args[0] if args else kwargs.pop("hidden_states")
                 hidden, kwargs = prefill.before(index, hidden, kwargs)
-                if self.ahead and index == self.recall.extent.depth:
-                    raise Encoded
+                if self.ahead and index == self.lookup.extent.depth:
+                    raise StreamComplete
                 return (hidden, *args[1:]), kwargs
             if self._decoding.layers:
                 return args, {**kwargs, "attention_mask": self._decoding.mask(index, args, kwargs)}

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.runtime.execution.filling import Filling
-from planner.runtime.execution.sight import Alone, Sight
-from planner.runtime.imaging.shallow import Shallow
-from planner.runtime.model.alone import Loner, first, part_of_kwargs, with_first
+from planner.runtime.execution.cache_writer import CacheWriter
+from planner.runtime.execution.layer_state import IsolatedRows, LayerState
+from planner.runtime.imaging.stream_lookup import PromptStream
 from planner.runtime.model.attention import Call
 from planner.runtime.model.cache import PrunedLayer
+from planner.runtime.model.isolated import IsolatedLayer, first, part_of_kwargs, with_first
 from planner.runtime.selection.ranking import Ranking, ranked_rows, reads_attention
 from planner.runtime.selection.redistribute import redistribute_rows
 from planner.runtime.selection.scores import Scored
@@ -34,7 +34,7 @@ class Prefill:
     Args:
         schedule: what to execute.
         layout: parts of the prompts.
-        loners: per layer, how visual rows run alone and how a layer is probed.
+        isolated_layers: per layer, how visual rows run alone and how a layer is probed.
         caches: the cache's layers, empty without a cache.
         seed: of random selections.
         entry_scores: scores of the visual rows that exist before layer 0, ``[B, n]``, for the schedule's entry.
@@ -50,22 +50,22 @@ class Prefill:
         self,
         schedule: Schedule,
         layout: Layout,
-        loners: tuple[Loner, ...],
+        isolated_layers: tuple[IsolatedLayer, ...],
         caches: list[PrunedLayer],
         seed: int,
         entry_scores: Tensor | None = None,
-        shallow: Shallow | None = None,
+        shallow: PromptStream | None = None,
     ) -> None:
-        self.schedule, self.layout, self.loners = schedule, layout, loners
+        self.schedule, self.layout, self.isolated_layers = schedule, layout, isolated_layers
         self.shallow = shallow
         self.deepstack: list[Tensor] = []
         self.streams = Streams(layout)
-        self.filling = Filling(caches, self.streams)
+        self.writer = CacheWriter(caches, self.streams)
         self.ranking = Ranking(self.streams, seed, entry_scores)
         self.kept: list[Rows] = []
         self.tokens: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
         self._scored: Scored | None = None
-        self._sight: Sight | None = None
+        self._state: LayerState | None = None
         #: Masks and position tables made for one layer that fit the next; by identity, kept beside what they are of.
         self._known: dict[Any, Any] = {}
 
@@ -77,35 +77,35 @@ class Prefill:
         if layer == stage.first:
             hidden = self._enter(stage, hidden, kwargs)
         self.tokens.append((streams.visual.counts, streams.text.counts))
-        alone = self._run_alone(layer, stage, kwargs)
-        keys = streams.present() if alone is not None and alone.key is not None else streams.main
+        isolated = self._run_alone(layer, stage, kwargs)
+        keys = streams.present() if isolated is not None and isolated.key is not None else streams.main
         mask = self._mask(kwargs.get("attention_mask"), keys, stage)
-        self._sight = Sight(stage, hidden, keys, alone)
+        self._state = LayerState(stage, hidden, keys, isolated)
         return hidden, part_of_kwargs(kwargs, streams.main, mask, self._known)
 
     def attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """The layer's attention: the kernel, with the keys and values of rows outside the main stream."""
-        sight = self._sight
-        assert sight is not None
-        alone, stage = sight.alone, sight.stage
-        if alone is not None and alone.key is not None and alone.shown is not None:
-            order = self.streams.order(sight.keys, alone.rows)
-            call.key = gather(torch.cat([alone.key, call.key], dim=2), order, dim=2)
-            call.value = gather(torch.cat([alone.shown, call.value], dim=2), order, dim=2)
+        state = self._state
+        assert state is not None
+        isolated, stage = state.isolated, state.stage
+        if isolated is not None and isolated.key is not None and isolated.shown is not None:
+            order = self.streams.order(state.keys, isolated.rows)
+            call.key = gather(torch.cat([isolated.key, call.key], dim=2), order, dim=2)
+            call.value = gather(torch.cat([isolated.shown, call.value], dim=2), order, dim=2)
         output, weights = call.run()
         if stage.redistribute is not None:
-            scored, asking = self._scored_by(sight, call, output), self.streams.text_after()
-            output, sight.sinks = redistribute_rows(scored, asking, stage.redistribute)
+            scored, asking = self._scored_by(state, call, output), self.streams.text_after()
+            output, state.sinks = redistribute_rows(scored, asking, stage.redistribute)
         if call.layer == stage.last - 1 and any(reads_attention(select) for select in stage.selects):
-            self._scored = self._scored_by(sight, call, output)
+            self._scored = self._scored_by(state, call, output)
         return output, weights
 
     def after(self, layer: int, output: Any) -> Any:
         """What goes on to the next layer; fills the layer's cache."""
-        sight, self._sight = self._sight, None
-        assert sight is not None
+        state, self._state = self._state, None
+        assert state is not None
         hidden = first(output)
-        self.filling.fill(layer, sight)
+        self.writer.fill(layer, state)
         if layer < len(self.deepstack):
             hidden = self.streams.add_to_visual(self.deepstack[layer], hidden)
         if layer == self.schedule.layers - 1:
@@ -114,25 +114,25 @@ class Prefill:
 
     def close(self) -> None:
         """The prompt is through."""
-        self.filling.close()
+        self.writer.close()
         self._known.clear()
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def _enter(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         layer, streams, shallow = int(stage.first), self.streams, self.shallow
-        if shallow is not None and layer == shallow.extent.depth and streams.alone is not None:
+        if shallow is not None and layer == shallow.extent.depth and streams.isolated is not None:
             if shallow.given is not None:
-                streams.advance(shallow.give(layer, streams.alone.rows, hidden))
+                streams.advance(shallow.give(layer, streams.isolated.rows, hidden))
             else:
-                shallow.take(layer, streams.alone.hidden, streams.alone.rows)
+                shallow.take(layer, streams.isolated.hidden, streams.isolated.rows)
         if layer > 0:
             hidden = self._leave(self.schedule.stage_of(layer - 1), layer, hidden, kwargs)
         elif self.schedule.entry is not None:
             hidden = self._drop(self.schedule.entry, 0, hidden, None)
-        if stage.visual_attention == "self" and streams.alone is None and streams.visual.width:
+        if stage.visual_attention == "self" and streams.isolated is None and streams.visual.width:
             return streams.part(hidden)
-        if stage.visual_attention == "full" and streams.alone is not None:
+        if stage.visual_attention == "full" and streams.isolated is not None:
             return streams.join(hidden)
         return hidden
 
@@ -141,7 +141,7 @@ class Prefill:
         for select in stage.selects:
             hidden = self._drop(select, layer, hidden, kwargs)
         self._scored = None
-        self.filling.trim(stage)
+        self.writer.trim(stage)
         return hidden
 
     def _drop(self, select: Select, layer: int, hidden: Tensor, kwargs: dict[str, Any] | None) -> Tensor:
@@ -151,7 +151,7 @@ class Prefill:
             return hidden
         scored = self._scored
         if select.probe and kwargs is not None:
-            scored = self.ranking.probe(select, self.loners[layer], hidden, kwargs, self._known)
+            scored = self.ranking.probe(select, self.isolated_layers[layer], hidden, kwargs, self._known)
         stays = survivors(self.ranking.score(select, layer, ranked, scored, hidden), ranked, select.keep)
         self.kept.append(stays)
         if select.of == "context":
@@ -160,37 +160,37 @@ class Prefill:
 
     # -- one layer ---------------------------------------------------------------------------------------------------
 
-    def _run_alone(self, layer: int, stage: Stage, kwargs: dict[str, Any]) -> Alone | None:
+    def _run_alone(self, layer: int, stage: Stage, kwargs: dict[str, Any]) -> IsolatedRows | None:
         """Take the rows that run alone through the layer; what they were before it, and what text sees of them."""
         streams, shallow = self.streams, self.shallow
-        if streams.alone is None:
+        if streams.isolated is None:
             return None
-        rows, before = streams.alone.rows, streams.alone.hidden
+        rows, before = streams.isolated.rows, streams.isolated.hidden
         reads = stage.text_to_visual != "none"
         inside = part_of_kwargs(kwargs, rows, None, self._known)
         key: Tensor | None
         value: Tensor | None
         if shallow is not None and layer < shallow.extent.depth and shallow.given is not None:
             if not reads:
-                return Alone(rows, before)
+                return IsolatedRows(rows, before)
             before = shallow.give(layer, rows, before)
-            call = self.loners[layer].project(before, inside, keys=True, values=True)
+            call = self.isolated_layers[layer].project(before, inside, keys=True, values=True)
             key, value = call.key, call.value
         else:
             if shallow is not None and layer < shallow.extent.depth:
                 shallow.take(layer, before, rows)
-            hidden, key, value = self.loners[layer].run(before, inside, reads)
+            hidden, key, value = self.isolated_layers[layer].run(before, inside, reads)
             streams.advance(hidden)
         if not reads:
-            return Alone(rows, before)
+            return IsolatedRows(rows, before)
         if stage.text_to_visual != "merge":
-            return Alone(rows, before, key, value)
+            return IsolatedRows(rows, before, key, value)
         # The first visual row of a sample stands behind its empty slots.
         start = torch.tensor(
             [min(rows.width - count, rows.width - 1) for count in rows.counts], device=rows.index.device
         )
         merged = Rows(rows.index.gather(1, start[:, None]), tuple(min(count, 1) for count in rows.counts), rows.length)
-        return Alone(rows, before, key, gather(value, start[:, None], dim=2).expand_as(value), merged)
+        return IsolatedRows(rows, before, key, gather(value, start[:, None], dim=2).expand_as(value), merged)
 
     def _mask(self, mask: Tensor | None, keys: Rows, stage: Stage) -> Tensor | None:
         main = self.streams.main
@@ -204,7 +204,7 @@ class Prefill:
             self._known[key] = (mask, main, keys, made)
         return self._known[key][3]  # type: ignore[no-any-return]
 
-    def _scored_by(self, sight: Sight, call: Call, output: Tensor) -> Scored:
-        alone = None if sight.alone is None else sight.alone.hidden
-        hidden, rows = self.streams.together(sight.hidden, alone), self.streams.present()
-        return Scored(call, output, self.streams.main, sight.keys, hidden, rows, self.layout)
+    def _scored_by(self, state: LayerState, call: Call, output: Tensor) -> Scored:
+        isolated = None if state.isolated is None else state.isolated.hidden
+        hidden, rows = self.streams.together(state.hidden, isolated), self.streams.present()
+        return Scored(call, output, self.streams.main, state.keys, hidden, rows, self.layout)

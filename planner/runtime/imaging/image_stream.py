@@ -146,7 +146,7 @@ def size_bytes(states: Mapping[int, Tensor]) -> int:
     return sum(state.numel() * state.element_size() for state in states.values())
 
 
-def joined(parts: Iterable[States]) -> States:
+def join_states(parts: Iterable[States]) -> States:
     """States of several images as one: ``[tokens of all, d]`` by layer."""
     images = list(parts)
     return {layer: torch.cat([states[layer].to(images[0][layer]) for states in images]) for layer in images[0]}

@@ -1,4 +1,4 @@
-"""The seam in the attention: a function registered with transformers that stands before the model's own kernel.
+"""The attention hook: a function registered with transformers that stands before the model's own kernel.
 
 A name that is registered as an attention function but not as a mask function silently loses the padding mask, so both
 are registered, and both are taken out again.
@@ -99,7 +99,7 @@ def _kernel(name: str, module: nn.Module) -> Kernel:
 
 
 @contextmanager
-def seam(attentions: list[nn.Module], handler: Handler) -> Iterator[None]:
+def attention_hook(attentions: list[nn.Module], handler: Handler) -> Iterator[None]:
     """Send every attention call of these modules (in layer order) through `handler`; everything is put back on exit.
 
     Raises:

@@ -19,13 +19,13 @@ from planner.errors import RuntimeStateError
 from planner.runtime.tensors.rows import Rows, gather
 
 
-class Lease:
+class Attachment:
     """Says whether the plan that filled a cache is still attached. A deep copy of the cache shares it."""
 
     def __init__(self) -> None:
         self.active = True
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Lease:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
         return self
 
 
@@ -33,7 +33,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     """One decoder layer's keys and values under a plan.
 
     Args:
-        lease: shared with the handle that makes this layer.
+        attachment: shared with the handle that makes this layer.
         length: logical length of the prompt.
         window: sliding window of the layer, None for full attention.
 
@@ -44,12 +44,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             attention.
     """
 
-    def __init__(self, lease: Lease, length: int, window: int | None = None) -> None:
+    def __init__(self, attachment: Attachment, length: int, window: int | None = None) -> None:
         super().__init__()
         self.is_sliding = window is not None
         self.window = window
         self.record_past = False
-        self.lease = lease
+        self.attachment = attachment
         self._length = length
         self._prefilling = True
         self.index: Tensor | None = None
@@ -87,7 +87,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append generated tokens; during the prefill, take the keys and values of the rows that run."""
-        if not self.lease.active:
+        if not self.attachment.active:
             raise RuntimeStateError(
                 "this KV cache was filled under a plan that has been detached",
                 "Attach the plan again, or start from an empty cache",
@@ -108,7 +108,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if gone:
             self.keys, self.values = self.keys[:, :, gone:], self.values[:, :, gone:]
             self._set_rows(self.index[:, gone:], None if self.filled is None else self.filled[:, gone:])
-        over = self.generated - (self.window - 1)  # only once the whole prompt is out of sight
+        over = self.generated - (self.window - 1)  # only once the whole prompt is out of state
         if over > 0:
             self.keys, self.values = self.keys[:, :, over:], self.values[:, :, over:]
 
@@ -170,7 +170,7 @@ def past_length(cache: Any) -> int:
 
 
 def install(
-    cache: DynamicCache, layers: int, lease: Lease, length: int, windows: list[int | None]
+    cache: DynamicCache, layers: int, attachment: Attachment, length: int, windows: list[int | None]
 ) -> list[PrunedLayer]:
     """Put pruned layers into an ordinary, empty cache.
 
@@ -184,6 +184,6 @@ def install(
         )
     if getattr(cache, "offloading", False):
         raise RuntimeStateError("a plan cannot shrink an offloaded cache", "Use DynamicCache() without offloading")
-    pruned = [PrunedLayer(lease, length, windows[layer]) for layer in range(layers)]
+    pruned = [PrunedLayer(attachment, length, windows[layer]) for layer in range(layers)]
     cache.layers[:] = pruned
     return pruned

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.errors import UnsupportedModelError
-from planner.runtime.model.attention import Call, seam
+from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.selection.encoder_routes import routes_of
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.weights import attention_weights
@@ -61,7 +61,7 @@ class EncoderScores:
     def watching(self) -> Iterator[None]:
         """Collect while the block runs; the encoder's own attention goes on unchanged."""
         with ExitStack() as stack:
-            stack.enter_context(seam(self.attentions, self._attend))
+            stack.enter_context(attention_hook(self.attentions, self._attend))
             for route in self.routes:
                 stack.enter_context(route(self._taken, self._tokens.extend))
             yield

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from planner.errors import RuntimeStateError
-from planner.runtime.model.alone import Loner, part_of_kwargs
+from planner.runtime.model.isolated import IsolatedLayer, part_of_kwargs
 from planner.runtime.selection import scores
 from planner.runtime.selection.scores import Scored
 from planner.runtime.selection.streams import Streams
@@ -78,15 +78,15 @@ class Ranking:
         return found.to(ranked.index.device)
 
     def probe(
-        self, select: Select, loner: Loner, hidden: Tensor, kwargs: dict[str, Any], known: dict[Any, Any]
+        self, select: Select, isolated: IsolatedLayer, hidden: Tensor, kwargs: dict[str, Any], known: dict[Any, Any]
     ) -> Scored:
         """Keys (and values) of all rows and the last row's query in the layer that comes next, which has not run."""
         rows, layout = self.streams.present(), self.streams.layout
         hidden = self.streams.together(hidden)
         last = Rows(layout.last[:, None], (1,) * hidden.shape[0], layout.length)
         influences = select.rank_by != "last_attention"
-        call = loner.project(hidden, part_of_kwargs(kwargs, rows, None, known), keys=True, values=influences)
-        asking = loner.project(
+        call = isolated.project(hidden, part_of_kwargs(kwargs, rows, None, known), keys=True, values=influences)
+        asking = isolated.project(
             gather(hidden, rows.slots_of(last)), part_of_kwargs(kwargs, last, None, known), query=True
         )
         call.query, call.mask = asking.query, part(kwargs.get("attention_mask"), last, rows)

@@ -1,7 +1,7 @@
 """Which rows of the prompt are where: the main stream, and the visual rows that run alone beside it.
 
-`main` goes through the unmodified layers. While visual rows see only themselves they are `alone`, outside it. Streams
-part, join and lose rows between layers; within a stream rows stay in prompt order.
+`main` goes through the unmodified layers. While visual rows see only themselves they are `isolated`, outside it.
+Streams part, join and lose rows between layers; within a stream rows stay in prompt order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Streams:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.main = Rows.all(layout.ids.shape[0], layout.length, layout.ids.device)
-        self.alone: Stream | None = None
+        self.isolated: Stream | None = None
         self.visual = Rows.of(layout.visual, layout.visual_counts)
         self.text = Rows.of(
             layout.valid & ~layout.visual,
@@ -49,16 +49,16 @@ class Streams:
 
     def present(self) -> Rows:
         """All rows that are left, in prompt order."""
-        if self.alone is None:
+        if self.isolated is None:
             return self.main
         known = self._present
-        if known is None or known[0] is not self.main or known[1] is not self.alone.rows:
-            known = self._present = (self.main, self.alone.rows, self._text_and_visual())
+        if known is None or known[0] is not self.main or known[1] is not self.isolated.rows:
+            known = self._present = (self.main, self.isolated.rows, self._text_and_visual())
         return known[2]
 
     def beside(self, added: Rows) -> Rows:
         """The main stream and some rows outside it, in prompt order."""
-        if self.alone is not None and added is self.alone.rows:
+        if self.isolated is not None and added is self.isolated.rows:
             return self.present()
         counts = tuple(m + a for m, a in zip(self.main.counts, added.counts, strict=True))
         return Rows.of(self.main.mask | added.mask, counts)
@@ -68,17 +68,17 @@ class Streams:
         is_added = added.mask.gather(1, union.index.clamp(min=0))
         return torch.where(is_added, added.slots_of(union), self.main.slots_of(union) + added.width)
 
-    def together(self, hidden: Tensor, alone: Tensor | None = None) -> Tensor:
+    def together(self, hidden: Tensor, isolated: Tensor | None = None) -> Tensor:
         """Hidden states of all rows that are left, in prompt order.
 
         Args:
             hidden: of the main stream.
             alone: of the rows that run alone, where not those they have now.
         """
-        if self.alone is None:
+        if self.isolated is None:
             return hidden
-        beside = self.alone.hidden if alone is None else alone
-        order = self.order(self.present(), self.alone.rows)
+        beside = self.isolated.hidden if isolated is None else isolated
+        order = self.order(self.present(), self.isolated.rows)
         return gather(torch.cat([beside.to(hidden.device), hidden], dim=1), order)
 
     def text_after(self) -> Rows:
@@ -99,22 +99,22 @@ class Streams:
 
     def part(self, hidden: Tensor) -> Tensor:
         """The visual rows leave the main stream."""
-        self.alone = Stream(self.visual, gather(hidden, self.main.slots_of(self.visual)))
+        self.isolated = Stream(self.visual, gather(hidden, self.main.slots_of(self.visual)))
         return self._move_main(self.text, hidden)
 
     def join(self, hidden: Tensor) -> Tensor:
         """The rows that run alone come back into the main stream."""
         present, hidden = self.present(), self.together(hidden)
-        self.main, self.alone = present, None
+        self.main, self.isolated = present, None
         return hidden
 
     def keep_visual(self, rows: Rows, hidden: Tensor) -> Tensor:
         """Drop all other visual rows."""
         self.visual = rows
-        if self.alone is None:
+        if self.isolated is None:
             return self._move_main(self._text_and_visual(), hidden)
-        left = Stream(rows, gather(self.alone.hidden, self.alone.rows.slots_of(rows)))
-        self.alone = left if rows.width else None
+        left = Stream(rows, gather(self.isolated.hidden, self.isolated.rows.slots_of(rows)))
+        self.isolated = left if rows.width else None
         return hidden
 
     def keep_context(self, ranked: Rows, rows: Rows, hidden: Tensor) -> Tensor:
@@ -122,20 +122,20 @@ class Streams:
         rest = self.text.mask & ~(ranked.mask & ~rows.mask)
         counts = (t - r + s for t, r, s in zip(self.text.counts, ranked.counts, rows.counts, strict=True))
         self.text = Rows.of(rest, tuple(counts))
-        return self._move_main(self._text_and_visual() if self.alone is None else self.text, hidden)
+        return self._move_main(self._text_and_visual() if self.isolated is None else self.text, hidden)
 
-    def advance(self, alone: Tensor) -> None:
+    def advance(self, isolated: Tensor) -> None:
         """The rows that run alone have gone through a layer."""
-        assert self.alone is not None
-        self.alone = Stream(self.alone.rows, alone)
+        assert self.isolated is not None
+        self.isolated = Stream(self.isolated.rows, isolated)
 
     def add_to_visual(self, features: Tensor, hidden: Tensor) -> Tensor:
         """Add features ``[visual tokens of the batch, d]`` to the visual rows that are left (deepstack)."""
         visual = self.layout.visual
         place = visual.flatten().cumsum(0).reshape(visual.shape) - 1
         features = features.to(hidden.device, hidden.dtype)
-        if self.alone is not None:
-            self.advance(self.alone.hidden + features[place.gather(1, self.alone.rows.index.clamp(min=0))])
+        if self.isolated is not None:
+            self.advance(self.isolated.hidden + features[place.gather(1, self.isolated.rows.index.clamp(min=0))])
             return hidden
         index = self.main.index.clamp(min=0)
         is_visual = self.main.pick(visual)[..., None]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from planner.errors import InputError
 from planner.runtime.imaging.image_cache import ImageCache
-from planner.runtime.imaging.image_stream import ImageStream, Key, States, joined
+from planner.runtime.imaging.image_stream import ImageStream, Key, States, join_states
 from planner.runtime.imaging.images import Image, brings_pixels, images_of, whole
 from planner.runtime.model.adapters import Parts
 from planner.runtime.model.fingerprint import model_fingerprint
@@ -22,7 +22,7 @@ from planner.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Extent:
+class StreamExtent:
     """How far the image stream of a plan reaches.
 
     Attributes:
@@ -34,7 +34,7 @@ class Extent:
     kept: frozenset[int]
 
     @classmethod
-    def of(cls, schedule: Schedule, deepstack: int = 0) -> Extent:
+    def of(cls, schedule: Schedule, deepstack: int = 0) -> StreamExtent:
         """The extent of a schedule.
 
         Args:
@@ -49,7 +49,7 @@ class Extent:
 
 
 @dataclass
-class Shallow:
+class PromptStream:
     """The shallow layers of one prompt.
 
     Attributes:
@@ -60,7 +60,7 @@ class Shallow:
         taken: what was computed, in the same form.
     """
 
-    extent: Extent
+    extent: StreamExtent
     keys: list[Key]
     counts: list[int]
     samples: tuple[int, ...]
@@ -80,7 +80,7 @@ class Shallow:
         hidden[rows.filled.to(like.device)] = state
         return hidden
 
-    def repeated(self, times: int) -> Shallow:
+    def repeated(self, times: int) -> PromptStream:
         """Of a batch in which every sample stands so many times, one after the other."""
         order, image = [], 0
         for tokens in self.samples:
@@ -93,7 +93,7 @@ class Shallow:
         if given is not None:
             parts = {layer: torch.split(state, self.counts) for layer, state in given.items()}
             given = {layer: torch.cat([states[i] for i in order]) for layer, states in parts.items()}
-        return Shallow(
+        return PromptStream(
             self.extent,
             [self.keys[i] for i in order],
             [self.counts[i] for i in order],
@@ -112,7 +112,7 @@ class Shallow:
         )
 
 
-class Recall:
+class StreamLookup:
     """Looks up the images of a prompt.
 
     Args:
@@ -129,7 +129,7 @@ class Recall:
     def __init__(self, parts: Parts, schedule: Schedule, stream: ImageStream | None, cache: ImageCache | None) -> None:
         deepstack = getattr(parts.model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.parts, self.stream, self.cache = parts, stream, cache
-        self.extent = Extent.of(schedule, len(deepstack))
+        self.extent = StreamExtent.of(schedule, len(deepstack))
         self._model = ""
         if stream is None:
             return
@@ -161,7 +161,7 @@ class Recall:
                 "Use a plan whose first stage has visual_attention 'self', such as visipruner",
             )
 
-    def shallow(self, kwargs: dict[str, Any], layout: Layout, encode: bool = False) -> Shallow | None:
+    def shallow(self, kwargs: dict[str, Any], layout: Layout, encode: bool = False) -> PromptStream | None:
         """The shallow layers of a prompt that holds an image; None where nobody asks for its stream.
 
         Args:
@@ -197,10 +197,10 @@ class Recall:
             return None
         source = self.cache if self.stream is None else self.stream
         found = source.find(keys) if source is not None else None
-        counts, given = [image.tokens for image in images], None if found is None else joined(found)
-        return Shallow(self.extent, keys, counts, layout.visual_counts, given)
+        counts, given = [image.tokens for image in images], None if found is None else join_states(found)
+        return PromptStream(self.extent, keys, counts, layout.visual_counts, given)
 
-    def remember(self, shallow: Shallow | None) -> None:
+    def remember(self, shallow: PromptStream | None) -> None:
         """Put what a prompt has computed into the cache, where there is one."""
         if self.cache is not None and shallow is not None and shallow.given is None:
             self.cache.add(shallow.stream())

@@ -11,7 +11,7 @@ from planner.schedule import Stage
 
 
 @dataclass
-class Alone:
+class IsolatedRows:
     """Visual rows outside the main stream, in one layer.
 
     Attributes:
@@ -29,7 +29,7 @@ class Alone:
 
 
 @dataclass
-class Sight:
+class LayerState:
     """One layer.
 
     Attributes:
@@ -43,5 +43,5 @@ class Sight:
     stage: Stage
     hidden: Tensor
     keys: Rows
-    alone: Alone | None
+    isolated: IsolatedRows | None
     sinks: Tensor | None = None

@@ -84,7 +84,7 @@ def _zeros_for(projection: Any, width: int) -> Iterator[None]:
             projection.forward = own
 
 
-class Loner:
+class IsolatedLayer:
     """Runs one layer on rows that see only themselves.
 
     Args:
@@ -221,15 +221,15 @@ def _each_alone(value: Any, batch: int, count: int) -> Any:
     return value
 
 
-def find_fast_form(tower: Any, loners: tuple[Loner, ...], layers: set[int]) -> None:
+def find_fast_form(tower: Any, isolated_layers: tuple[IsolatedLayer, ...], layers: set[int]) -> None:
     """Use the fast form in those of some layers where it is exact on three random rows through the tower."""
     if not layers:
         return
 
-    def check(loner: Loner) -> Callable[..., None]:
+    def check(layer: IsolatedLayer) -> Callable[..., None]:
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs["hidden_states"]
-            loner.fast = loner.check(hidden, {name: value for name, value in kwargs.items() if name != "hidden_states"})
+            layer.fast = layer.check(hidden, {name: value for name, value in kwargs.items() if name != "hidden_states"})
 
         return hook
 
@@ -241,7 +241,9 @@ def find_fast_form(tower: Any, loners: tuple[Loner, ...], layers: set[int]) -> N
     rows = torch.randn(1, 3, embedding.weight.shape[1], generator=generator).to(device, embedding.weight.dtype)
     with ExitStack() as hooks, torch.no_grad():
         for index in sorted(layers):
-            hook = loners[index].layer.register_forward_pre_hook(check(loners[index]), with_kwargs=True)
+            hook = isolated_layers[index].layer.register_forward_pre_hook(
+                check(isolated_layers[index]), with_kwargs=True
+            )
             hooks.callback(hook.remove)
         # The mask says that nothing is padding: without one, GLM-4V of 4.57 looks for packed sequences and fails.
         tower(inputs_embeds=rows, attention_mask=rows.new_ones(1, 3, dtype=torch.long), use_cache=False)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from planner.runtime.execution.sight import Sight
+from planner.runtime.execution.layer_state import LayerState
 from planner.runtime.model.cache import PrunedLayer
 from planner.runtime.selection.streams import Streams
 from planner.runtime.tensors.rows import Rows, gather
 from planner.schedule import Stage
 
 
-class Filling:
+class CacheWriter:
     """Fills the cache's layers, one after the other.
 
     Args:
@@ -23,21 +23,21 @@ class Filling:
         self.caches, self.streams = caches, streams
         self._held: list[Rows] = []
 
-    def fill(self, layer: int, sight: Sight) -> None:
+    def fill(self, layer: int, state: LayerState) -> None:
         """Put into a layer that has run what decoding may attend to; the end of its stage may `trim` it."""
         if not self.caches:
             return
         cache, streams = self.caches[layer], self.streams
-        rows, alone, stage = streams.main, sight.alone, sight.stage
+        rows, isolated, stage = streams.main, state.isolated, state.stage
         cache.fill(cache.keys, cache.values, rows)
-        if alone is None:
+        if isolated is None:
             if stage.cache_visual == "none" and streams.visual.width:
                 cache.keep(streams.text, rows)
                 rows = streams.text
-        elif stage.cache_visual != "none" and alone.key is not None and alone.shown is not None:
-            key, value, added = alone.key, alone.shown, alone.rows
-            if alone.merged is not None:
-                slot, added = added.slots_of(alone.merged), alone.merged
+        elif stage.cache_visual != "none" and isolated.key is not None and isolated.shown is not None:
+            key, value, added = isolated.key, isolated.shown, isolated.rows
+            if isolated.merged is not None:
+                slot, added = added.slots_of(isolated.merged), isolated.merged
                 key, value = gather(key, slot, dim=2), gather(value, slot, dim=2)
             rows = streams.beside(added)
             order = streams.order(rows, added)
@@ -46,8 +46,8 @@ class Filling:
                 gather(torch.cat([value, cache.values], dim=2), order, dim=2),
                 rows,
             )
-        if sight.sinks is not None:
-            cache.visual, cache.sinks = streams.layout.visual, sight.keys.spread(sight.sinks)
+        if state.sinks is not None:
+            cache.visual, cache.sinks = streams.layout.visual, state.keys.spread(state.sinks)
         self._held.append(rows)
 
     def trim(self, stage: Stage) -> None:
