@@ -1,4 +1,4 @@
-"""The whole way: load, measure, decide, evaluate. What `plan calibrate` runs, as one function."""
+"""The whole calibration in one function: load, measure, decide, evaluate. `plan calibrate` runs it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from planner.profile import Profile
 
 #: Share of the calibration samples in the proposal split; the others are the validation split.
 PROPOSING_SHARE = 0.25
-#: Fewer held-back samples than this cannot show an agreement of 0.98 with any confidence.
+#: A validation split smaller than this cannot show an agreement of 0.98 with any confidence.
 LEAST_SAMPLES = 16
 
 
 @dataclass(frozen=True)
 class Options:
-    """Everything `plan calibrate` can be told.
+    """All options of `plan calibrate`.
 
     Attributes:
         model: hub id or directory; None for the bundled reference model.
@@ -158,11 +158,11 @@ def _settings(options: Options, samples: SampleSet) -> dict[str, dict[str, Any]]
 
 
 def _check_masking(measured: int, samples: SampleSet) -> None:
-    """Masking curves propose: they must not see the samples that decide."""
+    """Masking curves propose candidates, so they must not see the validation split."""
     proposal = _proposal_size(samples)
     if measured > proposal:
         raise InputError(
-            f"masking curves over {measured} samples see some that decide: of {len(samples)} only {proposal} propose",
+            f"masking curves over {measured} samples would see the validation split: the proposal split has {proposal}",
             f"Measure them with --set masking.samples={proposal}, or give more samples",
         )
 
@@ -204,7 +204,7 @@ def _plan(
 
 
 def _proposal_size(samples: SampleSet) -> int:
-    """How many samples, the first ones, propose."""
+    """Size of the proposal split: the first samples."""
     return round(PROPOSING_SHARE * len(samples))
 
 
@@ -212,9 +212,7 @@ def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:
     """Calibration samples, drawn and shuffled by the seed, and evaluation samples."""
     bundled = reference_path("easy_vqa")
     if options.data is None and options.model is not None:
-        raise InputError(
-            "a model of your own needs samples of your own", "Give --data: JSONL, image folder, datasets id"
-        )
+        raise InputError("there are no bundled samples for this model", "Give --data: JSONL, image folder, datasets id")
     reading: dict[str, Any] = {"prompt": options.prompt, "columns": options.columns, "split": options.split}
     data = bundled / "calibration.jsonl" if options.data is None else options.data
     samples = load_samples(data, **reading).choose(options.num_samples, options.seed)

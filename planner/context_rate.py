@@ -1,4 +1,4 @@
-"""How much context to drop, by its length: the quadratic that calibration fits (S2 appendix I, figures 15 and 16)."""
+"""How much context to drop, by its length: the quadratic that calibration fits (context pruning, appendix I)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Every error this project raises on purpose.
+"""Every error that this project raises on purpose.
 
 PlannerError                 a refusal: one line of cause, one line of remedy, exit status 1
-├── InputError               an argument, a file or a size that makes no sense
+├── InputError               an invalid argument, file or size
 │   └── SampleError          a calibration or evaluation sample cannot be used (names file and line)
 ├── UnsupportedModelError    a model lacks a part that is needed; the part is named
 ├── ScheduleError            stages that contradict each other
@@ -9,8 +9,8 @@ PlannerError                 a refusal: one line of cause, one line of remedy, e
 │   ├── PlanDigestError      it was changed after it was written
 │   ├── PlanVersionError     it was written by a newer schema
 │   └── PlanMismatchError    it was made for another model
-├── RuntimeStateError        the model or its cache is in a state in which a plan cannot be applied
-└── CalibrationError         measuring went wrong (NaN activations, corrupt resume state, too few samples)
+├── RuntimeStateError        a plan cannot be applied to the model or cache in its present state
+└── CalibrationError         a measurement failed (NaN activations, corrupt resume state, too few samples)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PlannerError(Exception):
 
 
 class InputError(PlannerError):
-    """An argument, a file or a size that makes no sense."""
+    """An invalid argument, file or size."""
 
 
 class SampleError(InputError):
@@ -63,8 +63,8 @@ class PlanMismatchError(PlanError):
 
 
 class RuntimeStateError(PlannerError):
-    """The model or its cache is in a state in which a plan cannot be applied."""
+    """A plan cannot be applied to the model or cache in its present state."""
 
 
 class CalibrationError(PlannerError):
-    """Measuring went wrong."""
+    """A measurement failed (NaN activations, corrupt resume state, too few samples)."""

@@ -6,7 +6,7 @@ plan.json
 ├── prediction    dense against planned cost, per workload and convention (analytic, exact)
 ├── evidence      what was measured, on which samples, beside which baselines; absent if nothing was
 ├── created_with  versions
-└── plan_sha256   over all of the above: an edited plan is refused, a new one costs one command
+└── plan_sha256   over all of the above: an edited plan is refused
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class Decision(_Block):
 class Figures(_Block):
     """Analytic cost of one request (FLOPs count a multiply-add as the convention says; bytes are bytes).
 
-    `visual_attention_flops` is the attention work that visual tokens take part in, `visual_tokens_per_layer` the
-    staircase.
+    `visual_attention_flops` is the attention work in which visual tokens take part; `visual_tokens_per_layer` is what
+    reports draw as a staircase.
     """
 
     prefill_flops: float
@@ -127,7 +127,7 @@ class Evidence(_Block):
         agreement_limit, held_back_agreement: what was demanded of the plan on the validation split of them, and found.
         evaluation_digest: samples the decision never saw.
         rows: dense first, then the plan, then the baselines at equal decoder FLOPs, ``random`` among them.
-        notes: what the calibration wants a reader to know, such as a threshold that failed on this model.
+        notes: caveats from the calibration, such as a threshold that failed on this model.
     """
 
     profile_sha256: str
@@ -179,7 +179,7 @@ class Plan(Document):
             if wanted != actual:
                 raise PlanMismatchError(
                     f"the plan is for {self.model.id} ({name} {wanted}), this model has {name} {actual}",
-                    "Load the model it was made for, or run `plan calibrate` on this one",
+                    "Load that model, or run `plan calibrate` on this one",
                 )
 
     def attach(self, model: Any, **options: Any) -> Handle:

@@ -1,4 +1,4 @@
-"""The schedule: for each decoder layer, which tokens are computed, who may attend to whom, what the KV cache keeps.
+"""The schedule: for each decoder layer, which tokens are computed, which attend to which, and what the KV cache keeps.
 
 Policies produce it; cost, runtime, report and the tests' reference read it and nothing else. It is also, field for
 field, the `decision` block of a plan file, so the classes here are frozen pydantic models.
@@ -7,7 +7,7 @@ Semantics, for a prompt made of text before the image, visual tokens, and text a
 
 * A schedule is a tuple of stages, half-open layer ranges that tile ``[0, layers)``.
 * Tokens dropped by a `Select` are gone from every later layer: attention, FFN and KV cache.
-* `Schedule.entry` selects before layer 0, on what the vision encoder says (pruning before the language model).
+* `Schedule.entry` selects before layer 0, by scores of the vision encoder (pruning before the language model).
 * Original position ids are kept; nothing is re-packed.
 """
 
@@ -23,11 +23,11 @@ RankBy = Literal[
     "none",  # no ranking: keep is 0 or everything
     "random",  # seeded, independent of the image
     "last_attention",  # head-mean attention weight given by the last prompt token (FastV, PyramidDrop)
-    "influence_l2",  # L2 change of the last token's attention output when the token's weight is zeroed (S1 eq. 6)
-    "influence_cos",  # 1 - cosine of the same change (S1 eq. 7-8)
+    "influence_l2",  # L2 change of the last row's attention output without the token (VisiPruner eq. 6)
+    "influence_cos",  # 1 - cosine of the same change (VisiPruner eq. 7-8)
     "text_raters",  # mean attention from the text tokens most similar to the image (SparseVLM)
     "cross_self_attention",  # text-to-token times image-to-token attention, head maximum (FitPrune)
-    "attention_received",  # mean over the queries that can see the token, head maximum (S2, our reading of eq. 4)
+    "attention_received",  # mean over queries that see the token, head maximum (context pruning, as we read eq. 4)
     "encoder_attention",  # attention received in the vision encoder's scoring layer (VisionZip)
     "encoder_norm",  # L2 norm of the projected visual feature
 ]
@@ -109,7 +109,7 @@ class Select(_Frozen):
 
 
 class Redistribute(_Frozen):
-    """Move attention weight from visual sink tokens to the other visual tokens in image-centric heads (S3, VAR).
+    """Move attention weight from visual sink tokens to the other visual tokens in image-centric heads (VAR).
 
     A token is a sink when ``max over sink_dims of |x_d / RMS(x)| >= tau`` at the layer's input. A head is
     image-centric for a query row when its visual attention sums to at least `min_visual` and the non-sink share of
@@ -126,17 +126,19 @@ class Redistribute(_Frozen):
 class Stage(_Frozen):
     """Layers ``[first, last)`` under one rule.
 
-    visual_attention: ``full`` as the model has it; ``self``: a visual query sees only itself, so its attention
-        output is its value vector and neither its query nor (unless text reads it) its key is computed.
-    text_to_visual: text after the image sees visual tokens (``full``); not at all, the softmax runs over the rest
-        (``none``); or all the mass it puts on visual keys falls on the first visual token's value (``merge``, needs
-        ``self``).
-    cache_visual: which visual tokens decoding may attend to in these layers: ``all`` the layer computed, those the
-        stage's selection ``kept`` (after a merge: the merge token), or ``none``.
-    selects: applied after layer ``last - 1``, in order.
+    Attributes:
+        visual_attention: ``full``: visual tokens attend as in the model. ``self``: each attends to itself alone, so
+            that its attention output is its value vector, and neither its query nor (unless text reads it) its key is
+            computed.
+        text_to_visual: ``full``: text after the image attends to visual tokens. ``none``: it does not, and the
+            softmax runs over the rest. ``merge``: all the weight it puts on visual keys goes to the value of the
+            first visual token (needs ``self``).
+        cache_visual: visual tokens that decoding may attend to in these layers: ``all`` that the layer computed, those
+            that the stage's selection ``kept`` (after a merge: the merge token), or ``none``.
+        selects: applied after layer ``last - 1``, in order.
 
-    Bounds are whole layers; fractional ones (a paper's mean over samples) can be costed in a paper's convention and
-    never executed.
+    Bounds are whole layers. Fractional ones (a paper's mean over samples) can be costed in that paper's convention but
+    not executed.
     """
 
     first: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
@@ -164,7 +166,7 @@ class Stage(_Frozen):
                     f"'{select.rank_by}' has nothing to rank by"
                 )
             if select.rank_by == "cross_self_attention" and self.visual_attention == "self":
-                raise ValueError("'cross_self_attention' ranks by what visual tokens see of each other: nothing here")
+                raise ValueError("'cross_self_attention' needs attention between visual tokens, which 'self' removes")
             if select.rank_by in ("encoder_attention", "encoder_norm"):
                 raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")
         if self.redistribute is not None and self.text_to_visual != "full":

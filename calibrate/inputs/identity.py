@@ -35,7 +35,7 @@ def identify(model: Any, name: str, revision: str | None = None) -> Model:
 
     Raises:
         UnsupportedModelError: no vision-language model, or of a family whose facts are not known.
-        InputError: its configuration makes no sense.
+        InputError: an invalid configuration.
     """
     parts = find_parts(model)
     # Through JSON: dtypes, paths and enumerations become texts there.

@@ -59,7 +59,7 @@ def load(
 
     Raises:
         UnsupportedModelError: not a vision-language model that transformers can load.
-        InputError: the model cannot be found or read, or an argument makes no sense.
+        InputError: the model cannot be found or read, or an argument is invalid.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown", f"Choose one of {', '.join(DTYPES)}")
@@ -131,7 +131,7 @@ def _check_vision_language(source: str, config: Any) -> None:
 
 
 def _check_complete(source: str, loading: dict[str, Any]) -> None:
-    """Refuse what transformers only warns of: weights that the checkpoint lacks stay random, and measure nothing."""
+    """Refuse a checkpoint that lacks weights: transformers only warns, and leaves them random."""
     lacking = sorted(str(name) for name in loading.get("missing_keys", ()))
     if lacking:
         raise InputError(

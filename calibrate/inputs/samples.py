@@ -131,7 +131,7 @@ class SampleSet(Sequence[Sample]):
         """
         if not 0 < first < len(self.samples):
             raise SampleError(
-                f"{len(self.samples)} samples cannot be split into {first} that propose and a held-back rest",
+                f"{len(self.samples)} samples cannot be split into a proposal split of {first} and a validation split",
                 "Give more samples",
             )
         return SampleSet(self.samples[:first], self.source), SampleSet(self.samples[first:], self.source)

@@ -1,4 +1,4 @@
-"""What a calibration will cost, said before it starts: forward passes, and seconds from one that is measured."""
+"""What a calibration will cost, announced before it starts: forward passes and estimated seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from planner.profile import PromptShape
 
 
 def announce(job: Job, units: Sequence[range], processes: int, say: Callable[[str], None]) -> None:
-    """Tell what is left to measure: one line for the one-pass probes together, one for each other probe, and the sum.
+    """Print what is left to measure: one line for all one-pass probes, one for each other probe, and the sum.
 
     Seconds are those of an ordinary forward pass of the first batch, measured here, times the work that is left: right
     to a factor of two or so, for some probes stop early or drop tokens, and some take samples one by one.

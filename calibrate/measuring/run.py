@@ -62,7 +62,7 @@ def calibrate(
 
     Raises:
         CalibrationError: NaN activations (layer and sample are named), a damaged or foreign state, ranks that disagree.
-        InputError: arguments that make no sense.
+        InputError: invalid arguments.
         SampleError: a sample cannot be read.
     """
     ranks = world()
@@ -114,7 +114,7 @@ def _check(model: Any, batch_size: int, shard: tuple[int, int], ranks: Ranks, ou
     if not 0 <= index < count:
         raise InputError(f"shard {index}/{count} does not exist", "Shards are 0/n to n-1/n")
     if batch_size < 1:
-        raise InputError(f"a batch of {batch_size} samples makes no sense", "Give 1 or more")
+        raise InputError(f"a batch cannot hold {batch_size} samples", "Give 1 or more")
     if out is None and (resume or count > 1):
         raise InputError("a shard or a resumed run needs a folder for its state", "Give --out")
     if ranks.size > 1 and getattr(model, "hf_device_map", None):

@@ -72,7 +72,7 @@ class Capture:
 
     @cached_property
     def influence(self) -> Influence:
-        """What zeroing each token's weight does to the last row's attention output (S1 eq. 6-8)."""
+        """What zeroing each token's weight does to the last row's attention output (VisiPruner eq. 6-8)."""
         return self.view.influence()
 
     @cached_property
@@ -160,7 +160,7 @@ class ExecutedProbe(Probe):
         InputError: fewer than one.
     """
 
-    #: How many samples are measured unless told otherwise.
+    #: How many samples are measured by default.
     default_samples: ClassVar[int]
     #: Samples are measured one by one, so that a killed run has lost none that was finished.
     alone: ClassVar[bool] = False

@@ -1,5 +1,4 @@
-"""Does attention follow position or content? Images are turned upside down, and the most attended quarter compared
-(S0).
+"""The flip test: does attention follow position or content when an image is turned upside down (sparsity appendix)?
 
 Per layer two overlaps (shared tokens over set size) of the top 25 % image tokens before and after: at the *same
 positions* (high where attention follows position), and at the *mirrored* ones (high where it follows content).

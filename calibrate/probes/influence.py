@@ -1,10 +1,10 @@
-"""Influence of visual tokens on the last prompt token, and the filter layer, exit layer and budget it proposes (S1).
+"""Influence of visual tokens on the last prompt token, and the layers and budget it suggests (VisiPruner).
 
 For each sample: the filtering layer is the first layer where any visual token has ``cos < filter_cos``; the tokens kept
 there are those with ``l2`` (or ``l2 / |O|``) at or above a threshold; the vision exit layer is the second of two
 *consecutive* layers after the filter in which no kept token has ``cos < exit_cos``. Layers count from 0. Samples that
-never trigger, keep none or never exit are counted, not hidden: these rules were tuned on one model, and propose rather
-than decide.
+never trigger, keep none or never exit are counted, not hidden: these rules were tuned on one model, so they only
+propose candidates.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class InfluenceProbe(OnePassProbe):
     """Distributions per layer, and filter layer, kept tokens and exit layer per sample.
 
     Args:
-        filter_cos: thresholds for the filtering layer; the first (S1's) is used for suggestions.
+        filter_cos: thresholds for the filtering layer; the first (the paper's) is used for suggestions.
         exit_cos: threshold for the exit layer.
-        keep_l2: absolute threshold on the L2 change (S1's; it depends on a model's scale).
+        keep_l2: absolute threshold on the L2 change (the paper's; it depends on the model's scale).
         keep_relative: thresholds on the L2 change over the norm of the last token's attention output.
         levels: shares of the samples that suggestions should fit.
 
@@ -51,9 +51,9 @@ class InfluenceProbe(OnePassProbe):
     ) -> None:
         super().__init__()
         if not filter_cos or not all(-1 < threshold < 1 for threshold in (*filter_cos, exit_cos)):
-            raise InputError("cosine thresholds must lie between -1 and 1", "S1 uses 0.995")
+            raise InputError("cosine thresholds must lie between -1 and 1", "VisiPruner uses 0.995")
         if keep_l2 <= 0 or any(threshold <= 0 for threshold in keep_relative):
-            raise InputError("thresholds for kept tokens must be above 0", "S1 uses l2 >= 0.2")
+            raise InputError("thresholds for kept tokens must be above 0", "VisiPruner uses l2 >= 0.2")
         if not levels or not all(0 <= level <= 1 for level in levels):
             raise InputError("levels are shares of the samples, between 0 and 1", "Such as 0.5 and 0.9")
         self.filter_cos, self.exit_cos, self.levels = tuple(filter_cos), exit_cos, tuple(levels)

@@ -1,17 +1,16 @@
-"""Where the text needs the image: layers are closed to it, one range at a time, and the answers are compared (S1 3 to
-5).
+"""Where the text needs the image: hide it from the text in a range of layers and compare the answers (VisiPruner 3-5).
 
-Every condition is a schedule, executed. A curve holds, for every k, how often the first answer token is still the dense
-model's, and how often it starts an accepted answer where the samples have answers:
+Every condition is a schedule that the runtime executes. For every k, a curve says how often the first answer token
+stays the dense model's and, where samples have answers, how often it starts an accepted one:
 
-    alone_before    in [0, k) text does not see the image, and visual tokens see only themselves (what a plan executes)
-    self_before     in [0, k) visual tokens see only themselves, text sees them
-    masked_before   in [0, k) text does not see the image, visual tokens attend as ever (S1 figure 3)
-    merged_before   layer 0 merges the image into one token, [1, k) as alone (S1 3.3)
-    masked_from     from layer k on text does not see the image: visual tokens are discarded (S1 figure 3, tables 8, 10)
-    skipped         layer k alone hides the image from the text (S1 5.1, against discarding from k on)
-    uncached        generated text does not see the image in [0, k), in [k, L): visual keys and values are not kept (S1
-    table 2)
+    alone_before    in [0, k) text does not see the image and visual rows are isolated (what a plan executes)
+    self_before     in [0, k) visual rows are isolated; text sees them
+    masked_before   in [0, k) text does not see the image; visual tokens attend as usual (figure 3)
+    merged_before   layer 0 merges the image into one token; [1, k) as in alone_before (section 3.3)
+    masked_from     text does not see the image from layer k on: visual tokens are dropped (figure 3, tables 8 and 10)
+    skipped         layer k alone hides the image from the text (section 5.1, against dropping from k on)
+    uncached        generated text does not see the image in [0, k) or in [k, L): its keys and values are not cached
+                    (table 2)
 """
 
 from __future__ import annotations

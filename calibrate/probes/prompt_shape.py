@@ -1,4 +1,4 @@
-"""How long the calibration prompts are: what costs are computed for."""
+"""How long the calibration prompts are: the lengths that costs are computed for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Do visual sink tokens matter? Text is kept from seeing them, or from seeing as many random others (S3).
+"""Do visual sink tokens matter? They, or as many random visual tokens, are hidden from the text (VAR).
 
 A visual token counts as a sink when it is hot (`calibrate.probes.sinks`) at the input of at least half of the layers
-from the third on. S3 finds that answers survive without the sinks, and suffer without as many others.
+from the third on. The paper finds that answers survive without the sinks and suffer without as many other tokens.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SinkMaskingProbe(ExecutedProbe):
     def __init__(self, samples: int | None = None, tau: float | None = None) -> None:
         super().__init__(samples)
         if tau is not None and tau <= 0:
-            raise InputError(f"a sink threshold of {tau:g} makes every token a sink", "S3 uses tau 20")
+            raise InputError(f"a sink threshold of {tau:g} makes every token a sink", "VAR uses tau 20")
         self.tau = tau
 
     @property

@@ -1,4 +1,4 @@
-"""Attention sinks: massive hidden dimensions found by themselves, sink tokens, sink heads, image-centric heads (S3).
+"""Attention sinks: massive hidden dimensions, sink tokens, sink heads, image-centric heads (VAR).
 
 A token is *hot* at a layer's input when some dimension's magnitude reaches ``tau`` times the token's root mean square.
 A dimension that is hot in few tokens, in most samples and in most middle layers is a **sink dimension**; a hot token
@@ -20,10 +20,10 @@ from calibrate.probes.stats import Array, mean, plain, proportion
 from planner.errors import InputError
 
 TAU = 20.0
-#: `phi` cannot exceed sqrt(d): narrow models get half of that instead of S3's 20.
+#: `phi` cannot exceed sqrt(d): narrow models get half of that instead of the paper's 20.
 TAU_CEILING_SHARE = 0.5
 EPS = 1e-6
-#: S3 leaves the first two layers out: massive activations arise there.
+#: The paper leaves the first two layers out: massive activations arise there.
 FIRST_LAYER = 2
 KINDS = ("first token", "text", "visual")
 _TOP = 4
@@ -31,7 +31,7 @@ _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def default_tau(hidden_size: int) -> float:
-    """S3's threshold 20, or half of what is possible where the hidden size is below 1600."""
+    """The paper's threshold 20, or half of what is possible where the hidden size is below 1600."""
     return min(TAU, TAU_CEILING_SHARE * math.sqrt(hidden_size))
 
 
@@ -75,7 +75,7 @@ class SinksProbe(OnePassProbe):
         if not all(0 <= share <= 1 for share in (*rho, rho_sink, min_visual, few, most)) or (
             tau is not None and tau <= 0
         ):
-            raise InputError("sink settings: shares lie between 0 and 1, tau is above 0", "S3 uses tau 20, rho 0.8")
+            raise InputError("sink settings: shares lie between 0 and 1, tau is above 0", "VAR uses tau 20, rho 0.8")
         self.tau, self.rho, self.rho_sink = tau, tuple(rho), rho_sink
         self.min_visual, self.few, self.most = min_visual, few, most
         self._hot: list[tuple[torch.Tensor, ...]] = []

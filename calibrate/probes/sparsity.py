@@ -1,4 +1,4 @@
-"""How few image tokens hold most of the image attention, layer by layer (S0).
+"""How few image tokens hold most of the image attention, layer by layer (sparsity appendix).
 
 The attention is the last prompt token's, averaged over heads.
 """
@@ -13,7 +13,7 @@ from calibrate.probes.base import Capture, OnePassProbe
 from calibrate.probes.stats import mean
 from planner.errors import InputError
 
-#: S0 looks at the top quarter of the tokens.
+#: The sparsity appendix looks at the top quarter of the tokens.
 TOP_SHARE = 0.25
 
 
@@ -37,7 +37,7 @@ class TopTokensProbe(OnePassProbe):
     def __init__(self, top_share: float = TOP_SHARE) -> None:
         super().__init__()
         if not 0 < top_share <= 1:
-            raise InputError(f"top_share {top_share:g} is no share of the tokens", "S0 uses 0.25")
+            raise InputError(f"top_share must be above 0 and at most 1, got {top_share:g}", "Such as 0.25")
         self.top_share = top_share
 
     @property

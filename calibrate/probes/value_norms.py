@@ -1,7 +1,8 @@
-"""Mean value-vector norms of system text, image and prompt text: all tokens against the most attended quarter (S0).
+"""Norms of the value vectors of system text, image and prompt text (sparsity appendix).
 
-A token's norm is the mean over key/value heads of its value vector's L2 norm. S0 finds that much attended system tokens
-have small values (1.02 against 2.80 in layer 3 of LLaVA-1.5-7B): a sink takes attention and gives nothing.
+All tokens of a segment are compared with its most attended quarter. A token's norm is the mean over key/value heads of
+its value vector's L2 norm. The appendix finds that heavily attended system tokens have small values (1.02 against 2.80
+in layer 3 of LLaVA-1.5-7B): a sink takes attention and gives nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What "FLOPs" may mean: named conventions, each with its source, its formula and what it leaves out.
+"""What "FLOPs" means: named conventions, each with its source, its formula and what it leaves out.
 
-The same model on the same prompt is quoted as 8.5, 3.8 and 0.099 TFLOPs in the literature; all three are right, in
-their own convention.
+The literature quotes the same model on the same prompt as 8.5, 3.8 and 0.099 TFLOPs. All three are right, each in its
+own convention.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         Convention(
             name="pdrop",
-            source="PyramidDrop (Xing et al., 2025), FitPrune (Ye et al., 2025), VisiPruner (S1, appendix M)",
+            source="PyramidDrop (Xing et al., 2025), FitPrune (Ye et al., 2025), VisiPruner (appendix M)",
             formula="sum over layers of 4nd^2 + 2n^2d + 3ndm, n visual tokens; alone they have no 2n^2d",
             omits="text tokens, grouped key/value heads, vision tower, head, selector; counts a multiply-add as 1",
             flops_per_mac=1,
@@ -93,7 +93,7 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         Convention(
             name="mean-token",
-            source="VisiPruner (S1, table 6 and appendix M): visual attention with the mean token count",
+            source="VisiPruner (table 6 and appendix M): visual attention with the mean token count",
             formula="L * 2d * (v^2 + v t), v the mean of visual tokens over layers, t all text tokens",
             omits="all but attention to visual tokens; the mean biases it (FastV K=3 R=75 %: -87.3, by layer -83.0 %)",
             flops_per_mac=1,

@@ -1,10 +1,9 @@
-"""What choosing tokens costs: the one place that says which products a score is made of. The runtime computes
-exactly these.
+"""The cost of selecting tokens: the only place that says which products a score takes. The runtime computes these.
 
 ``n`` rows are present in the scoring layer (text and visual), of which ``v`` are visual and ``t`` are text after the
 image; ``r`` rows are ranked; the layer has H query heads of size dh (keys) and dv (values), hidden size d. One
-multiply-add is one mac.
-Elementwise work (softmax, squares, means, sorting, gathering) is not counted, as in every count here.
+multiply-add is one mac. Elementwise work (softmax, squares, means, sorting, gathering) is not counted, as in every
+count here.
 
 | rank_by                | products                                                      | macs                 |
 |------------------------|---------------------------------------------------------------|----------------------|

@@ -1,5 +1,4 @@
-"""Published figures beside ours: what a paper printed, what its convention gives, and where the two part, what it
-would take.
+"""Published figures, recomputed: what a paper printed, what its convention gives, and what would explain a difference.
 
 The figures are data, ``profiles/published/figures.json``: source, model, policy, convention, and the number as printed.
 """
@@ -128,22 +127,21 @@ def _needed(figure: dict[str, Any]) -> str:
 
 
 _INTRODUCTION = """\
-# Published figures, beside ours
+# Published figures, recomputed
 
-Every FLOPs or attention figure of the papers named here, recomputed in the paper's own convention from the model's
-configuration. `plan report --published -o reports/published.md` writes this file.
+Every FLOPs or attention figure of the papers named below, recomputed from the model's configuration in the paper's own
+convention. `plan report --published -o reports/published.md` writes this file.
 
-* **yes**: equal to the printed digits. **near**: within 1.5 %. **no**: otherwise; the last column says what the printed
-  figure would need, or what it looks like.
-* *exact* is the same quantity as a counter sees it on the running decoder (two FLOPs a multiply-add, text tokens
-  included), where the schedule can be executed: 10 system, the stated visual, and 64 text tokens.
-* Papers: VisiPruner (S1, "Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs"); FastV (Chen
-et al.,
+* *reproduced* is **yes** if all printed digits agree, **near** within 1.5 %, and **no** otherwise; the last column then
+  says what would explain the printed figure.
+* *exact* is the same quantity as a FLOP counter measures it on the running decoder (two FLOPs per multiply-add, text
+  tokens included), for schedules that can be executed: 10 system, the stated visual, and 64 text tokens.
+* Papers: VisiPruner ("Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs"); FastV (Chen et al.,
   "An Image is Worth 1/2 Tokens After Layer 2"); PyramidDrop (Xing et al., "Accelerating Your Large Vision-Language
-  Models via Pyramid Visual Redundancy Reduction"). FitPrune's and SparseVLM's rows are as S1's table 6 prints them.
+  Models via Pyramid Visual Redundancy Reduction"). The rows of FitPrune and SparseVLM are those of VisiPruner's
+  table 6. `docs/papers.md` lists the papers.
 * FastV's table follows from `n = 612 - R * 576` tokens after layer K; the formula in its text, `n = (1 - R) * 612`,
-gives other
-  figures. Layers are as the papers count them.
+  gives other figures. Layers are as the papers count them.
 """
 
 

@@ -98,7 +98,7 @@ def workload_of(target: Target, images: tuple[tuple[int, int], ...], given: dict
         given: `Workload` fields the user gave.
 
     Raises:
-        InputError: sizes that make no sense.
+        InputError: invalid sizes.
     """
     values = {**target.prompt, **given}
     if images:

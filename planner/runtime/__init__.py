@@ -1,8 +1,8 @@
 """The runtime: an unmodified transformers model executes a `planner.schedule.Schedule`, and shows its attention.
 
-The face is flat, one file a thing that users call: attach (the handle), fixed (compiled decoding), signals (for
-calibration), bench, report, count and fvcore_handles (the FLOPs that a counter sees). Behind it are rooms; arrows
-between them point downwards only:
+What users call is one file each: attach (the handle), fixed (compiled decoding), signals (for calibration), bench,
+report, count and fvcore_handles (FLOPs that a counter measures). The implementation is in sub-packages, which import
+downwards only:
 
     execution    one forward: hooks (what happens when), prefill, decoding, cache_writer, guard, continuation
     selection    which tokens stay: streams (the rows at hand), ranking, scores, select, encoder, redistribute

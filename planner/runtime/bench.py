@@ -1,8 +1,7 @@
-"""Measure a schedule beside the dense model: time, memory, cache. What theory predicts stands in another column,
-never in this one.
+"""Measure the time, memory and KV cache of a schedule beside the dense model. Predictions are never mixed in.
 
-Dense and planned take turns in one process, so that what the machine does meanwhile touches both; medians over the
-rounds are reported.
+Dense and planned runs alternate in one process, so that other load on the machine affects both alike. Reported figures
+are medians over the rounds.
 """
 
 from __future__ import annotations

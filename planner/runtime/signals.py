@@ -86,15 +86,15 @@ class LayerView:
         return influence(self.weights()[:, :, 0], self.value, gather(self.output, self.last[:, None])[:, 0])
 
     def influence(self) -> Influence:
-        """Effect on the last valid row's output of zeroing each key's weight (S1 eq. 6-8), for all keys at once."""
+        """Effect on the last valid row's output of zeroing each key's weight, all keys at once (VisiPruner eq. 6-8)."""
         return self._influence
 
     def phi(self, dims: Collection[int]) -> Tensor:
-        """Sink value of each row at the layer's input, ``[B, n]``: largest ``|x_d| / RMS(x)`` over `dims` (S3)."""
+        """Sink value of each row at the layer's input, ``[B, n]``: largest ``|x_d| / RMS(x)`` over `dims` (VAR)."""
         return sink_value(self.hidden, tuple(dims))
 
     def value_norms(self) -> Tensor:
-        """L2 norm of each value vector, ``[B, Hkv, k]`` (S0)."""
+        """L2 norm of each value vector, ``[B, Hkv, k]`` (sparsity appendix)."""
         norms: Tensor = torch.linalg.vector_norm(self.value.to(working_dtype(self.value)), dim=-1)
         return norms
 

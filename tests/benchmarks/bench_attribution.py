@@ -4,9 +4,8 @@ reference model.
     python -m tests.benchmarks.bench_attribution [--device cuda] [--masks 64] [--out reports/benchmark-attribution.md]
 
 The baseline is not a strawman: one fused forward of the whole prompt per mask, logits of the last row only, in which
-    the text rows'
-attention is computed a second time with keys and values substituted per head. Processor time is given beside wall
-time, since other programs may share the machine.
+the text rows' attention is computed a second time with keys and values substituted per head. Processor time is given
+beside wall time, since other programs may share the machine.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def test_shards_give_the_profile_of_one_process(loaded, tmp_path):
         needed = attribution["heads_needed"]["faithfulness > 0.8"]
         assert needed["attribution"]["value"] < needed["random"]["value"]
         assert attribution["r2"]["value"] > 0.3
-    # More text, less attention on the image (S2 eq. 2); less text, more of it and less entropy (propositions 1 and 2).
+    # Context pruning: more text, less attention on the image (eq. 2); less text, more of it and less entropy
+    # (propositions 1 and 2).
     dense, pruned = (context["visual_dependency"][run]["value"] for run in ("dense", "pruned"))
     assert dense[0] > dense[-1]
     assert all(after > before for before, after in zip(dense, pruned, strict=True))

@@ -69,7 +69,7 @@ def literal(built, sample):
 
 
 def zeroed(attention, value, token):
-    """S1 eq. 6-8 by hand in one layer: L2 change and cosine when one token's weights are zeroed; norm of the output."""
+    """VisiPruner eq. 6-8 by hand in one layer: L2 change and cosine without one token's weights; norm of the output."""
     heads = attention.shape[0]
     repeated = value.repeat_interleave(heads // value.shape[0], dim=0)
     full = torch.cat([attention[h] @ repeated[h] for h in range(heads)])

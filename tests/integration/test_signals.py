@@ -17,7 +17,7 @@ FAMILIES = ("llava", "llava-qwen3", "gemma3", "qwen2_vl", "qwen3_vl", "paligemma
 
 
 def test_influence_is_what_zeroing_each_weight_does() -> None:
-    """S1 eq. 6-8 in closed form, 6 query heads on 2 key/value heads."""
+    """VisiPruner eq. 6-8 in closed form, 6 query heads on 2 key/value heads."""
     torch.manual_seed(0)
     weights = torch.softmax(3 * torch.randn(2, 6, 9, dtype=torch.float64), dim=-1)
     value = torch.randn(2, 2, 9, 5, dtype=torch.float64)

@@ -124,7 +124,7 @@ def _exchanged(value: Tensor, token: list[int | None], visual: Tensor) -> Tensor
 
 
 def redistributed(weights: Tensor, inputs: Tensor, visual: Tensor, rule: LayerRule) -> Tensor:
-    """S3: in image-centric heads a share p of the weight on visual sinks goes to the other visual tokens pro rata."""
+    """VAR: in image-centric heads a share p of the weight on visual sinks goes to the other visual tokens pro rata."""
     change, rows = rule.redistribute, rule.redistribute_rows
     assert change is not None and rows is not None
     edited = weights.clone()

@@ -223,11 +223,11 @@ def test_published_figures_are_current() -> None:
 
 def test_published_verdicts() -> None:
     found = {(c.source, c.what): c for c in comparisons()}
-    assert found["S1, table 5", "LLaVA-1.5-7B, VisiPruner"].verdict == "yes"
-    assert found["S1, table 6", "FastV, K=3, R=75 %"].verdict == "yes"
+    assert found["VisiPruner, table 5", "LLaVA-1.5-7B, VisiPruner"].verdict == "yes"
+    assert found["VisiPruner, table 6", "FastV, K=3, R=75 %"].verdict == "yes"
     assert found["FastV, table 1", "LLaVA-1.5-13B, K=2, R=75 %"].verdict == "yes"
     assert found["FastV, table 1", "LLaVA-1.5-7B, K=0, R=90 %"].verdict == "no"
-    assert found["S1, table 6", "VisiPruner"].verdict == "no"
+    assert found["VisiPruner, table 6", "VisiPruner"].verdict == "no"
     assert all(c.needed or c.note for c in found.values() if c.verdict == "no")
 
 

@@ -1,4 +1,4 @@
-"""Which attention heads carry the image into the answer (S4, head attribution), by replaying the text rows only.
+"""Which attention heads carry the image into the answer (head attribution), by replaying the text rows only.
 
 mean = mean_image(model, other_inputs)
 found = attribute(model, inputs, answer_token, mean)

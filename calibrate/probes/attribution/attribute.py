@@ -35,8 +35,8 @@ class Attribution:
         intact, ablated: its logit minus the vocabulary mean, with all heads intact and with none.
         coefficients: ``[L, H]``, each head's contribution to the normalised logit.
         fit: the regression behind them.
-        image_attention: mean weight of text rows on the image, ``[L, H]`` (S4 eq. 10), and its correlation with the
-            coefficients.
+        image_attention: mean weight of text rows on the image, ``[L, H]`` (head attribution eq. 10), and its
+            correlation with the coefficients.
         single_head: loss when one head alone is ablated, ``[L, H]``; None without curves.
         curves: by order (``attribution``, ``attention``, ``causal``, ``random``); empty without curves.
         text, image: token-level findings with the heads needed for faithfulness; None without curves (image: without
@@ -90,7 +90,7 @@ def attribute(
     batch_size: int | None = None,
     sample: str = "?",
 ) -> Attribution:
-    """Attribute the answer's logit to the heads that read the image (S4, by the shared prefix).
+    """Attribute the answer's logit to the heads that read the image (head attribution, by the shared prefix).
 
     Beside the model, memory holds the prompt's keys and values of all layers three times (captured, and the prefix with
     the image and with its mean) in float32 or wider, and one batch of text rows; nothing grows with the number of masks

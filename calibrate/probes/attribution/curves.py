@@ -1,4 +1,4 @@
-"""Does an order of heads find those that matter? Faithfulness and completeness (S4 4.2).
+"""Faithfulness and completeness of an order of heads: does it rank the heads that matter first (head attribution 4.2)?
 
 Faithfulness of k heads is the normalised logit with only the first k of an order intact; completeness the one with
 those k ablated. A good order needs few heads for faithfulness above 0.8 and completeness below 0.2.
@@ -85,14 +85,14 @@ def _first(values: dict[int, float], faithful: bool, total: int) -> int:
 
 
 def single_head_effects(respond: Respond, total: int) -> Vector:
-    """How much the normalised logit falls when one head alone is ablated, ``[N]`` (S4 A.4): the Causal order."""
+    """How much the normalised logit falls when one head alone is ablated, ``[N]``: the Causal order (appendix A.4)."""
     return 1 - respond(~torch.eye(total, dtype=torch.bool))
 
 
 def compare_orders(
     respond: Respond, coefficients: Vector, attention: Vector, causal: Vector, seed: int
 ) -> dict[str, Curve]:
-    """Curves of head attribution beside S4's baselines; ``random`` is the mean of several seeded orders.
+    """Curves of head attribution beside the paper's baselines; ``random`` is the mean of several seeded orders.
 
     Args:
         coefficients, attention, causal: importance of each head, ``[N]``.

@@ -86,7 +86,7 @@ class TextRows:
 
     @torch.no_grad()
     def answer_logit(self, ablation: Ablation, token: int) -> torch.Tensor:
-        """The token's logit minus the vocabulary mean (S4 4.1), ``[M]`` in float64 on the CPU.
+        """The token's logit minus the vocabulary mean (head attribution, section 4.1), ``[M]`` in float64 on the CPU.
 
         The output embedding is linear, so that difference is one dot product with a fixed direction.
         """

@@ -1,4 +1,4 @@
-"""Logit lens of single heads: which words a head writes into the last row (S4 C.2)."""
+"""Logit lens of single heads: which words a head writes into the last row (head attribution, appendix C.2)."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ class Ablation:
     """M ablations of L layers of H heads, T text rows and V visual tokens; True is intact, False ablated.
 
     Attributes:
-        heads: ``[M, L, H]`` (S4's x).
-        rows: ``[M, T]`` or None for all intact (S4's u).
-        image: ``[M, V]`` or None for all intact (S4's v).
+        heads: ``[M, L, H]`` (x in head attribution).
+        rows: ``[M, T]`` or None for all intact (u).
+        image: ``[M, V]`` or None for all intact (v).
     """
 
     heads: torch.Tensor
@@ -53,7 +53,8 @@ def random_masks(count: int, size: int, ablated: float, seed: int) -> torch.Tens
     zeros = round(ablated * size)
     if not 0 < zeros < size:
         raise InputError(
-            f"ablating {ablated:g} of {size} entries leaves no choice", "Use a share between 0 and 1; S4 uses 0.75"
+            f"ablating {ablated:g} of {size} entries leaves no choice",
+            "Use a share between 0 and 1; the paper uses 0.75",
         )
     drawn = np.random.default_rng(seed).permuted(np.tile(np.arange(size), (count, 1)), axis=1)
     return torch.from_numpy(drawn >= zeros)

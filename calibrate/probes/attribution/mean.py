@@ -1,4 +1,4 @@
-"""The mean image: what an ablated head reads instead of the image at hand (S4 appendix A.2, eq. 8).
+"""The mean image: what an ablated head reads instead of the image at hand (head attribution appendix A.2, eq. 8).
 
 Keys are averaged before the rotary embedding, per image position, over about 100 other images; values as they are.
 Turning the mean keys to the positions at hand makes the mean usable for any prompt.

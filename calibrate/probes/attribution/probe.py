@@ -1,4 +1,4 @@
-"""Which heads carry the image into the answer, by thousands of ablated forwards on each of a few samples (S4)."""
+"""Which heads carry the image into the answer, by thousands of ablated forwards on a few samples (head attribution)."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ TOP_HEADS = 5
 
 
 class AttributionProbe(ExecutedProbe):
-    """Which heads carry the image into the answer's first token (S4).
+    """Which heads carry the image into the answer's first token (head attribution).
 
-    Like S4, only samples that the model answers correctly are attributed (any answer counts where none is given);
-    wrong answers, and answers that the image does not raise over the mean image, are counted. The mean image comes
-    from samples that are not attributed.
+    As in the paper, only samples that the model answers correctly are attributed (any answer counts where none is
+    given). Wrong answers, and answers whose logit the image does not raise over the mean image, are only counted. The
+    mean image comes from samples that are not attributed.
 
     Args:
         samples: how many of the first samples to attribute.
@@ -50,7 +50,7 @@ class AttributionProbe(ExecutedProbe):
         seed: of masks and random orders.
 
     Raises:
-        InputError: a share or number that makes no sense.
+        InputError: an invalid share or number.
     """
 
     name: ClassVar[str] = "attribution"
@@ -68,7 +68,7 @@ class AttributionProbe(ExecutedProbe):
     ) -> None:
         super().__init__(samples)
         if not 0 < ablated < 1 or masks < 1 or image_masks < 0 or mean_images < 1:
-            raise InputError("attribution needs masks, a mean image and a share between 0 and 1", "S4 ablates 0.75.")
+            raise InputError("attribution needs masks, a mean image and a share between 0 and 1", "Such as 0.75")
         self.masks, self.ablated, self.image_masks = masks, ablated, image_masks
         self.mean_images, self.seed = mean_images, seed
         self._mean: MeanImage | None = None

@@ -1,4 +1,4 @@
-"""The linear model of S4: the normalised logit as a weighted sum of what is intact (appendix A.3, eq. 9)."""
+"""The linear model: the normalised logit as a weighted sum of the intact heads (head attribution A.3, eq. 9)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answer's logit on a scale from 0 (no head reads the image) to 1 (all do), as S4 4.1 normalises it."""
+"""The answer's logit, normalised: 0 when no head reads the image, 1 when all do (head attribution, section 4.1)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ImageIndependentError(CalibrationError):
 
 
 class Response:
-    """Normalised answer logit as a function of the ablation: S4's f(x), f(x, u, v).
+    """Normalised answer logit as a function of the ablation: f(x) and f(x, u, v) in head attribution.
 
     Attributes:
         intact, ablated: the answer's logit minus the vocabulary mean, with every head intact and with none.

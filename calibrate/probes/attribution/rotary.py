@@ -18,9 +18,7 @@ def rotate(keys: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Te
 
 
 def same_rotation(before: torch.Tensor, after: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
-    """True when the model's rotated keys ``after`` are what `rotate` makes of ``before``, within the dtype's
-    rounding.
-    """
+    """True when `rotate` turns ``before`` into the model's rotated keys ``after``, within the dtype's rounding."""
     expected = rotate(before, cos, sin)
     # Eight roundings of slack; a wrong form is off by the size of the keys themselves.
     slack = 8 * torch.finfo(after.dtype).eps * before.abs().max()

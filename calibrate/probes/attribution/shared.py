@@ -1,11 +1,9 @@
 """Attention of many ablations' text rows to one prefix.
 
-Queries of all masks whose head is intact meet the image's keys in one matrix product, those of all masks whose head
-is ablated meet
-the mean keys in another: both key sets are shared by every mask. Sorting the masks of a head by intact and ablated
-    *before* the product
-costs a small gather of queries, and halves the work of computing both score matrices and selecting afterwards. The
-select form remains for heads that read only some rows or some visual tokens from the image.
+Queries of all masks whose head is intact meet the image's keys in one matrix product, those of all masks whose head is
+ablated meet the mean keys in another: both key sets are shared by every mask. Sorting the masks of a head by intact and
+ablated *before* the product costs a small gather of queries, and halves the work of computing both score matrices and
+selecting afterwards. The select form remains for heads that read only some rows or some visual tokens from the image.
 """
 
 from __future__ import annotations
@@ -152,9 +150,7 @@ def _one_kv_head(
 
 
 def _reads(layer: SharedLayer, ablation: Ablation, mask_of: torch.Tensor, rows: int) -> torch.Tensor:
-    """Which prefix keys the rows of mixed pairs read from the image: ``[pairs * Tq, P]``; keys that are not visual
-    count as read.
-    """
+    """Prefix keys that the rows of mixed pairs read from the image, ``[pairs * Tq, P]``; text keys count as read."""
     prefix = layer.image[0].shape[1]
     reads = torch.ones(len(mask_of), rows, prefix, dtype=torch.bool, device=mask_of.device)
     if len(mask_of) and ablation.image is not None:

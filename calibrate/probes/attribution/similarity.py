@@ -1,4 +1,4 @@
-"""Do samples use the same heads? Cosine of their coefficients (S4 4.3, C.3, C.4)."""
+"""Do samples use the same heads? Cosine of their coefficients (head attribution 4.3, C.3, C.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which text tokens receive the image, and which image tokens it comes from (S4 5)."""
+"""Which text tokens receive the image, and which image tokens it comes from (head attribution, section 5)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from calibrate.probes.attribution.prefix import PrefixCapture
 from calibrate.probes.attribution.regression import Fit, attribute_entries
 from calibrate.probes.attribution.response import Response, Vector
 
-#: A text token whose blocking lowers the logit by more than this share receives the image (S4 eq. 11).
+#: A text token whose blocking lowers the logit by more than this share receives the image (head attribution eq. 11).
 RECEIVES = 0.05
 
 
@@ -22,7 +22,7 @@ class TextTokens:
     """Text rows blocked one at a time, with only the needed heads intact.
 
     Attributes:
-        effects: share of the logit lost when a row is blocked, ``[T]`` (S4's delta).
+        effects: share of the logit lost when a row is blocked, ``[T]`` (delta in head attribution).
         receives: rows with an effect above `RECEIVES`, ``[T]``.
         sufficient: share of the logit left when only those rows receive the image; NaN when there is none.
     """
@@ -38,8 +38,8 @@ class ImageTokens:
 
     Attributes:
         fit: coefficients ``[V]`` and how well they predict.
-        attention: weighted attention of S4 eq. 13, ``[V]``.
-        correlation: Pearson correlation of the two (S4: 0.70 on LLaVA-1.5-7B); NaN where either is constant.
+        attention: weighted attention, ``[V]`` (head attribution eq. 13).
+        correlation: Pearson correlation of the two (the paper: 0.70 on LLaVA-1.5-7B); NaN where either is constant.
     """
 
     fit: Fit

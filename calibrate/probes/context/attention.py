@@ -1,13 +1,14 @@
-"""What attention does in one prompt while its context is pruned: entropy, visual dependency, information flow (S2 3
-and 4).
+"""Attention in one prompt while its context is pruned: entropy, visual dependency, information flow.
+
+The measures are those of context pruning, sections 3 and 4.
 
 The runtime drops tokens; here they are hidden instead, in every layer after the one that ranked them, which is the
 same to all rows that stay and leaves every row in place to be compared with the dense run. It also knows a pooling
 over heads that no plan offers (the mean).
 
-Information flow needs gradients: ``I = sum_h |A_h * dL/dA_h|`` (S2 eq. 17). The gradient of an attention weight is
-the gradient of the row's output times the key's value vector, so only the outputs' gradients are kept and no n x n
-matrix is: rows are worked off in chunks.
+Information flow needs gradients: ``I = sum_h |A_h * dL/dA_h|`` (eq. 17). The gradient of an attention weight is
+the gradient of the row's output times the key's value vector, so only the outputs' gradients are kept, never an n x n
+matrix: rows are processed in chunks.
 """
 
 from __future__ import annotations
@@ -30,8 +31,7 @@ from planner.runtime.tensors.weights import attention_weights
 from planner.schedule import Schedule, kept
 
 Pooling = Literal["max", "mean"]
-#: From visual tokens to preserved (r), pruned (c) text and the target (t); from those to the target; all other pairs
-#: (w).
+#: From visual tokens to preserved text (r), pruned text (c) and the target (t); from r and c to t; other pairs (w).
 FLOWS = ("vr", "vc", "rt", "ct", "vt", "ww")
 _CHUNK = 128
 
@@ -42,10 +42,10 @@ class Attended:
 
     Attributes:
         logits: of the last row, ``[vocabulary]``.
-        entropy: of the attention rows of the protected tokens, mean over heads and rows, ``[L]`` nats (S2 eq. 5).
-        visual: weight of the last row on the image, mean over heads, ``[L]`` (S2 eq. 2 at the first answer token).
+        entropy: of the attention rows of the protected tokens, mean over heads and rows, ``[L]`` nats (eq. 5).
+        visual: weight of the last row on the image, mean over heads, ``[L]`` (eq. 2 at the first answer token).
         preserved, pruned: text rows after the image, the last one (the target) left out, ``[n]``.
-        flow: means of `FLOWS` per layer, ``[L, 6]`` (S2 eq. 18-23); None where no gradient was asked for.
+        flow: means of `FLOWS` per layer, ``[L, 6]`` (eq. 18-23); None where no gradient was asked for.
     """
 
     logits: torch.Tensor
@@ -177,9 +177,8 @@ def _flows(
 ) -> Array:
     """Means of `FLOWS` in one layer, ``[6]``; 0 where a group is empty.
 
-    As in S2 the image counts as one part: sums over visual tokens are divided by the other side's tokens only. The
-        rest, w, is the mean
-    over all other causal pairs of different tokens.
+    As in the paper, the image counts as one part: sums over visual tokens are divided by the other side's tokens only.
+    The rest, w, is the mean over all other causal pairs of different tokens.
     """
     heads, rows = call.query.shape[1], call.query.shape[2]
     value = call.value.repeat_interleave(heads // call.value.shape[1], dim=1)[0].float()
@@ -237,9 +236,7 @@ def _weights(call: Call, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _hide(call: Call, dropped: torch.Tensor) -> torch.Tensor:
-    """The call's mask, written out, without the dropped columns; dropped rows see themselves, so that none sees
-    nothing.
-    """
+    """The call's mask as a tensor, dropped columns masked out; a dropped row sees itself, so that no row is empty."""
     rows = call.query.shape[2]
     device = call.query.device
     itself = torch.eye(rows, dtype=torch.bool, device=device)

@@ -1,6 +1,4 @@
-"""The best pruning rate against context length: a quadratic through what was measured (S2 appendix I, figures 15 and
-16).
-"""
+"""The best pruning rate against context length: a quadratic fit (context pruning, appendix I, figures 15 and 16)."""
 
 from __future__ import annotations
 
@@ -12,13 +10,12 @@ from calibrate.probes.stats import Array
 from planner.context_rate import RateFit
 from planner.errors import CalibrationError
 
-#: S2 takes the best rate as the mean of the best three adjacent ones, so that one lucky rate does not decide.
+#: The paper takes the mean of the best three adjacent rates as the best one, so that one lucky rate does not decide.
 ADJACENT = 3
 
 
 def best_rate(rates: Sequence[float], performance: Array) -> float:
-    """Mean of the `ADJACENT` neighbouring rates whose mean performance is highest; the lowest such rates where
-    several are.
+    """Mean of the `ADJACENT` neighbouring rates with the highest mean performance; the lowest ones in a tie.
 
     Args:
         rates: ascending, ``[R]``. performance: at each, ``[R]``.

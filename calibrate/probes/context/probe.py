@@ -1,13 +1,13 @@
-"""Context pruning: how much text beside the image can go, and what that does to attention (S2).
+"""Context pruning: how much text beside the image can be dropped, and what that does to attention.
 
 Each sample is asked its question after contexts of several lengths, built from the set's other annotations (or the
 user's long texts). For every length and rate the pruned model is *executed* by the runtime, and its first answer
 token compared with the dense model's at that length and with the accepted answers. The best rate against length is
 fitted by a quadratic, which a plan with ``rate: "auto"`` reads.
 
-Beside the grid, at the default rate: ranking by the mean over heads or at random instead of the maximum (S2 figure
-9), pruning over the first 7 or 13 layers of 32 instead of 10 (figure 13, scaled to the model's depth), entropy of
-attention before and after (proposition 1), visual dependency (eq. 2) and information flow (eq. 18-23).
+Beside the grid, at the default rate: ranking by the mean over heads or at random instead of the maximum (figure 9),
+pruning over the first 7 or 13 layers of 32 instead of 10 (figure 13, scaled to the model's depth), entropy of attention
+before and after (proposition 1), visual dependency (eq. 2) and information flow (eq. 18-23).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from planner.schedule import Schedule
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DEFAULT_RATE = 0.3
-#: Unless told otherwise five lengths, equally spaced up to S2's longest or what the model has positions for.
+#: By default five lengths, equally spaced up to the paper's longest or to what the model has positions for.
 LENGTHS, LONGEST = 5, 2500
 #: How the variants at the default rate are called.
 VARIANTS = ("max", "mean", "random", *(f"first {layers} of {OF_LAYERS} layers" for layers in OTHER_LAYERS))
@@ -53,7 +53,7 @@ class ContextProbe(ExecutedProbe):
         seed: of contexts and random selections.
 
     Raises:
-        InputError: lengths or rates that make no sense.
+        InputError: invalid lengths or rates.
     """
 
     name: ClassVar[str] = "context"
@@ -71,10 +71,10 @@ class ContextProbe(ExecutedProbe):
     ) -> None:
         super().__init__(samples)
         if lengths is not None and (not lengths or min(lengths) < 1 or list(lengths) != sorted(set(lengths))):
-            raise InputError(f"context lengths must ascend from 1, got {list(lengths)}", "S2 uses 500 to 2500 tokens")
+            raise InputError(f"context lengths must ascend from 1, got {list(lengths)}", "The paper uses 500 to 2500")
         if len(rates) < ADJACENT or list(rates) != sorted(set(rates)) or rates[0] < 0 or rates[-1] >= 1:
             raise InputError(
-                f"{list(rates)} are not {ADJACENT} or more ascending rates from 0 to below 1", "S2 uses 0 to 0.9"
+                f"{list(rates)} are not {ADJACENT} or more ascending rates from 0 to below 1", "The paper uses 0 to 0.9"
             )
         self.lengths = None if lengths is None else tuple(lengths)
         self.rates, self.texts, self.flow, self.seed = tuple(rates), texts, flow, seed

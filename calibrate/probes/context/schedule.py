@@ -1,4 +1,4 @@
-"""Context pruning of S2 as a schedule for models of any depth."""
+"""Context pruning as a schedule for models of any depth."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from planner.policies.context import Context
 from planner.schedule import Schedule
 from planner.spec import ModelSpec
 
-#: S2 counts layers of 32-layer models: 10 is its choice, 7 and 13 its comparison.
+#: The paper counts layers of 32-layer models: 10 is its choice, 7 and 13 are its ablation.
 OF_LAYERS, LAYERS, OTHER_LAYERS = 32, 10, (7, 13)
 
 

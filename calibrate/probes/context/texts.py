@@ -1,9 +1,8 @@
-"""Long contexts to put before a question: from the other annotations of the sample set, or from the user's own texts
-(S2 3.1).
+"""Long contexts to put before a question, from the other annotations of the sample set or from the user's own texts.
 
-S2 strings together other annotations of the same image and leaves out those that give the answer away. So here:
-statements made of other samples' questions and answers, those of the same image first, then of other images, in an
-order drawn by seed; none holds an accepted answer's words.
+Context pruning (section 3.1) concatenates other annotations of the same image and leaves out those that give the answer
+away. So does this module: it makes statements of other samples' questions and answers, those of the same image first,
+then those of other images, in an order drawn by seed; none contains the words of an accepted answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Where the parts of a transformers vision-language model are: its text tower, layers, attention modules, visual
-token ids.
+"""Finds the parts of a transformers vision-language model: text tower, layers, attention modules, visual token ids.
 
-Everything is found by what a module *has*, not by what class it is; a model that lacks a part is refused by naming
-the part.
+Parts are found by what a module *has*, not by its class. A model that lacks a part is refused, and the error names it.
 """
 
 from __future__ import annotations

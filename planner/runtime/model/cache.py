@@ -1,10 +1,9 @@
 """Cache layers that hold few keys and values and say that they hold the whole prompt.
 
 A model asks its cache how long the past is to place the next token and to size its mask. A pruned layer therefore
-answers with the
-**logical** length, in which dropped tokens still count, and the runtime picks from the model's mask the columns that
-are really there. Positions, multi-axis rotary embeddings, beam search, assisted decoding and later turns need nothing
-else.
+answers with the **logical** length, in which dropped tokens still count, and the runtime picks from the model's mask
+the columns that are really there. Positions, multi-axis rotary embeddings, beam search, assisted decoding and later
+turns need nothing else.
 """
 
 from __future__ import annotations

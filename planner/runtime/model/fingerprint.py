@@ -62,6 +62,6 @@ def _offloaded(module: nn.Module, name: str) -> Tensor:
         if held is not None:
             return held[name]  # type: ignore[no-any-return]
     raise UnsupportedModelError(
-        f"the weight '{name}' of {type(module).__name__} is on no device, so the model cannot be told from others",
+        f"the weight '{name}' of {type(module).__name__} is on no device, so the model cannot be fingerprinted",
         "Load the weights, or run without image_stream and image_cache",
     )

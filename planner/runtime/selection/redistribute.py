@@ -1,4 +1,4 @@
-"""Visual attention redistribution (S3, VAR): weight moves from visual sink tokens to the other visual tokens."""
+"""Visual attention redistribution (VAR): weight moves from visual sink tokens to the other visual tokens."""
 
 from __future__ import annotations
 

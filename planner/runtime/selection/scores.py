@@ -1,5 +1,4 @@
-"""Scores that rank tokens: what a `planner.schedule.Select` says in one word, computed from one layer's queries, keys
-and values.
+"""Scores that rank tokens: each `rank_by` of a `planner.schedule.Select`, from one layer's queries, keys and values.
 
 Every score is ``[B, r]`` over the ranked rows. The costly part is one product of some query rows with the keys of all
 present rows; the influence scores add one product of the last row's output with the ranked values. Nothing else
@@ -115,14 +114,14 @@ def last_attention(scored: Scored, ranked: Rows) -> Tensor:
 
 
 def influence_l2(scored: Scored, ranked: Rows) -> Tensor:
-    """L2 change of the last row's output when the token's weight is zeroed (S1 eq. 6)."""
+    """L2 change of the last row's output when the token's weight is zeroed (VisiPruner eq. 6)."""
     columns = scored.keys.slots_of(ranked)
     weights = gather(scored.last_weights(), columns, dim=2)
     return influence_norm(weights, gather(scored.call.value, columns, dim=2))
 
 
 def influence_cos(scored: Scored, ranked: Rows) -> Tensor:
-    """1 - cosine of the same change (S1 eq. 7-8)."""
+    """1 - cosine of the same change (VisiPruner eq. 7-8)."""
     weights = scored.last_weights()
     columns = scored.keys.slots_of(ranked)
     value = gather(scored.call.value, columns, dim=2)
@@ -159,7 +158,7 @@ def cross_self_attention(scored: Scored, ranked: Rows) -> Tensor:
 
 
 def attention_received(scored: Scored, ranked: Rows) -> Tensor:
-    """Mean weight over the queries that can see the token, largest over heads (S2, our reading of eq. 4)."""
+    """Mean weight over the queries that can see the token, largest over heads (context pruning, as we read eq. 4)."""
     layout = scored.layout
     asking = layout.after | layout.visual if layout.visual_after_text() else layout.after
     rows = _held(scored, asking)

@@ -1,7 +1,7 @@
-"""Attention weights of a few query rows, recomputed beside a fused kernel, and what follows from them in closed form.
+"""Attention weights of a few query rows, recomputed beside a fused kernel, and scores in closed form from them.
 
-Shapes: ``B`` batch, ``H`` query heads, ``Hkv`` key/value heads, ``n`` keys, ``R`` query rows, ``dh`` head size. One
-    matrix product per score, so that what a selection costs can be stated (`planner.cost.selector`) and counted.
+Shapes: ``B`` batch, ``H`` query heads, ``Hkv`` key/value heads, ``n`` keys, ``R`` query rows, ``dh`` head size. Each
+score is one matrix product, so that the cost of a selection can be stated (`planner.cost.selector`) and counted.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Influence:
-    """What zeroing one token's attention weight does to a row's attention output, for every token at once (S1 eq. 6-8).
+    """Change of a row's attention output when one token's weight is zeroed, for every token (VisiPruner eq. 6-8).
 
     Heads are concatenated; the output is the one before the output projection; nothing is renormalised.
 
@@ -87,7 +87,7 @@ def influence_norm(weights: Tensor, value: Tensor) -> Tensor:
 
 
 def influence(weights: Tensor, value: Tensor, output: Tensor) -> Influence:
-    """Closed form of S1 eq. 6-8: with ``w`` the weights, ``v`` the values and ``O`` the output of each head,
+    """Closed form of VisiPruner eq. 6-8: with ``w`` the weights, ``v`` the values and ``O`` the output of each head,
 
         l2[j]^2   = sum_h w[h,j]^2 |v[h,j]|^2
         O.O'[j]   = |O|^2 - sum_h w[h,j] <O[h], v[h,j]>
@@ -116,7 +116,7 @@ def influence(weights: Tensor, value: Tensor, output: Tensor) -> Influence:
 
 
 def sink_value(hidden: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """``max over dims of |x_d / RMS(x)|`` (S3), no norm weight, eps 1e-6: ``[B, n]`` from ``[B, n, d]``."""
+    """``max over dims of |x_d / RMS(x)|`` (VAR), no norm weight, eps 1e-6: ``[B, n]`` from ``[B, n, d]``."""
     x = hidden.to(working_dtype(hidden))
     rms = (x.square().mean(-1) + 1e-6).sqrt()
     return x[..., list(dims)].abs().amax(-1) / rms
