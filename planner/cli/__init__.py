@@ -1,8 +1,8 @@
-"""The command line, `plan`: a thin click group, one verb a file, nothing but parsing and printing.
+"""The command line, `plan`: a thin click group, one file per verb, nothing but parsing and printing.
 
 A verb's module is imported when the verb is run (or its help is asked for), and imports what it needs inside its
 function, so that `plan --help` imports neither torch nor transformers. Data goes to stdout, everything else to
-stderr. Exit status: 0 done, 1 a refused input (one line of cause and remedy, no traceback), 2 wrong usage.
+stderr. Exit status: 0 done, 1 refused input (one line of cause and remedy, no traceback), 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -46,8 +46,11 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vlm-planner", prog_name="plan")
 def cli() -> None:
-    """Calibrate a vision-language model, freeze a token-pruning plan, and run it on unmodified transformers
-    models."""
+    """Calibrate a vision-language model, freeze a token-pruning plan and run it.
+
+    The model is an unmodified transformers model. `plan VERB --help` describes a verb; docs/glossary.md in the
+    repository explains the terms.
+    """
 
 
 def _refuse(message: str) -> NoReturn:

@@ -16,14 +16,27 @@ if TYPE_CHECKING:
 
 @click.command("bench")
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--model", help="Hub id or directory; default: the model the plan names.")
-@click.option("--image", type=click.Path(path_type=Path), help="Default: an image of the model's bundled samples.")
-@click.option("--prompt", default="What is in the image?", show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Equal requests side by side.")
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--new-tokens", type=click.IntRange(2), default=16, show_default=True)
-@click.option("--fit-hardware", metavar="NAME", help="Fit a hardware row to the times; written as NAME.json.")
-@click.option("--format", "fmt", type=click.Choice(["table", "md", "json"]), default="table", show_default=True)
+@click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
+@click.option(
+    "--image", type=click.Path(path_type=Path), help="Image file. [default: one of the model's bundled samples]"
+)
+@click.option("--prompt", default="What is in the image?", show_default=True, help="Question about the image.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Copies of the request in one batch."
+)
+@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Runs of each side.")
+@click.option("--new-tokens", type=click.IntRange(2), default=16, show_default=True, help="Tokens to generate per run.")
+@click.option(
+    "--fit-hardware", metavar="NAME", help="Fit a hardware row to the measured times and write it as NAME.json."
+)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "md", "json"]),
+    default="table",
+    show_default=True,
+    help="Plain text, Markdown or JSON; JSON adds the time of every round.",
+)
 @loading
 def command(
     plan_path: Path,
@@ -37,9 +50,10 @@ def command(
     fmt: str,
     **options: Any,
 ) -> None:
-    """Measure prefill and decode time, peak memory and KV cache, dense and with PLAN, in turns.
+    """Measure time and memory, dense and planned.
 
-    Predicted ratios stand in a column of their own.
+    Runs without and with PLAN alternate. The table has prefill and decode time, peak memory and KV cache, and beside
+    the measured ratios those that the cost model predicts.
     """
     from calibrate.inputs.batches import Batches
     from calibrate.inputs.encode import Encoder

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def _shard(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
     index, slash, count = value.partition("/")
     if not (slash and index.isdigit() and count.isdigit()):
-        raise click.BadParameter("give it as i/n, such as 0/4")
+        raise click.BadParameter("expected i/n, such as 0/4")
     return int(index), int(count)
 
 
@@ -40,32 +40,77 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 @click.option("--eval-data", help="Samples for the final comparison, never used to decide.")
 @click.option("--num-samples", type=click.IntRange(1), help="Draw this many calibration samples. [default: all]")
 @click.option("--eval-samples", type=click.IntRange(1), help="Draw this many evaluation samples. [default: all]")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--probes", help="Comma-separated, or all; `plan ls probes` names them.")
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Samples per forward pass.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning."
+)
+@click.option(
+    "--probes",
+    help="Probes to run, comma-separated, or all; see `plan ls probes`. [default: those that run by default there]",
+)
 @click.option(
     "--set",
     "settings",
     multiple=True,
     callback=_settings,
     metavar="PROBE.KEY=VALUE",
-    help="A probe's setting, such as masking.samples=16; repeatable.",
+    help="Set an option of a probe, such as masking.samples=16; repeatable.",
 )
 @click.option(
     "--profile",
     type=click.Path(path_type=Path),
-    help="Decide from a profile measured before (`plan merge`) on these samples; nothing is measured again.",
+    help="Decide from this profile of the same samples (see `plan merge`) instead of measuring.",
 )
-@click.option("--agreement", type=float, default=0.98, show_default=True, help="Share of dense answers to keep.")
-@click.option("--confidence", type=float, default=0.8, show_default=True, help="One-sided, with which it must hold.")
-@click.option("--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer compared.")
-@click.option("--questions", type=click.IntRange(1), default=2, show_default=True, help="Asked about each image.")
-@click.option("--profile-only", is_flag=True, help="Stop after the profile: no plan.")
-@click.option("--resume", is_flag=True, help="Take over what an interrupted run left in --out.")
-@click.option("--shard", default="0/1", show_default=True, callback=_shard, help="Measure part i/n only.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("calibration"), show_default=True)
-@click.option("--format", "fmt", type=click.Choice(["table", "md", "json"]), default="table", show_default=True)
-@click.option("-v", "--verbose", is_flag=True, help="Tell each candidate as it is tried.")
+@click.option(
+    "--agreement",
+    type=float,
+    default=0.98,
+    show_default=True,
+    help="Least share of the dense model's answers that must stay the same.",
+)
+@click.option(
+    "--confidence",
+    type=float,
+    default=0.8,
+    show_default=True,
+    help="One-sided confidence with which --agreement must hold.",
+)
+@click.option(
+    "--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer that is compared."
+)
+@click.option(
+    "--questions",
+    type=click.IntRange(1),
+    default=2,
+    show_default=True,
+    help="Questions per image that the plan is optimised for.",
+)
+@click.option("--profile-only", is_flag=True, help="Measure only; decide on no plan.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run from its state in --out.")
+@click.option(
+    "--shard",
+    default="0/1",
+    show_default=True,
+    callback=_shard,
+    help="Measure part i of n only; unite the parts with `plan merge`.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("calibration"),
+    show_default=True,
+    help="Folder for profile.json, plan.json and report.html.",
+)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "md", "json"]),
+    default="table",
+    show_default=True,
+    help="How the plan is printed.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Print each candidate as it is tried.")
 @sampling
 @loading
 def command(
@@ -86,13 +131,16 @@ def command(
     fmt: str,
     **rest: Any,
 ) -> None:
-    """Profile MODEL, decide on a plan, and measure it beside dense, FastV and random pruning at equal FLOPs.
+    """Measure a model, decide on a plan and evaluate it.
 
-    Of the candidates that keep the dense model's answers, the plan is the one with the fewest decoder FLOPs per
-    question, where from the second of --questions about an image on, the stream of its shallow layers is cached.
+    The result is compared with the dense model, FastV and random pruning at equal FLOPs.
 
-    MODEL is a hub id or a directory; without one, the bundled reference model and its samples. Writes profile.json,
-    plan.json and report.html into --out, and prints the comparison.
+    MODEL is a hub id or a directory; the default is the bundled reference model with its samples. Writes
+    profile.json, plan.json and report.html into --out and prints the comparison.
+
+    The plan is the candidate with the fewest decoder FLOPs per question among those that keep the dense model's
+    answers. The cost assumes --questions about each image: from the second on, the output of the shallow layers is
+    taken from the image cache.
     """
     from calibrate.deciding.search import Limits
     from calibrate.inputs.samples import Columns
@@ -103,10 +151,10 @@ def command(
     measuring = {"--probes": probes, "--set": settings, "--profile-only": profile_only, "--resume": rest["resume"]}
     clash = [name for name, value in {**measuring, "--shard": rest["shard"] != (0, 1)}.items() if value]
     if rest["profile"] is not None and clash:
-        raise click.UsageError(f"{', '.join(clash)} cannot go with --profile: nothing is measured again")
+        raise click.UsageError(f"{', '.join(clash)} cannot be combined with --profile, which measures nothing")
     idle = [name for name in settings if name not in chosen]
     if idle:
-        raise click.UsageError(f"--set is given for {', '.join(idle)}, which --probes does not choose")
+        raise click.UsageError(f"--set names {', '.join(idle)}, which --probes does not select")
     options = Options(
         model=model,
         data=data,
@@ -124,7 +172,7 @@ def command(
     if outcome.profile is not None:
         _write(options, outcome, fmt)
     elif options.shard[1] > 1:
-        click.echo(f"wrote this shard's state into {options.out}; unite all of them with `plan merge`", err=True)
+        click.echo(f"wrote this shard's state into {options.out}; unite all shards with `plan merge`", err=True)
 
 
 #: Options that `Options` calls by the same name.
@@ -132,7 +180,7 @@ _SAME = ("prompt", "split", "num_samples", "batch_size", "seed", "profile", "res
 
 
 def _writable(out: Path | None) -> None:
-    """Refuse a folder that cannot be written before minutes are spent."""
+    """Refuse an unwritable folder before any time is spent."""
     from planner.document import write_atomic
 
     if out is not None:

@@ -1,4 +1,4 @@
-"""`plan evaluate`: what a plan keeps on other samples, beside other policies at its cost."""
+"""`plan evaluate`: accuracy of a plan on other samples, beside other policies at the same cost."""
 
 from __future__ import annotations
 
@@ -12,21 +12,34 @@ from planner.cli.options import load_for, loading, sampling
 
 @click.command("evaluate")
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--model", help="Hub id or directory; default: the model the plan names.")
-@click.option("--data", help="JSONL, image folder or datasets id; default: the bundled evaluation set.")
+@click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
+@click.option("--data", help="Samples: JSONL, an image folder or a datasets id. [default: the bundled evaluation set]")
 @click.option("--num-samples", type=click.IntRange(1), help="Draw this many samples. [default: all]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw and of random pruning.")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer compared.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning."
+)
+@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Samples per forward pass.")
+@click.option(
+    "--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer that is compared."
+)
 @click.option(
     "--policy",
     "against",
     multiple=True,
-    help="A name (brought to the plan's decoder FLOPs), 'all' of these, or a full spelling. Repeatable. "
+    help="Policy to compare with: a name (scaled to the plan's decoder FLOPs), all, or a full spelling; repeatable. "
     "[default: fastv, random]",
 )
-@click.option("--rounds", type=click.IntRange(0), default=15, show_default=True, help="Of timing; 0: no times.")
-@click.option("--format", "fmt", type=click.Choice(["table", "md", "json"]), default="table", show_default=True)
+@click.option(
+    "--rounds", type=click.IntRange(0), default=15, show_default=True, help="Rounds of timing; 0 measures no time."
+)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "md", "json"]),
+    default="table",
+    show_default=True,
+    help="Plain text, Markdown or JSON; JSON adds accuracy by question type.",
+)
 @sampling
 @loading
 def command(
@@ -47,10 +60,11 @@ def command(
     fmt: str,
     **options: Any,
 ) -> None:
-    """Execute PLAN on samples, beside the dense model and other policies at equal decoder FLOPs.
+    """Evaluate a plan on other samples.
 
-    Prints accuracy (where samples have answers) and agreement with the dense model, with 95 % intervals, cost and
-    prefill time; with --format json also the accuracy by question type. The plan itself stays as it is.
+    Executes PLAN beside the dense model and other policies at equal decoder FLOPs. Prints accuracy (where samples
+    have answers) and agreement with the dense model, with 95 % intervals, cost and prefill time. The plan itself is
+    not changed.
     """
     import json
 
@@ -70,9 +84,7 @@ def command(
     plan = load_plan(plan_path)
     bundled = plan.model.id.startswith("reference/") and model is None
     if data is None and not bundled:
-        raise InputError(
-            "a model of your own needs samples of your own", "Give --data: JSONL, image folder, datasets id"
-        )
+        raise InputError("there are no bundled samples for this model", "Give --data: JSONL, image folder, datasets id")
     samples = load_samples(
         data if data is not None else reference_path("easy_vqa") / "evaluation.jsonl",
         prompt=prompt,

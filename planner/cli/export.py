@@ -1,4 +1,4 @@
-"""`plan export`: a plan from a profile under given parameters."""
+"""`plan export`: a plan for a given policy and a profiled model."""
 
 from __future__ import annotations
 
@@ -9,22 +9,31 @@ import click
 
 @click.command("export")
 @click.argument("profile_path", metavar="PROFILE", type=click.Path(path_type=Path))
-@click.option("--policy", required=True, help="As in `plan report`, such as visipruner:filter=3,keep=20,exit=7.")
+@click.option(
+    "--policy", required=True, help="Policy, spelled as in `plan report`: visipruner:filter=3,keep=20,exit=7."
+)
 @click.option(
     "--context-tokens",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Long context before the question, added to the profile's prompt.",
+    help="Tokens of long context before the question, beside those of the profile's prompts.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random selections.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("plan.json"), show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random selections.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("plan.json"),
+    show_default=True,
+    help="Where the plan goes.",
+)
 def command(profile_path: Path, policy: str, context_tokens: int, seed: int, out: Path) -> None:
-    """Write a plan that applies a policy to the model of PROFILE, with its predicted cost.
+    """Write a plan for a policy of your choice.
 
-    What a policy leaves to the profile (context:rate=auto) is settled, and stands in the plan.
-
-    Its accuracy is not measured; the plan says so. `plan calibrate` decides by measurement and writes what it measured.
+    The plan applies --policy to the model of PROFILE and states the predicted cost. Its accuracy is not measured, and
+    the plan says so; `plan calibrate` measures it. Parameters that a policy takes from the profile (context:rate=auto)
+    are written into the plan as values.
     """
     from planner.plan import Decision, Plan, created_with, predict
     from planner.policies import parse

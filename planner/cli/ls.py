@@ -1,4 +1,4 @@
-"""`plan ls`: what is shipped and what is known."""
+"""`plan ls`: what is shipped and what is supported."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ import click
 
 
 @click.command("ls")
-@click.argument("what", type=click.Choice(["models", "families", "policies", "hardware", "conventions", "probes"]))
-@click.option("--format", "fmt", type=click.Choice(["table", "md", "json"]), default="table", show_default=True)
+@click.argument(
+    "what", metavar="WHAT", type=click.Choice(["models", "families", "policies", "hardware", "conventions", "probes"])
+)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "md", "json"]),
+    default="table",
+    show_default=True,
+    help="Plain text, Markdown or JSON.",
+)
 def command(what: str, fmt: str) -> None:
-    """List shipped models, known families, policies, hardware rows, FLOP conventions or calibration probes."""
+    """List models, policies, probes and the like.
+
+    WHAT is models (shipped facts), families (known model types), policies, hardware, conventions (ways of counting
+    FLOPs) or probes.
+    """
     rows: Sequence[Mapping[str, Any]] = {
         "models": _models,
         "families": _families,

@@ -1,4 +1,4 @@
-"""`plan merge`: unite the shards of a calibration."""
+"""`plan merge`: merge the shards of a calibration."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import click
 
 @click.command("merge")
 @click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("profile.json"), show_default=True)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("profile.json"),
+    show_default=True,
+    help="Where the profile goes.",
+)
 def command(shards: tuple[Path, ...], out: Path) -> None:
-    """Unite SHARDS (states written by `plan calibrate --shard i/n`) into the profile one process would have made.
+    """Merge the shards of a calibration.
 
-    `plan calibrate MODEL --profile PROFILE` then decides on a plan, on one machine; `plan show PROFILE` shows what was
-    measured.
+    SHARDS are the states that `plan calibrate --shard i/n` writes. The result is the profile that one process would
+    have made; `plan calibrate MODEL --profile PROFILE` then decides on a plan.
     """
     from calibrate.measuring.run import merge_states
 

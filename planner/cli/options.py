@@ -15,10 +15,14 @@ def sampling(function: F) -> F:
     return _with(
         function,
         [
-            click.option("--prompt", help="The question for every image of a folder."),
-            click.option("--image-column", default="image", show_default=True, help="Columns of a datasets id."),
-            click.option("--prompt-column", default="prompt", show_default=True),
-            click.option("--answer-column", default="answer", show_default=True),
+            click.option("--prompt", help="Question for every image of a folder."),
+            click.option("--image-column", default="image", show_default=True, help="Image column of a datasets id."),
+            click.option(
+                "--prompt-column", default="prompt", show_default=True, help="Prompt column of a datasets id."
+            ),
+            click.option(
+                "--answer-column", default="answer", show_default=True, help="Answer column of a datasets id."
+            ),
             click.option("--split", default="test", show_default=True, help="Split of a datasets id."),
         ],
     )
@@ -29,18 +33,23 @@ def loading(function: F) -> F:
     return _with(
         function,
         [
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps, ..."),
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                help="auto (the first accelerator), cpu, cuda, cuda:1, mps, ...",
+            ),
             click.option(
                 "--dtype",
                 type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
                 default="auto",
                 show_default=True,
-                help="auto: the checkpoint's own; float32 on a CPU.",
+                help="Weights' dtype; auto is the checkpoint's own, float32 on a CPU.",
             ),
-            click.option("--revision", help="Branch, tag or commit on the hub."),
-            click.option("--trust-remote-code", is_flag=True, help="Run model code from the hub."),
-            click.option("--attn-implementation", help="sdpa (transformers' default) or eager."),
-            click.option("--device-map", help="auto: spread a model over several devices."),
+            click.option("--revision", help="Branch, tag or commit of the model on the hub."),
+            click.option("--trust-remote-code", is_flag=True, help="Allow model code from the hub to run."),
+            click.option("--attn-implementation", help="Attention kernel: sdpa (transformers' default) or eager."),
+            click.option("--device-map", help="auto spreads a model over several devices."),
         ],
     )
 

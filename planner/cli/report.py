@@ -1,4 +1,4 @@
-"""`plan report`: what policies cost, from a model's configuration alone."""
+"""`plan report`: what policies cost, computed from a model's configuration."""
 
 from __future__ import annotations
 
@@ -32,44 +32,62 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     "policies",
     multiple=True,
     metavar="NAME[:key=value,...]",
-    help="A row of the table; repeatable, + composes.",
+    help="Add a policy as a row; repeatable. + composes policies.",
 )
 @click.option(
-    "--convention", default="exact", show_default=True, help="exact, causal, pdrop, fastv, sparsevlm or mean-token."
+    "--convention",
+    default="exact",
+    show_default=True,
+    help="How FLOPs are counted: exact, causal, pdrop, fastv, sparsevlm or mean-token.",
 )
-@click.option("--visual-tokens", type=int, help="Visual tokens of all images.")
-@click.option("--image", "images", type=_Size(), multiple=True, help="Image size in pixels instead; repeatable.")
-@click.option("--text-tokens", type=int, help="Text after the image.")
-@click.option("--system-tokens", type=int, help="Text before the image.")
+@click.option("--visual-tokens", type=int, help="Visual tokens of all images together.")
+@click.option(
+    "--image",
+    "images",
+    type=_Size(),
+    multiple=True,
+    help="Image size in pixels, to derive the visual tokens; repeatable.",
+)
+@click.option("--text-tokens", type=int, help="Text tokens after the image.")
+@click.option("--system-tokens", type=int, help="Text tokens before the image.")
 @click.option("--context-tokens", type=int, help="How many of the text tokens are prunable context.")
-@click.option("--output-tokens", type=int, help="Length of the answer.")
-@click.option("--batch", type=int, help="Equal requests side by side.")
-@click.option("--weight-bits", type=int, help="Bits of a weight: 16, 8 or 4.")
-@click.option("--kv-bits", type=int, help="Bits of a cached key or value.")
-@click.option("--image-stream-cached", is_flag=True, help="A second question on an image whose stream is cached.")
+@click.option("--output-tokens", type=int, help="Tokens of the answer.")
+@click.option("--batch", type=int, help="Batch size.")
+@click.option("--weight-bits", type=int, help="Bits per weight: 16, 8 or 4.")
+@click.option("--kv-bits", type=int, help="Bits per cached key or value element.")
+@click.option(
+    "--image-stream-cached", is_flag=True, help="Cost a further question about an image that is in the image cache."
+)
 @click.option(
     "--head",
     type=click.Choice(["last", "all"]),
     default="last",
     show_default=True,
-    help="Positions the language-model head runs on.",
+    help="Positions on which the language-model head runs.",
 )
 @click.option(
     "--alone",
     type=click.Choice(["fast", "generic"]),
     default="fast",
     show_default=True,
-    help="How visual tokens that see only themselves run.",
+    help="How isolated visual rows run: values and FFN only, or with queries and keys.",
+)
+@click.option("--hardware", "device", help="Add roofline latency for a device (plan ls hardware) or a JSON file.")
+@click.option(
+    "--sweep", "swept", metavar="NAME:key=a..b,...", help="Cost every combination of a policy's parameters, as CSV."
 )
 @click.option(
-    "--hardware", "device", help="Add roofline estimates for a shipped row (plan ls hardware) or a JSON file."
+    "--published", is_flag=True, help="Recompute the papers' published figures, as Markdown; takes no TARGET."
 )
 @click.option(
-    "--sweep", "swept", metavar="NAME:key=a..b,...", help="CSV of every combination of a policy's parameters."
+    "--format",
+    "fmt",
+    type=click.Choice(FORMATS),
+    default="table",
+    show_default=True,
+    help="Plain text, Markdown, CSV, JSON or HTML.",
 )
-@click.option("--published", is_flag=True, help="Published figures beside ours, as Markdown; needs no TARGET.")
-@click.option("--format", "fmt", type=click.Choice(FORMATS), default="table", show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
 def command(
     targets: tuple[str, ...],
     policies: tuple[str, ...],
@@ -84,9 +102,10 @@ def command(
     output: Path | None,
     **sizes: Any,
 ) -> None:
-    """Cost tables of TARGET: a shipped model (plan ls models), a config.json, a model directory, a profile or a plan.
+    """Compute what policies cost, without weights.
 
-    The first row is always the dense model.
+    TARGET is a shipped model (see plan ls models), a config.json, a model directory, a profile or a plan. The first
+    row of each table is the dense model.
     """
     if published:
         from planner.report.published import markdown

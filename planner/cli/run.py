@@ -12,12 +12,14 @@ from planner.cli.options import load_for, loading
 
 @click.command("run")
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--image", "images", type=click.Path(path_type=Path), multiple=True, required=True, help="Repeatable.")
-@click.option("--prompt", required=True)
-@click.option("--model", help="Hub id or directory; default: the model the plan names.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--dense", is_flag=True, help="Answer without the plan as well, for comparison.")
-@click.option("--overlay", type=click.Path(path_type=Path), help="Write a PNG that shows the patches kept.")
+@click.option(
+    "--image", "images", type=click.Path(path_type=Path), multiple=True, required=True, help="Image file; repeatable."
+)
+@click.option("--prompt", required=True, help="Question about the image.")
+@click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer.")
+@click.option("--dense", is_flag=True, help="Also answer without the plan, for comparison.")
+@click.option("--overlay", type=click.Path(path_type=Path), help="Write a PNG of the patches that the plan kept.")
 @loading
 def command(
     plan_path: Path,
@@ -29,9 +31,10 @@ def command(
     overlay: Path | None,
     **options: Any,
 ) -> None:
-    """Answer PROMPT about the image with PLAN applied.
+    """Answer a prompt about an image under a plan.
 
-    The answer goes to stdout; what was dropped where goes to stderr.
+    PLAN is applied to the model that it names, or to --model. The answer goes to stdout, visual tokens per layer to
+    stderr.
     """
     from calibrate.inputs.encode import Encoder, to_device
     from calibrate.inputs.identity import identify

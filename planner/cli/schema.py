@@ -6,9 +6,12 @@ import click
 
 
 @click.command("schema")
-@click.argument("document", type=click.Choice(["plan", "profile"]), default="plan")
+@click.argument("document", metavar="[plan|profile]", type=click.Choice(["plan", "profile"]), default="plan")
 def command(document: str) -> None:
-    """Print the JSON Schema of plan.json or profile.json."""
+    """Print the JSON Schema of a plan or profile.
+
+    The default is that of a plan.
+    """
     from planner.document import canonical
     from planner.plan import Plan
     from planner.profile import Profile

@@ -1,4 +1,4 @@
-"""`plan show`: a plan or a profile for a reader."""
+"""`plan show`: a plan or a profile as text, JSON or HTML."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ if TYPE_CHECKING:
 @click.command("show")
 @click.argument("path", metavar="PLAN|PROFILE", type=click.Path(path_type=Path))
 @click.option(
-    "--profile", "beside", type=click.Path(path_type=Path), help="Show what PLAN was derived from along with it."
+    "--profile", "beside", type=click.Path(path_type=Path), help="Also show this profile, from which PLAN was derived."
 )
-@click.option("--format", "fmt", type=click.Choice(["table", "md", "json", "html"]), default="table", show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to a file.")
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "md", "json", "html"]),
+    default="table",
+    show_default=True,
+    help="Plain text, Markdown, JSON (the file itself) or an HTML page with pictures.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
 def command(path: Path, beside: Path | None, fmt: str, output: Path | None) -> None:
-    """Print what PLAN does, saves and was measured to keep, or what PROFILE measured, probe by probe.
+    """Print a plan or a profile.
 
-    As html, a page with pictures: the report that `plan calibrate` writes.
+    Of a PLAN: its stages, predicted cost and measured accuracy. Of a PROFILE: the findings of each probe. As HTML, the
+    report that `plan calibrate` writes.
     """
     from planner.document import read_json, write_atomic
 
     body = read_json(path)
     is_profile = isinstance(body, dict) and "profile_sha256" in body
     if beside is not None and (is_profile or fmt == "json"):
-        raise click.UsageError("--profile goes with a PLAN, as table, md or html")
+        raise click.UsageError("--profile needs a PLAN and the format table, md or html")
     text = _profile(path, fmt) if is_profile else _plan(path, beside, fmt)
     if output is None:
         click.echo(text, nl=False)

@@ -1,4 +1,4 @@
-"""`plan validate`: is this plan whole, and does it fit this model?"""
+"""`plan validate`: is this plan complete and unchanged, and does it fit this model?"""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import click
 
 @click.command("validate")
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--model", help="Also check that it fits this model: config.json, model directory or shipped name.")
+@click.option("--model", help="Model that the plan must fit: config.json, model directory or shipped name.")
 def command(plan_path: Path, model: str | None) -> None:
-    """Check that PLAN is whole, unedited and of a known schema; with --model, that it fits."""
+    """Check a plan's schema, digest and model.
+
+    PLAN must be complete, of a known schema and unchanged since it was written; with --model it must also fit that
+    model.
+    """
     from planner.plan import load_plan
 
     plan = load_plan(plan_path)

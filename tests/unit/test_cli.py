@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from importlib import resources
 
+import click
 import pytest
 
-from planner.cli import VERBS
+from planner.cli import VERBS, cli
 from tests.unit.test_plan import make_plan
 
 
@@ -34,6 +37,24 @@ def test_help_imports_neither_torch_nor_transformers():
     assert done.returncode == 0, done.stderr
     for verb in VERBS:
         assert f"  {verb} " in done.stdout
+
+
+def test_summaries_are_whole_at_80_columns():
+    listing = plan("--help", env={**os.environ, "COLUMNS": "80"}).stdout.split("Commands:\n")[1]
+    summaries = {line.split()[0]: line for line in listing.splitlines() if line.startswith("  ")}
+    assert set(summaries) == set(VERBS), "a summary is wrapped, or a verb is missing"
+    for verb, line in summaries.items():
+        assert line.endswith(".") and not line.endswith("..."), f"the summary of {verb} is cut: {line}"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_help_and_every_argument_is_named_in_it(verb):
+    command = cli.get_command(click.Context(cli), verb)
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert not [option.opts for option in options if not option.help]
+    for argument in (parameter for parameter in command.params if isinstance(parameter, click.Argument)):
+        for name in re.findall(r"\w+", argument.metavar or argument.name.upper()):
+            assert re.search(rf"\b{name}\b", command.help), f"the help of {verb} does not say what {name} is"
 
 
 @pytest.mark.parametrize("document", ["plan", "profile"])

@@ -41,9 +41,9 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("--set", "maskin.samples=3"), "Did you mean 'masking'"),
         (("--set", "masking.samples=x"), "valid integer"),
         (("--set", "masking"), "PROBE.KEY=VALUE"),
-        (("--set", "flip.samples=3"), "given for flip, which --probes does not choose"),
-        (("--profile", "p.json", "--probes", "influence"), "--probes cannot go with --profile"),
-        (("--profile", "p.json", "--shard", "0/2", "--resume"), "--resume, --shard cannot go with --profile"),
+        (("--set", "flip.samples=3"), "names flip, which --probes does not select"),
+        (("--profile", "p.json", "--probes", "influence"), "--probes cannot be combined with --profile"),
+        (("--profile", "p.json", "--shard", "0/2", "--resume"), "--resume, --shard cannot be combined with --profile"),
     ],
 )
 def test_wrong_usage_of_calibrate(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_wrong_usage_of_calibrate(arguments: tuple[str, ...], says: str, tmp_pat
     ("arguments", "says"),
     [
         (("--set", "masking.samples=0"), "cannot measure 0 samples"),
-        (("--set", "masking.samples=17", "--num-samples", 64), "of 64 only 16 propose"),
+        (("--set", "masking.samples=17", "--num-samples", 64), "the proposal split has 16"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_a_model_is_loaded(
