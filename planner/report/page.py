@@ -11,7 +11,15 @@ from planner.plan import Evidence, Plan
 from planner.profile import Profile
 from planner.report import plan_charts
 from planner.report.inline import inline
-from planner.report.plan_view import EVIDENCE_HEADERS, STAGE_HEADERS, evidence_rows, percent, provenance, stage_rows
+from planner.report.plan_view import (
+    EVIDENCE_HEADERS,
+    STAGE_HEADERS,
+    evidence_rows,
+    percent,
+    provenance,
+    stage_legend,
+    stage_rows,
+)
 from planner.report.probes import sections
 from planner.report.probes.masking import window
 from planner.report.profile_view import measured_on
@@ -53,6 +61,7 @@ def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] 
         notes=evidence.notes if evidence else (),
         stage_headers=STAGE_HEADERS,
         stages=stage_rows(plan.decision.schedule),
+        stage_legend=stage_legend(plan.decision.schedule),
         charts=_plan_charts(plan, trials),
         model=plan.model,
         title=f"Plan for {plan.model.id}",

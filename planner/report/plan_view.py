@@ -1,4 +1,4 @@
-"""A plan as text: its staircase, what it saves, what it was measured to keep."""
+"""A plan as text: its stages, predicted cost and measured accuracy."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ EVIDENCE_HEADERS = (
     "of dense",
     "prefill ms",
 )
+#: What the values of a stage mean, under the table that shows them.
+STAGE_VALUES = {
+    "full": "as in the dense model",
+    "self": "a visual token attends to itself alone",
+    "merge": "text reads the image as one merged token",
+    "none": "the image is not visible",
+    "kept": "only the tokens kept after these layers are cached",
+    "all": "every visual token computed in these layers is cached",
+}
 _TEXT_COLUMNS = {"policy", "", *STAGE_HEADERS}
 _TABULATE = {"table": "simple", "md": "github"}
 
@@ -32,6 +41,7 @@ def describe(plan: Plan, fmt: str = "table") -> str:
     parts.append(f"Plan for {model.id} ({model.family}, {model.layers} layers, hidden size {model.hidden_size})")
     parts.append(f"Policy {plan.decision.policy}")
     parts.append(stages_table(plan.decision.schedule, fmt))
+    parts.append(stage_legend(plan.decision.schedule))
     parts.extend(prediction_table(prediction, fmt) for prediction in plan.prediction)
     if plan.evidence is None:
         parts.append("No evidence: this plan's accuracy was not measured. `plan calibrate` measures it.")
@@ -43,7 +53,7 @@ def describe(plan: Plan, fmt: str = "table") -> str:
 
 
 def stages_table(schedule: Schedule, fmt: str = "table") -> str:
-    """The staircase, one row per stage; layers are counted from 0."""
+    """One row per stage; layers are counted from 0."""
     return _table(STAGE_HEADERS, stage_rows(schedule), fmt)
 
 
@@ -59,6 +69,12 @@ def stage_rows(schedule: Schedule) -> list[list[str]]:
             then = "; ".join(filter(None, [then, f"redistribute {stage.redistribute.p:.0%} of sink attention"]))
         rows.append([layers, stage.visual_attention, stage.text_to_visual, stage.cache_visual, then])
     return rows
+
+
+def stage_legend(schedule: Schedule) -> str:
+    """The meaning of the values in `stages_table`, one sentence; values that the table does not show are left out."""
+    shown = {value for _, *values, _ in stage_rows(schedule) for value in values}
+    return "; ".join(f"{value}: {meaning}" for value, meaning in STAGE_VALUES.items() if value in shown) + "."
 
 
 def select_text(select: Select) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -10,8 +11,8 @@ from planner import load_plan
 from planner.errors import InputError, PlanDigestError, PlanError, PlanVersionError
 from planner.plan import Decision, Evidence, Measured, Plan, Row
 from planner.profile import ModelIdentity
-from planner.report.plan_view import describe
-from planner.schedule import Count, Schedule, Select, Stage
+from planner.report.plan_view import STAGE_VALUES, describe, stage_legend
+from planner.schedule import Count, Schedule, Select, Stage, dense
 
 
 def make_plan() -> Plan:
@@ -92,3 +93,13 @@ def test_description_tells_stages_evidence_and_notes():
     assert "0.980 (0.960-0.990)" in text
     assert "the cosine threshold fires in layer 0" in text
     assert [line.split()[0] for line in text.splitlines() if line[:1].isdigit()] == ["0-2", "3", "4-6", "7-9"]
+
+
+def test_the_legend_explains_every_value_of_a_stage_and_only_those_shown():
+    fields = ("visual_attention", "text_to_visual", "cache_visual")
+    values = {value for name in fields for value in get_args(get_type_hints(Stage)[name])}
+    assert set(STAGE_VALUES) == values
+    assert stage_legend(dense(4)) == f"full: {STAGE_VALUES['full']}; all: {STAGE_VALUES['all']}."
+    legend = stage_legend(make_plan().decision.schedule)
+    assert "self: " in legend and "none: " in legend and "merge" not in legend
+    assert f"\n\n{legend}\n\n" in describe(make_plan())
