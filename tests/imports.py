@@ -1,8 +1,8 @@
 """Import arrows between the rooms of a package: `python -m tests.imports planner.runtime calibrate`.
 
 A room is one entry of the package's folder: a sub-folder with all that is below it, or a single file. An arrow runs
-from one room to another that a module of the first imports; imports for type checkers only do not count, imports
-inside functions do.
+from one room to another that a module of the first imports; imports for type checkers do not count, imports inside
+functions do.
 """
 
 from __future__ import annotations
@@ -41,9 +41,14 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
+def imports(path: Path, nested: bool = True) -> list[str]:
+    """Dotted names that a module imports; with `nested` also inside functions."""
+    return list(_imported(ast.parse(path.read_text()), nested))
+
+
 def _rooms(path: Path, package: str) -> set[str]:
     rooms = set()
-    for name in _imported(ast.parse(path.read_text())):
+    for name in imports(path):
         if name.startswith(package + "."):
             rooms.add(name[len(package) + 1 :].split(".")[0])
     return {room for room in rooms if _exists(package, room)}
@@ -54,16 +59,18 @@ def _exists(package: str, room: str) -> bool:
     return (folder / room).is_dir() or (folder / f"{room}.py").is_file()
 
 
-def _imported(node: ast.AST) -> Iterator[str]:
+def _imported(node: ast.AST, nested: bool) -> Iterator[str]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            continue
+        if not nested and isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         if isinstance(child, ast.Import):
             yield from (alias.name for alias in child.names)
         elif isinstance(child, ast.ImportFrom) and child.module:
             yield from (f"{child.module}.{alias.name}" for alias in child.names)
         else:
-            yield from _imported(child)
+            yield from _imported(child, nested)
 
 
 def main(packages: list[str]) -> None:
