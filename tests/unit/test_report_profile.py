@@ -84,8 +84,8 @@ def test_masking_window_by_hand():
 
 def test_masking_sentences():
     text = said("masking", made.masking())
-    assert "before layer 2 (100 % of the answers survive); before layer 3 it is 70 %" in text
-    assert "Dropped from layer 6 on, 100 % survive; from layer 5 on it is 90 %" in text
+    assert "before layer 2: hidden there, 100 % of the answers stay the same; hidden before layer 3, 70 %" in text
+    assert "Dropped from layer 6 on, 100 % stay the same; dropped from layer 5 on, 90 %" in text
     assert "4 of 10 layers read the image: [2, 6)" in text
     values = made.masking()
     values["alone_before"] = made.curve([*range(1, 11)], [0.5] * 10)
@@ -167,7 +167,7 @@ def test_attribution_sentences_and_words():
     assert "a good proxy" in said("attribution", strong)
     none = {"attributed": 0, "answered_wrongly": 7, "image_independent": 1}
     assert one("attribution", none).findings == [
-        "None of 8 samples were attributed; 7 answered wrongly, 1 answered without the image's help."
+        "None of 8 samples were attributed; 7 answered wrongly, 1 answered without needing the image."
     ]
 
 

@@ -1,4 +1,4 @@
-"""Attention on the image: how few tokens draw it, what their values weigh, whether it follows place or content."""
+"""Attention on the image: how sparse it is, the values of attended tokens, whether it follows place or content."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ def value_norms(subject: Subject) -> Section:
             )
     return Section(
         "value_norms",
-        "What attended tokens give: value norms",
-        f"A token that draws much attention but has a short value vector gives little: a sink. Mean norms of the most "
-        f"attended {percent(subject.probe.settings['top_share'])} of the tokens before the image (system), of the "
-        "image and of the text after it, against all tokens there.",
+        "Value norms of attended tokens",
+        f"A token that receives much attention but has a short value vector contributes little: a sink. Mean norms of "
+        f"the most attended {percent(subject.probe.settings['top_share'])} of the tokens before the image (system), of "
+        "the image and of the text after it, against all tokens there.",
         findings,
         [
             Picture(
                 "Mean norm of value vectors per layer; dashed: the most attended tokens only. A dashed line far below "
-                "its solid one is the mark of sinks.",
+                "its solid one indicates sinks.",
                 lambda: charts.lines(list(range(subject.layers)), drawn, xlabel="decoder layer",
                                      ylabel="mean value norm", pairs=True),
             )
@@ -109,7 +109,7 @@ def flip(subject: Subject) -> Section:
         "flip",
         "Does attention follow position or content?",
         "Each image is turned upside down. Do the most attended quarter of its tokens stay at the same positions, or "
-        "do they move with what they show?",
+        "do they move with the content?",
         findings,
         [
             Picture(

@@ -35,10 +35,10 @@ def section(subject: Subject) -> Section:
     """Coefficients of heads, how well they explain, curves against other orders, tokens, and words of the top heads."""
     values = subject.values
     about = (
-        "The answer's logit as a linear model of which heads may read the image: thousands of random sets of heads "
-        "read the mean image instead, and each head's coefficient is what reading the image through it adds (1 = all "
-        "of it; Interpreting Attention Heads for Image-to-Text Information Flow). Faithfulness is the logit with only "
-        "the first k heads intact, completeness the logit with those ablated."
+        "A linear model of the answer's logit: thousands of random sets of heads read the mean image instead of the "
+        "image, and a head's coefficient is what reading the image through it adds (1 is the whole effect of the "
+        "image; head attribution). Faithfulness is the logit with only the first k heads intact, completeness the "
+        "logit with those ablated."
     )
     if not values.get("attributed"):
         return Section("attribution", "Heads that carry the image", about, [_looked_at(subject)])
@@ -51,7 +51,7 @@ def _looked_at(subject: Subject) -> str:
     return (
         f"{values['attributed'] or 'None'} of {subject.probe.n} samples "
         f"{'was' if values['attributed'] == 1 else 'were'} attributed; {values['answered_wrongly'] or 'none'} answered "
-        f"wrongly, {values['image_independent'] or 'none'} answered without the image's help."
+        f"wrongly, {values['image_independent'] or 'none'} answered without needing the image."
     )
 
 

@@ -38,8 +38,8 @@ def section(subject: Subject) -> Section:
         ),
         Picture(
             "Visual dependency: attention of the answering token on the image, mean over layers and heads, against "
-            "context length, with 95 % intervals. Longer contexts draw attention off the image; pruning gives some "
-            "back.",
+            "context length, with 95 % intervals. Longer contexts take attention away from the image; pruning "
+            "returns some of it.",
             lambda: charts.lines(lengths, {"dense": series(values["visual_dependency"]["dense"]),
                                            "pruned": series(values["visual_dependency"]["pruned"])},
                                  xlabel="context, tokens", ylabel="attention on the image"),
@@ -63,10 +63,10 @@ def section(subject: Subject) -> Section:
     return Section(
         "context",
         "Pruning long text beside the image",
-        "The question is asked after contexts of several lengths. Context tokens that receive least attention are "
-        "dropped in the first layers, visual tokens and the question stay (Rethinking Visual Dependency in "
-        "Long-Context Reasoning). The best rate is the middle of the three neighbouring rates that do best; a plan "
-        "with rate=auto reads its fit against length.",
+        "The question is asked after contexts of several lengths. The context tokens that receive the least attention "
+        "are dropped in the first layers; visual tokens and the question stay (context pruning). The best rate is the "
+        "middle one of the three adjacent rates with the best results; a plan with rate=auto uses its fit against "
+        "length.",
         _findings(subject, lengths),
         pictures,
         [_best_table(values, lengths), _variants(values, lengths), _grid(values, lengths)],

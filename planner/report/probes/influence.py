@@ -39,8 +39,8 @@ def section(subject: Subject) -> Section:
                                  marks=subject.marks, share=True),
         ),
         Picture(
-            "How far the output turns when one token is taken away (1 - cosine, logarithmic, mean over samples). A "
-            "wide gap between the strongest tokens and the median one means that few tokens carry the image.",
+            "Change of the output without one token (1 - cosine, logarithmic, mean over samples). A wide gap between "
+            "the strongest tokens and the median one means that few tokens carry the image.",
             lambda: charts.lines(layers, _turns(values["cos_quantiles"]), xlabel="decoder layer", ylabel="1 - cosine",
                                  marks=subject.marks, log=True),
         ),
@@ -62,7 +62,7 @@ def section(subject: Subject) -> Section:
         pictures.append(
             Picture(
                 "Filter and exit layer of each sample at the published thresholds; samples that never trigger or never "
-                "exit stand at the right.",
+                "exit are at the right.",
                 lambda: charts.bars([*map(str, layers), "never"], both, xlabel="decoder layer", ylabel="samples",
                                     share=True),
             )
@@ -70,10 +70,10 @@ def section(subject: Subject) -> Section:
     return Section(
         "influence",
         "Influence of visual tokens on the answer",
-        "For every visual token: how far does the last prompt token's attention output turn when this one token's "
-        "weight is taken away (VisiPruner, eq. 6-8)? The filtering layer is the first in which any token matters, the "
-        "exit layer the second of two in a row in which no kept token does any more. The published thresholds were "
-        "tuned on one model: they propose, executed candidates decide.",
+        "The influence of a visual token is the change of the last prompt token's attention output when the weight of "
+        "this one token is zeroed (VisiPruner, eq. 6-8). The filter layer is the first in which any token matters, "
+        "the exit layer the second of two consecutive ones in which no kept token does. The published thresholds were "
+        "tuned on one model, so they only propose candidates; executed candidates decide.",
         _findings(subject, triggered, threshold),
         pictures,
         [_suggested(values), _stages(values)],

@@ -12,9 +12,9 @@ from planner.report.section import Picture, Section, Subject, Table, percent, se
 
 #: What each curve does to the layers before, from, or at k.
 MEANINGS = {
-    "alone_before": "[0, k) hidden from text, image tokens alone (as a plan runs it)",
+    "alone_before": "[0, k) hidden from text, visual rows isolated (as a plan runs it)",
     "masked_before": "[0, k) hidden from text",
-    "self_before": "[0, k) image tokens alone, text sees them",
+    "self_before": "[0, k) visual rows isolated, text sees them",
     "merged_before": "layer 0 merged, [1, k) hidden",
     "masked_from": "dropped from layer k on",
     "skipped": "layer k alone hidden",
@@ -22,19 +22,21 @@ MEANINGS = {
 
 
 def section(subject: Subject) -> Section:
-    """Agreement with the dense model where layers are closed to the image, and what that says of filter and exit."""
+    """Agreement with the dense model while the image is hidden in some layers, and the layers that follow from it."""
     values = subject.values
     curves = {name: values[name] for name in MEANINGS if name in values}
     pictures = []
     for names, caption in (
         (("alone_before", "masked_from"),
-         "Does the first answer token survive? Hidden from the text in the layers before k, and dropped from layer k "
-         "on, with 95 % intervals. Between the fall of the one and the rise of the other the image is read."),
+         "Share of first answer tokens that stay the same, with 95 % intervals, when the image is hidden from the text "
+         "before layer k, or dropped from layer k on. The image is read between the fall of the first curve "
+         "and the rise of the second."),
         (("alone_before", "masked_before", "self_before", "merged_before"),
-         "Four ways to run the layers before k cheaper. Where they part, the model does not tolerate the cheaper way."),
+         "Four cheaper ways to run the layers before k. Where the curves diverge, the model needs "
+         "what the lower one drops."),
         (("skipped", "masked_from"),
-         "Hiding the image in layer k alone, against dropping it from layer k on: a layer that can be skipped but "
-         "not discarded passes on what later layers need."),
+         "Hiding the image in layer k alone, and dropping it from layer k on. Where only the first is harmless, later "
+         "layers still read the image."),
     ):  # fmt: skip
         chosen = {name: curves[name] for name in names if name in curves}
         if chosen:
@@ -51,9 +53,9 @@ def section(subject: Subject) -> Section:
     return Section(
         "masking",
         "Where the text needs the image",
-        "Layers are closed to the image, one range at a time, the model is executed, and its first answer token is "
-        "compared with the dense model's (VisiPruner, figure 3 and tables 1-3, 8 and 10). This is what a suggested "
-        "filter or exit layer is checked against.",
+        "The model runs with the image hidden from the text in one range of layers after another, and its first answer "
+        "token is compared with the dense model's (VisiPruner, figure 3 and tables 1-3, 8 and 10). Suggested filter "
+        "and exit layers are checked against these curves.",
         _findings(subject, curves),
         pictures,
         [table for table in (_checks(subject, curves), *_tables(curves)) if table.rows],
@@ -83,32 +85,34 @@ def _findings(subject: Subject, curves: Mapping[str, Any]) -> list[str]:
         curve = curves["alone_before"]
         if blind == 0:
             found.append(f"The image is read from layer 0 on: hidden there, only "
-                         f"{percent(curve['agreement'][0]['value'])} of the answers survive.")  # fmt: skip
+                         f"{percent(curve['agreement'][0]['value'])} of the answers stay the same.")  # fmt: skip
         else:
             then = _at(curve, blind + 1)
-            fall = f"; before layer {blind + 1} it is {percent(then)}" if then is not None else ", as many as there are"
-            found.append(f"Text need not see the image before layer {blind} ({percent(_at(curve, blind))} of the "
-                         f"answers survive){fall}.")  # fmt: skip
+            fall = f"; hidden before layer {blind + 1}, {percent(then)}" if then is not None else ""
+            found.append(f"Text does not need the image before layer {blind}: hidden there, "
+                         f"{percent(_at(curve, blind))} of the answers stay the same{fall}.")  # fmt: skip
     if done is not None:
         curve, before = curves["masked_from"], _at(curves["masked_from"], done - 1)
         if done > curve["k"][-1]:
             found.append(f"It is needed to the end: dropped from layer {curve['k'][-1]} on, "
-                         f"{percent(curve['agreement'][-1]['value'])} survive.")  # fmt: skip
+                         f"{percent(curve['agreement'][-1]['value'])} stay the same.")  # fmt: skip
         else:
-            cost = f"; from layer {done - 1} on it is {percent(before)}" if before is not None else ""
-            found.append(f"Dropped from layer {done} on, {percent(_at(curve, done))} survive{cost}.")
+            cost = f"; dropped from layer {done - 1} on, {percent(before)}" if before is not None else ""
+            found.append(f"Dropped from layer {done} on, {percent(_at(curve, done))} stay the same{cost}.")
     reading = window(curves, limit)
     if reading is not None:
         first, last = reading
         found.append(f"So {last - first} of {subject.layers} layers read the image: [{first}, {last}).")
     accuracy = subject.values["dense_first_token_accuracy"]
     if accuracy["n"]:
-        found.append(f"The dense model itself starts {percent(accuracy['value'])} of {accuracy['n']} answers right.")
+        found.append(
+            f"The dense model's first token is right for {percent(accuracy['value'])} of {accuracy['n']} answers."
+        )
     return found
 
 
 def window(values: Mapping[str, Any], limit: float = Subject.limit) -> tuple[int, int] | None:
-    """Layers ``[first, last)`` that the image is read in; None where the curves do not tell."""
+    """Layers ``[first, last)`` in which the image is read; None where the curves do not say."""
     blind, done = reads_from(values, limit), done_from(values, limit)
     return (blind, done) if blind is not None and done is not None and blind < done else None
 

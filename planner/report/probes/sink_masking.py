@@ -39,9 +39,9 @@ def section(subject: Subject) -> Section:
     return Section(
         "sink_masking",
         "Do visual sinks matter?",
-        "The text is kept from seeing visual tokens that are hot (some hidden dimension far above their norm) in at "
-        "least half of the layers from the third on, or from seeing as many random other ones (Visual Attention Sink). "
-        "Sinks are hot, always in the same dimensions; they can go, random tokens cannot.",
+        "Two kinds of visual tokens are hidden from the text in turn: those that are hot (some hidden dimension far "
+        "above their norm) in at least half of the layers from the third on, and as many random other ones (VAR). "
+        "Sinks are hot in always the same dimensions; hiding them should be harmless, hiding random tokens should not.",
         _findings(subject, measured),
         pictures if measured else [],
         [Table("Hidden from the text", ("condition", "same first token (95 %)", "KL divergence, nats (95 %)"), rows)]

@@ -35,7 +35,7 @@ def section(subject: Subject) -> Section:
     pictures = [
         Picture(
             "Attention of the last prompt token, mean over heads: on the image, and on the prompt's first token, where "
-            "models park attention they have no use for.",
+            "models put attention that they do not need.",
             lambda: charts.lines(layers, attention, xlabel="decoder layer", ylabel="attention", share=True),
         )
     ]
@@ -61,10 +61,10 @@ def section(subject: Subject) -> Section:
     return Section(
         "sinks",
         "Attention sinks",
-        "A hidden dimension whose value is massive in a few tokens makes those tokens sinks: they draw attention and "
-        "give little (See What You Are Told: Visual Attention Sink). Dimensions, sink tokens and heads are found from "
-        "the model itself. A head is image-centric where much attention goes to image tokens that are no sinks, and a "
-        "sink head where most of its image attention lands on sinks.",
+        "Tokens with a massive value in some hidden dimension are attention sinks: they receive much attention and "
+        "contribute little (VAR). Dimensions, tokens and heads are detected, not configured. A head is image-centric "
+        "if much of its attention goes to image tokens that are not sinks, and a sink head if most of its image "
+        "attention goes to sinks.",
         _findings(subject),
         pictures,
         [_heads_table(subject), *_sink_heads(values)],
