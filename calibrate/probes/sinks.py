@@ -25,7 +25,7 @@ TAU_CEILING_SHARE = 0.5
 EPS = 1e-6
 #: The paper leaves the first two layers out: massive activations arise there.
 FIRST_LAYER = 2
-KINDS = ("first token", "text", "visual")
+TOKEN_KINDS = ("first token", "text", "visual")
 _TOP = 4
 _LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -144,7 +144,7 @@ class SinksProbe(OnePassProbe):
             "tau": default_tau(int(sizes[0, 2])) if self.tau is None else self.tau,
             "largest_possible": math.sqrt(int(sizes[0, 2])),
             "sink_dims": dims,
-            "sink_tokens": {kind: mean(counts[:, :, k]) for k, kind in enumerate(KINDS)},
+            "sink_tokens": {kind: mean(counts[:, :, k]) for k, kind in enumerate(TOKEN_KINDS)},
             "samples_with_visual_sinks": proportion(int((counts[:, middle, 2] > 0).any(axis=1).sum()), len(mass)),
             "visual_attention": mean(mass.mean(axis=2)),
             "first_token_attention": mean(self.table.column("first_mass").mean(axis=2)),
@@ -174,13 +174,13 @@ class SinksProbe(OnePassProbe):
 
     def _sink_tokens(self, dims: set[int], shape: tuple[int, ...]) -> tuple[Array, Array]:
         """Sink tokens per sample, layer and kind, and the weight heads put on visual ones ``[S, L, H]``."""
-        counts, weight = np.zeros((*shape[:2], len(KINDS))), np.zeros(shape)
+        counts, weight = np.zeros((*shape[:2], len(TOKEN_KINDS))), np.zeros(shape)
         names = ("group_layer", "group_kind", "group_dims", "group_tokens", "group_weights")
         for s, groups in enumerate(zip(*(self.table.rows(name) for name in names), strict=True)):
             for layer, kind, hot, tokens, heads in zip(*groups, strict=True):
                 if dims.intersection(hot.tolist()):
                     counts[s, layer, kind] += tokens
-                    weight[s, layer] += heads if KINDS[kind] == "visual" else 0
+                    weight[s, layer] += heads if TOKEN_KINDS[kind] == "visual" else 0
         return counts, weight
 
     def _head_list(self, hits: Array, share: Array | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from calibrate.probes.base import Capture
 from calibrate.probes.sparsity import TopTokensProbe, top_tokens
 from calibrate.probes.stats import mean
 
-SEGMENTS = ("system", "image", "text")
+NORM_SEGMENTS = ("system", "image", "text")
 
 
 class ValueNormsProbe(TopTokensProbe):
@@ -39,5 +39,5 @@ class ValueNormsProbe(TopTokensProbe):
                 "all": mean(self.table.column("all")[:, :, s]),
                 "top_quarter": mean(self.table.column("top")[:, :, s]),
             }
-            for s, segment in enumerate(SEGMENTS)
+            for s, segment in enumerate(NORM_SEGMENTS)
         }

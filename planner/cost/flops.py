@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from planner.cost import formulas
 from planner.cost.conventions import CONVENTIONS, Convention, convention
-from planner.cost.selector import score_macs
+from planner.cost.selector import Number, score_macs
 from planner.cost.staircase import Segment, lay
 from planner.cost.vision import vision_flops
 from planner.errors import InputError, ScheduleError
@@ -17,7 +17,6 @@ from planner.schedule import Schedule
 from planner.spec.facts import LayerSpec, ModelSpec
 from planner.workload import Workload
 
-Number = Any
 #: Every component of a prefill, in the order tables show them.
 COMPONENTS = ("vision", "projector", "attention_projections", "attention_scores", "ffn", "lm_head", "selector")
 Head = Literal["last", "all"]

@@ -6,14 +6,11 @@ schedules are the same formulas.
 
 from __future__ import annotations
 
-from typing import Any
-
 from planner.cost.conventions import FASTV_SYSTEM_TOKENS, Convention
-from planner.cost.selector import redistribute_macs
+from planner.cost.selector import Number, redistribute_macs
 from planner.cost.staircase import Segment
 from planner.spec.facts import Attention, Decoder, LayerSpec
 
-Number = Any
 #: Decoder components in the order tables show them.
 DECODER_COMPONENTS = ("attention_projections", "attention_scores", "ffn", "selector")
 

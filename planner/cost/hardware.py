@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import InputError
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Reached = Annotated[float, Field(gt=0, le=1)]
 
 
 class Efficiency(BaseModel):
@@ -31,9 +31,9 @@ class Efficiency(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    matmul: Share = 0.75
-    attention: Share = 0.5
-    memory: Share = 0.8
+    matmul: Reached = 0.75
+    attention: Reached = 0.5
+    memory: Reached = 0.8
 
 
 class Hardware(BaseModel):

@@ -9,14 +9,13 @@ was pruned.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from planner.cost.flops import Cost
 from planner.cost.hardware import Hardware
+from planner.cost.selector import Number
 from planner.spec.facts import ModelSpec
 from planner.workload import Workload
 
-Number = Any
 #: Classes of operations that share an efficiency and a set of bytes; attention reads the cache, the others read
 #: weights.
 CLASSES = ("vision", "projector", "attention_projections", "attention_scores", "ffn", "lm_head", "selector")

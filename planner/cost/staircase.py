@@ -6,13 +6,11 @@ and budgets), or NumPy arrays with one entry per schedule in a sweep: the formul
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from planner.cost.selector import BY_LAST_ROW
+from planner.cost.selector import BY_LAST_ROW, Number
 from planner.schedule import Count, Fraction, Keep, Schedule, Select, kept
 from planner.workload import Workload
-
-Number = Any
 
 
 class Scoring(NamedTuple):
@@ -78,7 +76,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
     """
     visual, text = _whole(workload.visual_tokens), _whole(workload.text_tokens)
     if schedule.entry is not None:
-        visual = survivors(schedule.entry.keep, visual, rounds)
+        visual = survivor_count(schedule.entry.keep, visual, rounds)
     # What depends on the image alone ends where text enters it, by a choice among the visual tokens for instance.
     segments, streaming = [], workload.image_stream_cached and schedule.entry is None
     for stage in schedule.stages:
@@ -95,9 +93,9 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
             scorings.append(Scoring(select, *rows, ranked, by_last_row and weighed))
             weighed = weighed or (by_last_row and ranked > 0)
             if select.of == "visual":
-                left_visual = survivors(select.keep, left_visual, rounds)
+                left_visual = survivor_count(select.keep, left_visual, rounds)
             else:
-                left_text = left_text - ranked + survivors(select.keep, ranked, rounds)
+                left_text = left_text - ranked + survivor_count(select.keep, ranked, rounds)
         merge = stage.text_to_visual == "merge"
         kept_ones = min(1, visual) if merge else left_visual
         cached = {"none": 0, "kept": kept_ones, "all": visual}[stage.cache_visual]
@@ -124,7 +122,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
     return tuple(segments)
 
 
-def survivors(keep: Keep, present: float, rounds: bool = True) -> float:
+def survivor_count(keep: Keep, present: float, rounds: bool = True) -> float:
     """`planner.schedule.kept`, as an int where it is whole; without rounding, a fraction of a token stays a
     fraction."""
     if not rounds and isinstance(keep, Fraction):

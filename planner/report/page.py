@@ -15,10 +15,10 @@ from planner.report.plan_view import (
     EVIDENCE_HEADERS,
     STAGE_HEADERS,
     evidence_rows,
-    percent,
     provenance,
     stage_legend,
     stage_rows,
+    with_interval,
 )
 from planner.report.probes import sections
 from planner.report.probes.masking import window
@@ -110,7 +110,7 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
         tiles.append((f"{planned.decoder_flops_ratio:.0%}", "of the dense decoder FLOPs"))
         if planned.accuracy and dense.accuracy:
             tiles.append((_tenths(planned.accuracy.value), f"accuracy (dense {_tenths(dense.accuracy.value)})"))
-        tiles.append((_tenths(planned.agreement.value), f"agreement with dense ({percent(planned.agreement)})"))
+        tiles.append((_tenths(planned.agreement.value), f"agreement with dense ({with_interval(planned.agreement)})"))
         tiles.append((f"{planned.kv_cache_ratio:.0%}", "of the dense KV cache"))
         if planned.prefill_ms and dense.prefill_ms:
             tiles.append((f"{planned.prefill_ms / dense.prefill_ms:.0%}", "of the dense prefill time, measured"))
@@ -121,7 +121,7 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _tenths(share: float) -> str:
-    """A share in tenths of a percent, rounded as the table below rounds it: 0.9925 is 0.993 there."""
+    """A share in tenths of a with_interval, rounded as the table below rounds it: 0.9925 is 0.993 there."""
     return f"{round(share, 3):.1%}"
 
 

@@ -126,8 +126,8 @@ def evidence_rows(rows: Sequence[Row]) -> list[list[str]]:
     return [
         [
             row.policy,
-            percent(row.accuracy),
-            percent(row.agreement),
+            with_interval(row.accuracy),
+            with_interval(row.agreement),
             f"{row.decoder_flops:,.0f}",
             f"{row.decoder_flops_ratio:.3f}",
             f"{row.visual_attention_ratio:.3f}",
@@ -139,7 +139,7 @@ def evidence_rows(rows: Sequence[Row]) -> list[list[str]]:
     ]
 
 
-def percent(measured: Measured | None) -> str:
+def with_interval(measured: Measured | None) -> str:
     """A measured share with its interval, such as ``0.973 (0.951-0.985)``."""
     return "" if measured is None else f"{measured.value:.3f} ({measured.low:.3f}-{measured.high:.3f})"
 
@@ -149,7 +149,9 @@ def provenance(evidence: Evidence) -> str:
     decided = f"Decided on {evidence.calibration_n} calibration samples ({evidence.calibration_digest[:12]})"
     if evidence.held_back_agreement is not None:
         found = evidence.held_back_agreement
-        decided += f": agreement {percent(found)} on {found.n} validation samples, limit {evidence.agreement_limit:.3f}"
+        decided += (
+            f": agreement {with_interval(found)} on {found.n} validation samples, limit {evidence.agreement_limit:.3f}"
+        )
     if evidence.evaluation_digest is None:
         return decided + ". Not evaluated on other samples."
     n = evidence.rows[0].agreement.n if evidence.rows else 0

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from planner.profile import ProbeResult, PromptShape
 from planner.report.charts import Series
 
-Array = NDArray[Any]
-
 
 @dataclass(frozen=True)
 class Table:
@@ -73,13 +71,13 @@ class Subject:
     marks: Mapping[str, float] = field(default_factory=dict)
     limit: float = 0.98
     suggested: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    arrays: Mapping[str, Array] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def values(self) -> Mapping[str, Any]:
         return self.probe.values
 
-    def rows(self, column: str) -> list[Array]:
+    def rows(self, column: str) -> list[NDArray[Any]]:
         """One array per sample; empty where the tables are not at hand or the column is not theirs."""
         if f"{column}.data" not in self.arrays:
             return []

@@ -21,7 +21,7 @@ from planner.report.section import (
     shown,
 )
 
-ORDERS = {
+ORDER_NAMES = {
     "attribution": "by attribution",
     "attention": "by attention",
     "causal": "by single-head effect",
@@ -137,9 +137,9 @@ def _pictures(subject: Subject) -> list[Picture]:
 
 def _curve(values: Mapping[str, Any], what: str) -> Callable[[], str]:
     curves = values["curves"]
-    drawn = {text: series(curves[order][what]) for order, text in ORDERS.items() if order in curves}
+    drawn = {text: series(curves[order][what]) for order, text in ORDER_NAMES.items() if order in curves}
     # One interval: four would hide each other.
-    drawn = {text: found if text == ORDERS["attribution"] else exact(found.value) for text, found in drawn.items()}
+    drawn = {text: found if text == ORDER_NAMES["attribution"] else exact(found.value) for text, found in drawn.items()}
     at, _ = _level(values, what)
     level = (percent(at), at)
     return lambda: charts.lines(curves["heads"], drawn, xlabel="heads k", ylabel=what, level=level)
@@ -176,7 +176,7 @@ def _quality(values: Mapping[str, Any]) -> Table:
 
 def _needed(values: Mapping[str, Any]) -> Table:
     needed = dict(sorted(values["heads_needed"].items(), reverse=True))  # faithfulness before completeness
-    rows = [[text, *(shown(by_order[order]) for by_order in needed.values())] for order, text in ORDERS.items()]
+    rows = [[text, *(shown(by_order[order]) for by_order in needed.values())] for order, text in ORDER_NAMES.items()]
     return Table("Heads needed, by order (95 %)", ("order", *needed), rows)
 
 

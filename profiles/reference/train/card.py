@@ -104,7 +104,7 @@ def _row(cells: list[Any]) -> str:
     return "| " + " | ".join(f"{x:.3f}" if isinstance(x, float) else str(x) for x in cells) + " |"
 
 
-def describe(condition: dict[str, Any]) -> str:
+def describe_condition(condition: dict[str, Any]) -> str:
     """A row of the ground-truth table in words."""
     parts = []
     if "alone" in condition:
@@ -177,7 +177,7 @@ def card(name: str, training: dict[str, Any], result: dict[str, Any]) -> str:
         points=100 * TOLERANCE,
         truths="\n".join(f"- {line}" for line in truths(table)),
         table="\n".join(
-            _row([describe(row["condition"]), *(row["accuracy"].get(k, "") for k in shown)]) for row in table
+            _row([describe_condition(row["condition"]), *(row["accuracy"].get(k, "") for k in shown)]) for row in table
         ),
         column=column,
         error=100 * math.sqrt(dense * (1 - dense) / max(1, column)),

@@ -25,7 +25,7 @@ from .packing import IGNORED, Packer
 from .tower import Log
 from .window import Window, random_ranks, run_decoder
 
-BATCH = 8
+TRAINING_BATCH = 8
 BUCKET = 64
 
 
@@ -113,7 +113,7 @@ def batches(sizes: dict[int, int], rng: np.random.Generator) -> list[list[int]]:
     made = []
     for start in range(0, len(ids), BUCKET):
         bucket = sorted(ids[start : start + BUCKET], key=sizes.__getitem__)
-        made += [bucket[i : i + BATCH] for i in range(0, len(bucket), BATCH)]
+        made += [bucket[i : i + TRAINING_BATCH] for i in range(0, len(bucket), TRAINING_BATCH)]
     return [made[i] for i in rng.permutation(len(made))]
 
 

@@ -25,16 +25,16 @@ from .data import Question, Split, load_split, majority_answers
 from .packing import Packer
 from .samples import read_set
 from .tower import load_pixels, tower_features
-from .window import Window, l2_ranker, predict, random_ranks, run_decoder
+from .window import Window, l2_ranker, predict_answers, random_ranks, run_decoder
 
-Figures = dict[str, float]
-BATCH = 16
+Scores = dict[str, float]
+EVALUATION_BATCH = 16
 PLAN = {"alone": 3, "closed": 3, "exit": 7}
 AGREEMENT_SAMPLES = 100
 KEPT = (5, 10, 20, 40, 80)
 
 
-def figures(kinds: list[str], right: list[bool]) -> Figures:
+def figures(kinds: list[str], right: list[bool]) -> Scores:
     """Accuracy in all, per question type, and of "what" questions (shape and colour together)."""
     groups = {"all": kinds, "what": ["shape", "color"], "yes/no": ["yes/no"], "shape": ["shape"], "color": ["color"]}
     made = {}
@@ -83,23 +83,23 @@ class Judge:
         device, given = self.model.device, []
         rank_by = condition.pop("rank", "random")
         generator = torch.Generator().manual_seed(0)
-        for start in range(0, len(groups), BATCH):
-            part = groups[start : start + BATCH]
+        for start in range(0, len(groups), EVALUATION_BATCH):
+            part = groups[start : start + EVALUATION_BATCH]
             pack = self.packer.pack([[(q.prompt, q.answer) for q in group] for group in part]).to(device)
             images = torch.stack([features[group[0].image_id] for group in part]).to(device)
             window = Window.uniform(len(part), self.layers, **condition).to(device)
             rank = l2_ranker(pack) if rank_by == "l2" else random_ranks(pack.visual, generator)
-            given += predict(self.model, pack, run_decoder(self.model, pack, images, window, rank)).tolist()
+            given += predict_answers(self.model, pack, run_decoder(self.model, pack, images, window, rank)).tolist()
         return given
 
-    def score(self, groups: list[list[Question]], features: dict[int, Tensor], **condition: Any) -> Figures:
+    def score(self, groups: list[list[Question]], features: dict[int, Tensor], **condition: Any) -> Scores:
         """Accuracy under one of the :func:`conditions`."""
         asked = [question for group in groups for question in group]
         expected = [answer_ids(self.packer.tokenizer, q.answer)[0] for q in asked]
         given = self.answers(groups, features, **condition)
         return figures([q.type for q in asked], [a == b for a, b in zip(given, expected, strict=True)])
 
-    def score_blank(self, questions: tuple[Question, ...]) -> Figures:
+    def score_blank(self, questions: tuple[Question, ...]) -> Scores:
         """Accuracy with a white image in place of all; then an answer depends on the question's text alone."""
         strings = sorted({q.prompt for q in questions})
         white = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), "white")

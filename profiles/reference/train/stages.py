@@ -31,7 +31,7 @@ COLUMNS = ("phase", "step", "loss", "accuracy", "lr", "seconds")
 
 
 @dataclass
-class Curve:
+class LearningCurve:
     """The training curve: rows of ``COLUMNS``, with the seconds since the stage began."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -75,7 +75,7 @@ def run_stage(
     Raises:
         FileNotFoundError: the stage before has not been saved under ``out``.
     """
-    curve = Curve()
+    curve = LearningCurve()
     torch.manual_seed(seed)
     steps = max(1, round(STEPS[stage] * steps_scale))
     split = load_split("train")

@@ -19,9 +19,9 @@ from transformers import CLIPImageProcessor, LlavaForConditionalGeneration
 
 from .build import IMAGE_SIZE, PATCH_SIZE
 from .data import COLORS, SHAPES, Split, attributes
+from .packing import IGNORED
 
 Log = Callable[..., None]
-IGNORED = -100
 OBJECT_DISTANCE = 0.6  # in normalised pixel values; the grounds are plain and light, every shape is far from them
 OBJECT_SHARE = 0.2  # a patch shows the object when this share of its pixels does
 

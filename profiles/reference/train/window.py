@@ -141,7 +141,7 @@ def run_decoder(
     return normed
 
 
-def predict(model: LlavaForConditionalGeneration, pack: Pack, hidden: Tensor) -> Tensor:
+def predict_answers(model: LlavaForConditionalGeneration, pack: Pack, hidden: Tensor) -> Tensor:
     """Most likely next token behind each question, ``[n]``, in the pack's order of questions."""
     row, column = pack.ask.unbind(1)
     tokens: Tensor = model.lm_head(hidden[row, column]).argmax(-1)
