@@ -1,1 +1,1 @@
-"""What is measured on a model: samples, loading, mergeable statistics, one probe a file."""
+"""Calibration: samples, model loading, probes with mergeable statistics, and the decision on a plan."""

@@ -1,4 +1,4 @@
-"""From what calibration measured and decided to the frozen plan."""
+"""Build the frozen plan from a finished calibration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes (`accelerate launch`, `torchrun`): who am I, and gather on rank 0.
+"""Several processes (`accelerate launch`, `torchrun`): rank, size, and gathering on rank 0.
 
 Rows are small and travel as Python objects over gloo, so the same code runs on CPUs and GPUs.
 """

@@ -1,4 +1,4 @@
-"""Documents on disk: canonical JSON with a digest over itself, written whole or not at all.
+"""Documents on disk: canonical JSON with a digest over its content, written atomically.
 
 Plans and profiles are such documents. The text of a document is a function of its content (sorted keys, two spaces, no
 NaN, one final newline), so equal content means equal files, and a digest over the content tells a changed file from an

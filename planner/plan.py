@@ -1,4 +1,4 @@
-"""The frozen plan: which tokens a model may drop where, what that saves, and what accuracy it was measured to keep.
+"""The frozen plan: which tokens a model drops where, what that saves, and the accuracy that was measured with it.
 
 plan.json
 ├── model         what the plan fits; a runtime refuses any other model
@@ -119,12 +119,12 @@ class Row(_Block):
 
 
 class Evidence(_Block):
-    """What stands behind the decision.
+    """What was measured for the decision.
 
     Attributes:
         profile_sha256: the profile it was derived from.
         calibration_digest, calibration_n: the samples it was decided on.
-        agreement_limit, held_back_agreement: what was demanded of the plan on the validation split of them, and found.
+        agreement_limit, held_back_agreement: the required agreement on their validation split, and the measured one.
         evaluation_digest: samples the decision never saw.
         rows: dense first, then the plan, then the baselines at equal decoder FLOPs, ``random`` among them.
         notes: caveats from the calibration, such as a threshold that failed on this model.
@@ -183,7 +183,7 @@ class Plan(Document):
                 )
 
     def attach(self, model: Any, **options: Any) -> Handle:
-        """Make a loaded transformers model compute by this plan until ``handle.detach()``.
+        """Apply this plan to a loaded transformers model until ``handle.detach()``.
 
         Args:
             model: an unmodified transformers model in evaluation mode.
@@ -200,7 +200,7 @@ class Plan(Document):
 
     @contextlib.contextmanager
     def apply(self, model: Any, **options: Any) -> Iterator[Handle]:
-        """`attach` for the length of a ``with`` block; the model is untouched afterwards, also after an exception."""
+        """`attach` inside a ``with`` block; the model is restored at its end, also after an exception."""
         handle = self.attach(model, **options)
         try:
             yield handle
@@ -208,7 +208,7 @@ class Plan(Document):
             handle.detach()
 
     def encode_image(self, model: Any, **inputs: Any) -> ImageStream:
-        """What the plan's shallow layers make of the images in a prompt, apart from any question.
+        """Run the plan's shallow layers on the images of a prompt, independent of any question.
 
             stream = plan.encode_image(model, **inputs)      # stream.bytes, stream.save(path)
             with plan.apply(model, image_stream=stream):

@@ -1,4 +1,4 @@
-"""The profile: what calibration found out about one model on one sample set.
+"""The profile: what calibration measured about one model on one sample set.
 
 ``profile.json`` holds identities and summaries with their intervals; ``profile.safetensors`` beside it holds the
 per-sample tables behind the summaries, so that other quantiles can be read off without running the model again.

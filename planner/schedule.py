@@ -44,7 +44,7 @@ class _Frozen(BaseModel):
 
 
 class Count(_Frozen):
-    """Keep this many tokens, or all where there are fewer. Parts of a token make sense in a paper's accounting only."""
+    """Keep this many tokens, or all where there are fewer. Fractions of a token occur only in a paper's accounting."""
 
     count: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
 
@@ -229,12 +229,12 @@ class Schedule(_Frozen):
         )
 
     def image_stream_layers(self, deepstack: int = 0) -> float:
-        """How many first layers' visual rows depend on the image alone, so that they can be kept for its next
-        question; 0 where there are none.
+        """How many of the first layers compute visual rows that depend on the image alone, so that they can be cached;
+        0 where none do.
 
         Args:
-            deepstack: layers after which the model adds further features of the vision encoder; they all have to be
-                among these layers, for the encoder does not run again.
+            deepstack: layers after which the model adds further features of the vision encoder; all of them have to be
+                among these layers, because the encoder does not run again.
         """
         depth: float = 0
         for stage in self.stages if self.entry is None else ():
@@ -263,7 +263,7 @@ def dense(layers: int) -> Schedule:
 
 
 def kept(keep: Keep, present: float) -> float:
-    """Tokens that survive out of `present`; for a threshold its expected number, else its maximum.
+    """Tokens kept out of `present`; for a threshold the expected number, else its maximum.
 
     The one rounding rule of the project: runtime, cost and reference all call this.
     """

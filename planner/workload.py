@@ -1,4 +1,4 @@
-"""What is asked of a model: images, prompt, answer, batch and element sizes."""
+"""The workload of a model: images, prompt, answer, batch and element sizes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Workload(BaseModel):
         batch: equal requests side by side.
         images: ``(width, height)`` in pixels, for the vision tower's cost; empty means one image of the model's own
             size.
-        image_stream_cached: a second question on the same image: what visual tokens compute apart from the text is at
-            hand, so neither the vision tower nor layers in which they see only themselves compute anything for them.
+        image_stream_cached: a further question about an image whose stream is cached, so that neither the vision tower
+            nor the layers in which visual rows are isolated compute anything for them.
         weight_bits, kv_bits: element sizes (16, 8 or 4 bits).
     """
 

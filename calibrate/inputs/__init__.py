@@ -1,1 +1,1 @@
-"""What is measured on: samples and their answers, the model and its processor, encoded batches."""
+"""Inputs of a calibration: samples and answers, the model and its processor, encoded batches."""

@@ -1,4 +1,4 @@
-"""When does a generated answer count as right?
+"""The rule by which a generated answer counts as correct.
 
 One rule, named `RULE` wherever a figure depends on it: both texts are lower-cased, punctuation is removed, the
 articles ``a``, ``an``, ``the`` are dropped and the number words zero to ten become digits (the normalisation that

@@ -1,4 +1,4 @@
-"""Which model is being measured: its identity for the profile, and the few facts that measuring needs."""
+"""The identity of the model that is measured, for the profile, and the few facts that measuring needs."""
 
 from __future__ import annotations
 

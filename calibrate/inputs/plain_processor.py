@@ -1,4 +1,4 @@
-"""A processor for models whose own one cannot be built: image processor plus tokenizer, images and text only.
+"""A fallback for processors that cannot be built: image processor plus tokenizer, images and text only.
 
 Qwen2-VL, InternVL and SmolVLM processors contain a video processor, which needs torchvision. What they do for images is
 little: run the image processor, and repeat the image placeholder once per visual token.

@@ -1,1 +1,1 @@
-"""Probes over samples: cost beforehand, one shared pass, states on disk, profiles."""
+"""Probes over samples: cost estimate, one shared pass, states on disk, profiles."""

@@ -1,8 +1,8 @@
-"""The measuring itself: batch by batch, all one-pass probes in one forward pass, then the probes that run the model.
+"""The measurement loop: per batch, all one-pass probes in one forward pass, then the probes that run the model.
 
 Work goes in steps after each of which the probes hold whole rows, so that the state can be written between any two: a
-batch of a probe, or a single sample of a probe that takes samples alone. What a killed run loses is the step at hand,
-and what was finished in the last `STATE_INTERVAL_S` seconds before.
+batch of a probe, or a single sample of a probe that takes samples alone. A killed run loses the current step and
+what was finished in the last `STATE_INTERVAL_S` seconds.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Job:
 
 
 def waiting(probe: Probe, unit: Sequence[int]) -> list[int]:
-    """The samples of a unit that a probe wants and has not."""
+    """The samples of a unit that a probe still needs."""
     return [sample for sample in unit if probe.wants(sample) and sample not in probe.table]
 
 

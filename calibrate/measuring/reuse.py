@@ -1,4 +1,4 @@
-"""A profile that was measured before, on other machines perhaps, taken as the basis of a decision."""
+"""Reuse a profile that was measured before, perhaps on other machines, as the basis of a decision."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is measured: one file a probe. `base` says what a probe is and which there are."""
+"""The probes, one file or folder each; `base` has their interface and registry."""

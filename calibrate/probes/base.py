@@ -1,4 +1,4 @@
-"""What a probe is, and which there are.
+"""The interface of probes, and their registry.
 
 A probe looks at batches of samples and keeps one small row per sample in a `SampleTable`; `merge` unites the rows of
 two probes, `result` summarises them. There are two kinds:

@@ -32,22 +32,22 @@ Condition = tuple[int, Schedule]
 
 
 def alone(k: int, layers: int) -> Schedule:
-    """``[0, k)`` closed, visual tokens alone."""
+    """In ``[0, k)`` text does not see the image and visual rows are isolated."""
     return _then(layers, Stage(first=0, last=k, visual_attention="self", text_to_visual="none", cache_visual="none"))
 
 
 def masked(k: int, layers: int) -> Schedule:
-    """``[0, k)`` closed."""
+    """In ``[0, k)`` text does not see the image."""
     return _then(layers, Stage(first=0, last=k, text_to_visual="none", cache_visual="none"))
 
 
 def lonely(k: int, layers: int) -> Schedule:
-    """In ``[0, k)`` visual tokens see only themselves, and text sees them."""
+    """In ``[0, k)`` visual rows are isolated, and text sees them."""
     return _then(layers, Stage(first=0, last=k, visual_attention="self"))
 
 
 def merged(k: int, layers: int) -> Schedule:
-    """Layer 0 merges, ``[1, k)`` closed, visual tokens alone."""
+    """Layer 0 merges; in ``[1, k)`` text does not see the image; visual rows are isolated."""
     first = Stage(first=0, last=1, visual_attention="self", text_to_visual="merge", cache_visual="none")
     if k == 1:
         return _then(layers, first)
@@ -64,7 +64,7 @@ def discarded(k: int, layers: int) -> Schedule:
 
 
 def skipped(k: int, layers: int) -> Schedule:
-    """Layer k alone is closed."""
+    """Only layer k hides the image from the text."""
     closed = Stage(first=k, last=k + 1, text_to_visual="none", cache_visual="none")
     return _then(layers, *((Stage(first=0, last=k),) if k else ()), closed)
 
@@ -188,7 +188,7 @@ _CHECKS = (("alone_before", "filter", "hiding the image before"), ("masked_from"
 
 
 def contradictions(masking: ProbeResult, influence: ProbeResult, limit: float) -> list[str]:
-    """What the curves say against the filter and exit layers that influence suggests, one sentence for each layer.
+    """Filter and exit layers suggested by influence that the curves contradict, one sentence each.
 
     A layer is contradicted when even the upper end of the curve's interval there lies below the limit.
     """

@@ -1,4 +1,4 @@
-"""Mergeable statistics and honest intervals.
+"""Mergeable statistics with confidence intervals.
 
 Probes keep one small row per sample instead of running sums: a union of rows does not care about order or grouping, so
 shards, processes and resumed runs give bit for bit the numbers of one uninterrupted run. Rows are a few kilobytes

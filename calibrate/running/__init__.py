@@ -1,1 +1,1 @@
-"""The model run under a schedule: its answers beside the dense model's, its time, its memory."""
+"""The model under a schedule: answers compared with the dense model's, time, memory."""

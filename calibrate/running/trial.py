@@ -35,7 +35,7 @@ class Agreement:
 class TrialRunner:
     """A sample set on which schedules are executed; what the dense model says is computed once.
 
-    Batches in which earlier schedules went wrong come first, so that a bad one is found out soon.
+    Batches in which earlier schedules failed come first, so that a bad schedule is detected early.
     """
 
     def __init__(self, batches: Batches) -> None:

@@ -1,4 +1,4 @@
-"""What a schedule costs: FLOPs, KV-cache bytes and, as a model, latency. NumPy only, and only for sweeps."""
+"""The cost of a schedule: FLOPs, KV-cache bytes and a latency estimate. Needs NumPy for sweeps only."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class Convention:
     """How work is counted.
 
     Attributes:
-        name, source, formula, omits: for people.
+        name, source, formula, omits: as `plan ls conventions` shows them.
         flops_per_mac: FLOPs a multiply-add counts as.
         rows: which tokens count: ``all``; ``visual``; ``prefixed``: FastV's 36 system tokens and the visual ones.
         pairs: attention pairs: the ``rectangular`` product a dense kernel runs, or the ``causal`` ones only.
@@ -67,7 +67,7 @@ CONVENTIONS: dict[str, Convention] = {
         Convention(
             name="pdrop",
             source="PyramidDrop (Xing et al., 2025), FitPrune (Ye et al., 2025), VisiPruner (appendix M)",
-            formula="sum over layers of 4nd^2 + 2n^2d + 3ndm, n visual tokens; alone they have no 2n^2d",
+            formula="sum over layers of 4nd^2 + 2n^2d + 3ndm, n visual tokens; isolated ones have no 2n^2d",
             omits="text tokens, grouped key/value heads, vision tower, head, selector; counts a multiply-add as 1",
             flops_per_mac=1,
             rows="visual",

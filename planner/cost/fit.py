@@ -1,4 +1,4 @@
-"""From times measured on a device to a hardware row: what it reaches, in place of what its data sheet promises.
+"""Fit a hardware row to times measured on a device: the rates it reaches instead of those of its data sheet.
 
 A prefill is taken as bound by computing, a decode step by reading, and each layer costs a fixed overhead (launches):
 

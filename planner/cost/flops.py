@@ -130,7 +130,7 @@ def cost(
         schedule: what is computed; fractional bounds and budgets only under a paper's convention.
         convention: a name in `planner.cost.conventions`.
         head: the language-model head runs on the last position, as in generation, or on all.
-        alone: how visual rows that see only themselves run: `fast` (values, outputs and feed-forward only) or
+        alone: how isolated visual rows run: `fast` (values, outputs and feed-forward only) or
             `generic` (queries and keys too).
 
     Raises:

@@ -21,7 +21,7 @@ def layer_macs(
     """Prefill of one layer: projections, scores, feed-forward, selector, and of the scores those on visual keys.
 
     Args:
-        generic: visual rows that run alone also compute queries and keys (any architecture), in place of values and
+        generic: isolated visual rows also compute queries and keys (any architecture), in place of values and
             outputs only.
     """
     if not convention.real:

@@ -39,7 +39,7 @@ class Segment(NamedTuple):
         system, text, visual: rows present: before the image, after it, and visual.
         cached_visual: visual tokens the cache holds for decoding.
         prompt_text, prompt_visual: such tokens in the prompt before anything was dropped.
-        alone: visual rows see only themselves and run apart from the text.
+        alone: visual rows are isolated: each attends to itself, apart from the text.
         merge: the text's attention to the image falls on one visual token.
         reads: text after the image attends to visual tokens (other than through `merge`).
         streamed: the visual rows of these layers come from a cached image stream: they cost what text reads of them.
@@ -83,7 +83,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
         alone = stage.visual_attention == "self"
         streaming = streaming and alone and stage.redistribute is None
         scorings, left_visual, left_text, weighed = [], visual, text, False
-        # Visual rows that run alone and are not read have no keys that a score could meet.
+        # Isolated visual rows that are not read have no keys that a score could meet.
         seen = 0 * visual if alone and stage.text_to_visual == "none" else visual
         for select in stage.selects:
             ranked = left_visual if select.of == "visual" else max(left_text - select.protect, 0)

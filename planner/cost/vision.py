@@ -1,4 +1,4 @@
-"""What seeing costs: vision tower and projector, from the tiles an image becomes."""
+"""The cost of the vision tower and the projector, from the tiles of an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kept patches drawn on the image: what a plan lets each stage of the decoder look at."""
+"""Kept patches drawn on the image: which ones each stage of the decoder still computes."""
 
 from __future__ import annotations
 

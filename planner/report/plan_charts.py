@@ -1,4 +1,4 @@
-"""Pictures of a plan: its staircase, what it keeps against what it costs, and what was tried on the way to it."""
+"""Pictures of a plan: its staircase, accuracy against cost, and the candidates that were tried."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def staircase(plan: Plan) -> str | None:
     alone = [i for i in layers if plan.decision.schedule.stage_of(i).visual_attention == "self"]
     if alone:
         heights = [plan.prediction[0].planned.visual_tokens_per_layer[i] for i in alone]
-        axes.bar(alone, heights, color="#56b4e9", width=0.92, hatch="//", edgecolor="white", label="planned, alone")
+        axes.bar(alone, heights, color="#56b4e9", width=0.92, hatch="//", edgecolor="white", label="planned, isolated")
     axes.set(xlabel="decoder layer", ylabel="visual tokens", xticks=list(layers)[:: max(1, len(layers) // 16)])
     # Above the picture: bars fill it.
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))

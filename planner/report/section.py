@@ -1,4 +1,4 @@
-"""What a probe found, ready to be shown as a page or as text: sentences, pictures that are drawn on demand, tables."""
+"""The findings of a probe, to be shown as a page or as text: sentences, tables, and pictures drawn on demand."""
 
 from __future__ import annotations
 

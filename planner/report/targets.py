@@ -1,4 +1,4 @@
-"""What a report is asked about: a shipped model, a configuration, a profile or a plan."""
+"""Targets of a report: a shipped model, a configuration, a profile or a plan."""
 
 from __future__ import annotations
 

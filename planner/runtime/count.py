@@ -1,4 +1,4 @@
-"""What a FLOP counter sees in a running model: the measured side of the `exact` convention.
+"""FLOPs that a counter measures on a running model: the measured side of the `exact` convention.
 
     with FlopCounter() as counter:
         model(**inputs)

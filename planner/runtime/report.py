@@ -1,4 +1,4 @@
-"""What a prefill did, for people: tokens per layer, and which tokens were kept."""
+"""What a prefill computed: tokens per layer, and which tokens were kept."""
 
 from __future__ import annotations
 

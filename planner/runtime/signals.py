@@ -1,10 +1,10 @@
-"""Look at what attention does while a model runs with its fused kernel: the signals that calibration is made of.
+"""Observe attention while a model runs with its fused kernel: the signals that probes read.
 
     with observe(model, callback):
         model(**inputs)
 
-The kernel is called with what the model gave it and its result goes on unchanged, so the logits are bit-identical.
-What a view offers is computed only when asked for.
+The kernel gets the model's inputs and its result is passed on unchanged, so the logits are bit-identical. What a view
+offers is computed on access.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from planner.runtime.tensors.weights import Influence, attention_weights, influe
 
 @dataclass
 class LayerView:
-    """One decoder layer at work. ``n`` rows ask, ``k`` keys are asked (``n == k`` in a prefill).
+    """One decoder layer in a forward pass: ``n`` query rows, ``k`` keys (``n == k`` in a prefill).
 
     Attributes:
         layer: index, from 0.
@@ -41,7 +41,7 @@ class LayerView:
         mask: ``[B, 1, n, k]``, bool or additive, or None for causal.
         scaling, softcap: as the kernel got them.
         visual, valid: ``[B, k]`` which keys are visual tokens, and which are not padding.
-        last: ``[B]`` the last valid row among the asking ones.
+        last: ``[B]`` the last valid query row.
     """
 
     layer: int
@@ -62,7 +62,7 @@ class LayerView:
         """Attention weights of some rows, ``[B, H, R, k]``, float32 (float64 for a float64 model).
 
         Args:
-            rows: ``[B, R]`` indices of asking rows; None: the last valid row.
+            rows: ``[B, R]`` indices of query rows; None: the last valid row.
         """
         if rows is None:
             if self._last_weights is None:

@@ -1,1 +1,1 @@
-"""What depends on an image alone: telling images apart, their hidden states, keeping them."""
+"""What depends on an image alone: its digest, its hidden states, and caching them."""

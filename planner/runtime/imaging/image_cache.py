@@ -1,4 +1,4 @@
-"""Image streams kept from one question to the next, as far as memory goes.
+"""A bounded cache of image streams, kept from one question to the next.
 
     cache = ImageCache(max_bytes=2 << 30)
     with plan.apply(model, image_cache=cache):

@@ -1,7 +1,7 @@
-"""The image stream: what shallow layers make of an image, apart from any question.
+"""The image stream: the output of the shallow layers for an image, independent of the question.
 
 While visual rows see only themselves, what they become depends on the image alone: not on the question, the position
-or the batch. So it can be computed once per image, kept, and even computed ahead and shipped:
+or the batch. So it can be computed once per image and cached, or computed ahead and stored with the image:
 
     stream = plan.encode_image(model, **inputs)      # any prompt that holds the image
     stream.save("cat.safetensors")

@@ -1,6 +1,6 @@
-"""The images and videos that a forward brings: what tells each apart, and how many visual tokens it becomes.
+"""The images and videos of a forward pass: a digest and the number of visual tokens of each.
 
-What the processor gives says how many tokens an image has:
+The number of tokens follows from the processor's output:
 
 | beside the pixels              | pixels                       | tokens of one image                                 |
 |--------------------------------|------------------------------|-----------------------------------------------------|
@@ -10,8 +10,8 @@ What the processor gives says how many tokens an image has:
 | nothing, pixel_attention_mask  | ``[B, n, C, H, W]``          | equal shares of what is not blank (Idefics3)        |
 | nothing                        | ``[n, ...]``                 | equal shares: images, tiles or videos of one size   |
 
-Only the image's own part of padded pixels tells it apart, so that it is the same alone and in any batch. Where the
-tokens of the images do not add up to those of every sample, all images of the batch together count as one.
+Digests leave padding out, so that an image has the same digest alone and in any batch. Where the tokens of the images
+do not add up to those of every sample, all images of the batch count as one.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ Part = tuple[list[Any], int]
 
 
 def _parts(pixels: Any, kwargs: dict[str, Any], video: bool, total: int, config: Any) -> list[Part]:
-    """What tells each image or video apart, and its tokens; nothing where that is not known."""
+    """The parts of the inputs that belong to each image or video, and its tokens; empty where that is not known."""
     if not isinstance(pixels, Tensor):
         return []
     grids, sizes = kwargs.get("video_grid_thw" if video else "image_grid_thw"), kwargs.get("image_sizes")

@@ -1,4 +1,4 @@
-"""What tells two models apart whose image streams must not be mixed: configuration, precision, and their weights."""
+"""A fingerprint of a model, so that image streams of different models are never mixed."""
 
 from __future__ import annotations
 

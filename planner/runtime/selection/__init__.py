@@ -1,1 +1,1 @@
-"""Which tokens stay: the rows at hand, their scores, the choice, and redistribution among them."""
+"""Which tokens stay: the rows of a prefill, their scores, the selection, and redistribution."""

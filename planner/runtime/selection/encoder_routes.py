@@ -1,4 +1,4 @@
-"""The ways by which models reorder, unpad or merge what their vision encoder gives, taken by scores as by features.
+"""How models reorder, unpad or merge the output of their vision encoder: scores take the same route as features.
 
 No formula is repeated here: scores are features with a single channel, sent through the very functions of the model.
 
@@ -28,8 +28,8 @@ Route = Callable[[Take, Give], AbstractContextManager[None]]
 
 
 def routes_of(model: Any, tower: nn.Module) -> list[Route]:
-    """What stands between the encoder's patches and the visual tokens; empty where patches or square blocks of them are
-    the tokens, in order."""
+    """The steps from the encoder's patches to the visual tokens; empty if patches, or square blocks of them, are the
+    tokens in order."""
     found: list[Route] = []
     for name, module in model.named_modules():
         if hasattr(module, "pack_image_features") and isinstance(getattr(module, "image_newline", None), Tensor):

@@ -1,5 +1,4 @@
-"""Scores for a selection, from wherever they come: a layer's attention, a probe of the next layer, the image, or
-chance."""
+"""Scores for a selection: from a layer's attention, a probe of the next layer, the vision encoder or at random."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from planner.schedule import Select, Threshold
 
 
 def ranked_rows(select: Select, streams: Streams) -> Rows:
-    """The rows that a selection chooses among."""
+    """The rows among which a selection chooses."""
     if select.of == "visual":
         return streams.visual
     layout = streams.layout

@@ -41,7 +41,7 @@ def redistribute_rows(scored: Scored, asking: Rows, rule: Redistribute) -> tuple
 
     Args:
         scored: the layer's attention; its output is there.
-        asking: text rows after the image.
+        asking: query rows: the text after the image.
 
     Returns:
         The output ``[B, q, H, dh]``, and which keys are visual sinks, ``[B, k]``.

@@ -88,8 +88,8 @@ class Scored:
         """Mean weight that some queries give to the ranked rows, per head: ``[B, H, r]``.
 
         Args:
-            rows: the asking rows.
-            ranked: the rows asked.
+            rows: the query rows.
+            ranked: the key rows.
             share: ``[B, q, r]`` bool, which pairs count; None: all.
         """
         columns = self.keys.slots_of(ranked)

@@ -1,4 +1,4 @@
-"""From scores to the rows that survive."""
+"""From scores to the rows that are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows of the prompt are where: the main stream, and the visual rows that run alone beside it.
+"""The rows of a prefill: the main stream, and the isolated visual rows beside it.
 
 `main` goes through the unmodified layers. While visual rows see only themselves they are `isolated`, outside it.
 Streams part, join and lose rows between layers; within a stream rows stay in prompt order.
@@ -30,8 +30,8 @@ class Streams:
 
     Attributes:
         main: rows of the main stream.
-        alone: visual rows that run alone, or None.
-        visual, text: the rows that are left, wherever they are.
+        isolated: visual rows that run beside the main stream, or None.
+        visual, text: the rows that are left, in either stream.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -73,7 +73,7 @@ class Streams:
 
         Args:
             hidden: of the main stream.
-            alone: of the rows that run alone, where not those they have now.
+            isolated: of the isolated rows, where they differ from the present ones.
         """
         if self.isolated is None:
             return hidden
@@ -98,18 +98,18 @@ class Streams:
     # -- what changes between layers ---------------------------------------------------------------------------------
 
     def part(self, hidden: Tensor) -> Tensor:
-        """The visual rows leave the main stream."""
+        """Move the visual rows out of the main stream."""
         self.isolated = Stream(self.visual, gather(hidden, self.main.slots_of(self.visual)))
         return self._move_main(self.text, hidden)
 
     def join(self, hidden: Tensor) -> Tensor:
-        """The rows that run alone come back into the main stream."""
+        """The isolated rows rejoin the main stream."""
         present, hidden = self.present(), self.together(hidden)
         self.main, self.isolated = present, None
         return hidden
 
     def keep_visual(self, rows: Rows, hidden: Tensor) -> Tensor:
-        """Drop all other visual rows."""
+        """Drop the visual rows that are not in `rows`."""
         self.visual = rows
         if self.isolated is None:
             return self._move_main(self._text_and_visual(), hidden)
@@ -118,14 +118,14 @@ class Streams:
         return hidden
 
     def keep_context(self, ranked: Rows, rows: Rows, hidden: Tensor) -> Tensor:
-        """Drop the other ones of the ranked text rows."""
+        """Drop the ranked text rows that are not in `rows`."""
         rest = self.text.mask & ~(ranked.mask & ~rows.mask)
         counts = (t - r + s for t, r, s in zip(self.text.counts, ranked.counts, rows.counts, strict=True))
         self.text = Rows.of(rest, tuple(counts))
         return self._move_main(self._text_and_visual() if self.isolated is None else self.text, hidden)
 
     def advance(self, isolated: Tensor) -> None:
-        """The rows that run alone have gone through a layer."""
+        """Replace the hidden states of the isolated rows by a layer's output."""
         assert self.isolated is not None
         self.isolated = Stream(self.isolated.rows, isolated)
 

@@ -1,4 +1,4 @@
-"""Where the visual tokens of a prompt are, and the text they are read from.
+"""Where the visual tokens of a prompt are, and the text after them.
 
 Read from `input_ids`, never from constants. A text row is *after the image* when a visual token precedes it, so with
 several images the text between them counts as after the first; rows before the first visual token are the system

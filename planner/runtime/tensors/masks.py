@@ -1,4 +1,4 @@
-"""Parts of the attention mask that the model itself built.
+"""Slices of the attention mask that the model built.
 
 Masks are sliced, never rebuilt, so padding, sliding windows and bidirectional image blocks stay what the model made
 them. ``None`` means plain causal attention (the model counts on the kernel's ``is_causal``); it is written out only
@@ -18,8 +18,8 @@ def part(mask: Tensor | None, queries: Rows, keys: Rows) -> Tensor | None:
 
     Args:
         mask: ``[B or 1, 1, n, n]``, bool (True: may attend) or additive float; None: causal.
-        queries: rows that ask; an empty slot may attend to anything, so that no softmax runs over nothing.
-        keys: rows that are asked; an empty slot is hidden.
+        queries: query rows; an empty slot may attend to anything, so that no softmax runs over an empty set.
+        keys: key rows; an empty slot is hidden.
 
     Returns:
         ``[B, 1, q, k]``, or None where plain causal attention is still right.
