@@ -1,4 +1,4 @@
-"""Context pruning (S2, "Rethinking Visual Dependency in Long-Context Reasoning for Large Vision-Language Models")."""
+"""Context pruning ("Rethinking Visual Dependency in Long-Context Reasoning for Large Vision-Language Models")."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
-#: How the context probe names the layers that S2 prunes over, in models of 32 layers.
+#: How the context probe names the layers that the paper prunes over, in models of 32 layers.
 _MEASURED_LAYERS = "10 of 32"
 
 

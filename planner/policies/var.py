@@ -1,4 +1,4 @@
-"""Visual attention redistribution (S3, VAR: "See What You Are Told: Visual Attention Sink in Large Multimodal
+"""Visual attention redistribution (VAR, "See What You Are Told: Visual Attention Sink in Large Multimodal
 Models")."""
 
 from __future__ import annotations

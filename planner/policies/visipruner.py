@@ -1,4 +1,4 @@
-"""VisiPruner (S1, "Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs")."""
+"""VisiPruner ("Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs")."""
 
 from __future__ import annotations
 
