@@ -1,5 +1,4 @@
-"""Visual attention redistribution (VAR, "See What You Are Told: Visual Attention Sink in Large Multimodal
-Models")."""
+"""Visual attention redistribution (VAR, "See What You Are Told: Visual Attention Sink in Large Multimodal Models")."""
 
 from __future__ import annotations
 
