@@ -289,7 +289,7 @@ def test_refusals(chosen, tmp_path, monkeypatch):
         run(chosen, out=tmp_path, shard=(3, 3))
     with pytest.raises(InputError, match="needs a folder"):
         run(chosen, shard=(0, 2))
-    with pytest.raises(InputError, match="batch of 0"):
+    with pytest.raises(InputError, match="cannot hold 0 samples"):
         run(chosen, batch_size=0)
     with pytest.raises(InputError, match="no probe 'influense'") as caught:
         run(chosen, probes=("influense",))

@@ -41,7 +41,7 @@ def test_policies_stand_beside_the_plan_at_its_cost(plan_path):
 
 
 def test_samples_of_ones_own_are_needed_for_a_model_of_ones_own(plan_path):
-    with pytest.raises(InputError, match="samples of your own"):
+    with pytest.raises(InputError, match="no bundled samples"):
         run(plan_path, "--model", reference_path("windowed"))
 
 
