@@ -4,13 +4,13 @@ What users call is one file each: attach (the handle), fixed (compiled decoding)
 report, count and fvcore_handles (FLOPs that a counter measures). The implementation is in sub-packages, which import
 downwards only:
 
-    execution    one forward: hooks (what happens when), prefill, decoding, cache_writer, guard, continuation
+    execution    one forward: execution (what happens when), prefill, decoding, cache_writer, guard, continuation
     selection    which tokens stay: streams (the rows at hand), ranking, scores, select, encoder, redistribute
     imaging      what depends on an image alone: images (telling them apart), stream_lookup, image_stream, image_cache
     model        the model: adapters (its parts), attention (the hook), isolated (rows that run alone), cache
     tensors      without a model: layout (parts of a prompt), rows (ragged sets of rows), masks, weights
 
-Start reading with `execution.hooks` and `execution.prefill`.
+Start reading with `execution.execution` and `execution.prefill`.
 """
 
 from planner.runtime.attach import Handle, attach

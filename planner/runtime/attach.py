@@ -4,13 +4,16 @@
     model.generate(**inputs)
     handle.detach()
 
-Until then the model computes what the schedule says (`planner.runtime.execution.hooks`); afterwards it is as it was.
+Until then the model computes what the schedule says (`planner.runtime.execution`), in any number of threads; afterwards
+it is as it was.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -19,7 +22,8 @@ from torch import nn
 
 from planner.errors import InputError, RuntimeStateError
 from planner.runtime.execution import guard
-from planner.runtime.execution.hooks import Execution, StreamComplete
+from planner.runtime.execution.execution import Execution
+from planner.runtime.execution.thread import StreamComplete
 from planner.runtime.imaging.image_cache import ImageCache
 from planner.runtime.imaging.image_stream import ImageStream
 from planner.runtime.imaging.stream_lookup import StreamLookup
@@ -29,6 +33,7 @@ from planner.schedule import Schedule
 
 #: Text towers that have a plan attached.
 attached_towers: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_attaching = threading.Lock()
 
 
 def attach(
@@ -73,15 +78,18 @@ class Handle:
         self.parts: Parts = find_parts(model)
         guard.check_schedule(schedule, self.parts)
         guard.check_mode(self.parts.model)
-        if self.parts.tower in attached_towers:
-            raise RuntimeStateError("a plan is attached to this model already", "Detach it first")
         lookup = StreamLookup(self.parts, schedule, image_stream, image_cache)
-        self._execution = Execution(self.parts, schedule, seed, lookup)
-        attached_towers.add(self.parts.tower)
+        with _attaching:
+            if self.parts.tower in attached_towers:
+                raise RuntimeStateError("a plan is attached to this model already", "Detach it first")
+            self._execution = Execution(self.parts, schedule, seed, lookup)
+            attached_towers.add(self.parts.tower)
 
     @property
     def report(self) -> Report | None:
-        """Tokens per layer of the last prefill with an image; None before the first."""
+        """Tokens per layer of the last prefill with an image, the calling thread's or, where it ran none, any's; None
+        before the first.
+        """
         last = self._execution.last
         return None if last is None else report_of(last)
 
@@ -107,22 +115,48 @@ class Handle:
         """
         execution = self._execution
         execution.lookup.check_plan()
-        execution.ahead = True
+        thread = execution.thread
+        thread.encoding, thread.stream = True, None
         try:
             with torch.no_grad(), suppress(StreamComplete):
                 self.parts.model(**inputs, use_cache=False)
         finally:
-            execution.ahead = False
-            execution.forget()
-        if execution.shallow is None:
+            thread.encoding = False
+        if thread.stream is None:
             raise InputError("the prompt holds no image", "Pass input_ids with image tokens, and pixel_values")
-        execution.lookup.remember(execution.shallow)
-        return execution.shallow.stream()
+        execution.lookup.remember(thread.stream)
+        return thread.stream.stream()
+
+    @contextmanager
+    def scoring(self, prompt_lengths: Sequence[int]) -> Iterator[None]:
+        """Say where prompts end, in forwards of this thread that hold prompts and answers together.
+
+        A plan ranks by the last token of the prompt. Labels, ``logits_to_keep`` and `generate` say by themselves where
+        that is; any other forward is taken for a prompt as a whole.
+
+            with handle.scoring([len(prompt) for prompt in prompts]):
+                logits = model(**prompts_and_answers).logits
+
+        Args:
+            prompt_lengths: tokens of each sample's prompt, padding left out.
+        """
+        thread = self._execution.thread
+        before, thread.prompt_lengths = thread.prompt_lengths, prompt_lengths
+        try:
+            yield
+        finally:
+            thread.prompt_lengths = before
 
     def detach(self) -> None:
-        """Put the model back as it was. Safe to call twice."""
-        attached_towers.discard(self.parts.tower)
+        """Put the model back as it was, once the forwards that run now are through. Safe to call twice.
+
+        Later steps of requests that have begun under the plan are refused, since their caches are pruned.
+
+        Raises:
+            RuntimeStateError: called from inside a forward of the model.
+        """
         self._execution.close()
+        attached_towers.discard(self.parts.tower)
 
     def __enter__(self) -> Handle:
         return self

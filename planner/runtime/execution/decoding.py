@@ -15,35 +15,39 @@ from planner.schedule import Schedule
 
 
 class Decoding:
-    """What the layers of a forward without a prompt need.
+    """What the layers of a forward over a pruned cache need.
 
     Args:
         schedule: the plan's.
-
-    Attributes:
-        layers: the cache's pruned layers; none where the forward has nothing to do with a plan.
+        layers: the cache's pruned layers.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, layers: list[PrunedLayer] | None = None) -> None:
         self.schedule = schedule
-        self.layers: list[PrunedLayer] = []
+        self.layers: list[PrunedLayer] = layers or []
         #: Masks of this step, by what they are of.
         self._masks: dict[Any, Any] = {}
 
-    def clear(self) -> None:
-        """Drop what was made for one step."""
-        self._masks.clear()
+    @classmethod
+    def over(cls, schedule: Schedule, cache: Any) -> Decoding | None:
+        """A step over a cache; None where a plan has not filled it."""
+        layers = getattr(cache, "layers", None)
+        return cls(schedule, list(layers)) if layers and isinstance(layers[0], PrunedLayer) else None
 
-    def mask(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """The columns of the model's mask that a layer's cache holds; layers that hold the same share one."""
+    def before(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A layer's arguments, with the columns of the model's mask that its cache holds."""
+        if kwargs.get("attention_mask") is None and self.layers[index].filled is None:
+            return kwargs
+        return {**kwargs, "attention_mask": self._mask(index, args, kwargs)}
+
+    def _mask(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         cache, mask = self.layers[index], kwargs.get("attention_mask")
-        if mask is None and cache.filled is None:
-            return None
         hidden = args[0] if args else kwargs["hidden_states"]
         assert cache.index is not None
         new = cache.generated + hidden.shape[1]
         if torch.compiler.is_compiling():
             return columns(mask, cache.index, cache.filled, new)
+        # Layers that hold the same rows share one.
         key = (id(mask), id(cache.index), cache.generated)
         if key not in self._masks:
             self._masks[key] = (mask, columns(mask, cache.index, cache.filled, new))
@@ -52,11 +56,12 @@ class Decoding:
     def attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """A layer's attention: the kernel, and where the plan says so with its weights redistributed."""
         output, weights = call.run()
-        rule = self.schedule.stage_of(call.layer).redistribute if self.layers else None
+        rule = self.schedule.stage_of(call.layer).redistribute
         if rule is not None:
             output = redistribute_step(call, rule, self.layers[call.layer], output)
         return output, weights
 
     def after(self, index: int) -> None:
         """A layer has run."""
-        self.layers[index].forget()
+        if self.layers[index].window is not None:
+            self.layers[index].forget()

@@ -9,6 +9,7 @@ from torch import Tensor
 from planner.errors import InputError, RuntimeStateError, ScheduleError
 from planner.runtime.imaging.images import PIXELS
 from planner.runtime.model.adapters import Parts
+from planner.runtime.model.cache import PrunedLayer, past_length
 from planner.schedule import Schedule
 
 
@@ -38,7 +39,7 @@ def check_prompt(kwargs: dict[str, Any], past: int) -> None:
         past: logical length of the cache.
 
     Raises:
-        RuntimeStateError: visual tokens cannot be found, or arrive in a later turn or a later chunk.
+        RuntimeStateError: visual tokens cannot be found, or the prompt arrives in chunks.
     """
     ids = kwargs.get("input_ids")
     if ids is None and past == 0:
@@ -46,7 +47,6 @@ def check_prompt(kwargs: dict[str, Any], past: int) -> None:
             "with a plan attached, a prompt needs input_ids: visual tokens cannot be told from embeddings",
             "Pass input_ids, or detach the plan",
         )
-    check_turn(kwargs, past)
     cache = kwargs.get("past_key_values")
     if past == 0 and getattr(cache, "is_compileable", False):
         raise RuntimeStateError(
@@ -66,17 +66,21 @@ def check_prompt(kwargs: dict[str, Any], past: int) -> None:
         )
 
 
-def check_turn(kwargs: dict[str, Any], past: int) -> None:
-    """Refuse images after the first turn.
+def check_turn(kwargs: dict[str, Any]) -> bool:
+    """Whether an image arrives after the first turn, over a cache that no plan has touched: such a turn runs dense.
 
     Raises:
-        RuntimeStateError: there are some, and the cache holds a prompt.
+        RuntimeStateError: over a cache that holds a pruned prompt.
     """
-    if past and any(kwargs.get(name) is not None for name in PIXELS):
+    cache: Any = kwargs.get("past_key_values")
+    if not past_length(cache) or not any(kwargs.get(name) is not None for name in (*PIXELS, "mm_encoder_outputs")):
+        return False
+    if isinstance(cache.layers[0], PrunedLayer):
         raise RuntimeStateError(
-            "an image arrived in a later turn, with a KV cache that already holds a prompt",
+            "an image arrived in a later turn, with a KV cache that already holds a pruned prompt",
             "Give all images in the first prompt and no pixel values in later turns, or detach the plan",
         )
+    return True
 
 
 def check_pixels(kwargs: dict[str, Any]) -> None:

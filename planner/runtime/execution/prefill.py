@@ -6,11 +6,14 @@ wherever it is, and the streams part or join as the stage says.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from planner.errors import RuntimeStateError
 from planner.runtime.execution.cache_writer import CacheWriter
 from planner.runtime.execution.layer_state import IsolatedRows, LayerState
 from planner.runtime.imaging.stream_lookup import PromptStream
@@ -28,6 +31,23 @@ from planner.runtime.tensors.rows import Rows, gather
 from planner.schedule import Schedule, Select, Stage
 
 
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What a prefill did.
+
+    Attributes:
+        schedule: what it executed.
+        visual: ``[B, n]`` visual rows of the prompts.
+        kept: what each selection has kept.
+        tokens: visual and text rows that each layer ran, per sample.
+    """
+
+    schedule: Schedule
+    visual: Tensor
+    kept: list[Rows]
+    tokens: list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
 class Prefill:
     """The prefill of one batch.
 
@@ -38,12 +58,13 @@ class Prefill:
         caches: the cache's layers, empty without a cache.
         seed: of random selections.
         entry_scores: scores of the visual rows that exist before layer 0, ``[B, n]``, for the schedule's entry.
-        shallow: the image stream of the shallow layers, to be read or filled.
+        image_stream: that of the shallow layers, to be read or filled.
+        windows: sliding window per layer, None for full attention.
 
     Attributes:
         deepstack: visual features that the family adds after each of the first layers.
-        kept: what each selection so far has kept.
-        tokens: visual and text rows that each layer so far ran, per sample.
+        record: what it has done so far.
+        complete: every layer has run under it.
     """
 
     def __init__(
@@ -54,17 +75,18 @@ class Prefill:
         caches: list[PrunedLayer],
         seed: int,
         entry_scores: Tensor | None = None,
-        shallow: PromptStream | None = None,
+        image_stream: PromptStream | None = None,
+        windows: Sequence[int | None] = (),
     ) -> None:
         self.schedule, self.layout, self.isolated_layers = schedule, layout, isolated_layers
-        self.shallow = shallow
+        self.image_stream, self.windows = image_stream, windows
         self.deepstack: list[Tensor] = []
         self.streams = Streams(layout)
         self.writer = CacheWriter(caches, self.streams)
         self.ranking = Ranking(self.streams, seed, entry_scores)
-        self.kept: list[Rows] = []
-        self.tokens: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self.record = Record(schedule, layout.visual, [], [])
         self._scored: Scored | None = None
+        self.complete = False
         self._state: LayerState | None = None
         #: Masks and position tables made for one layer that fit the next; by identity, kept beside what they are of.
         self._known: dict[Any, Any] = {}
@@ -76,7 +98,7 @@ class Prefill:
         stage, streams = self.schedule.stage_of(layer), self.streams
         if layer == stage.first:
             hidden = self._enter(stage, hidden, kwargs)
-        self.tokens.append((streams.visual.counts, streams.text.counts))
+        self.record.tokens.append((streams.visual.counts, streams.text.counts))
         isolated = self._run_alone(layer, stage, kwargs)
         keys = streams.present() if isolated is not None and isolated.key is not None else streams.main
         mask = self._mask(kwargs.get("attention_mask"), keys, stage)
@@ -96,7 +118,9 @@ class Prefill:
         if stage.redistribute is not None:
             scored, asking = self._scored_by(state, call, output), self.streams.text_after()
             output, state.sinks = redistribute_rows(scored, asking, stage.redistribute)
+        state.attended = True
         if call.layer == stage.last - 1 and any(reads_attention(select) for select in stage.selects):
+            self._check_sight(call.layer)
             self._scored = self._scored_by(state, call, output)
         return output, weights
 
@@ -104,6 +128,11 @@ class Prefill:
         """What goes on to the next layer; fills the layer's cache."""
         state, self._state = self._state, None
         assert state is not None
+        if not state.attended:
+            raise RuntimeStateError(
+                f"the attention of layer {layer} bypassed the plan",
+                "If its implementation was set while the plan was attached: detach, set it, and attach again",
+            )
         hidden = first(output)
         self.writer.fill(layer, state)
         if layer < len(self.deepstack):
@@ -116,16 +145,17 @@ class Prefill:
         """The prompt is through."""
         self.writer.close()
         self._known.clear()
+        self.complete = len(self.record.tokens) == self.schedule.layers
 
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def _enter(self, stage: Stage, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        layer, streams, shallow = int(stage.first), self.streams, self.shallow
-        if shallow is not None and layer == shallow.extent.depth and streams.isolated is not None:
-            if shallow.given is not None:
-                streams.advance(shallow.give(layer, streams.isolated.rows, hidden))
+        layer, streams, image_stream = int(stage.first), self.streams, self.image_stream
+        if image_stream is not None and layer == image_stream.extent.depth and streams.isolated is not None:
+            if image_stream.given is not None:
+                streams.advance(image_stream.give(layer, streams.isolated.rows, hidden))
             else:
-                shallow.take(layer, streams.isolated.hidden, streams.isolated.rows)
+                image_stream.take(layer, streams.isolated.hidden, streams.isolated.rows)
         if layer > 0:
             hidden = self._leave(self.schedule.stage_of(layer - 1), layer, hidden, kwargs)
         elif self.schedule.entry is not None:
@@ -147,22 +177,39 @@ class Prefill:
     def _drop(self, select: Select, layer: int, hidden: Tensor, kwargs: dict[str, Any] | None) -> Tensor:
         ranked = ranked_rows(select, self.streams)
         if ranked.width == 0:
-            self.kept.append(ranked)
+            self.record.kept.append(ranked)
             return hidden
         scored = self._scored
         if select.probe and kwargs is not None:
+            self._check_sight(layer)
             scored = self.ranking.probe(select, self.isolated_layers[layer], hidden, kwargs, self._known)
         stays = survivors(self.ranking.score(select, layer, ranked, scored, hidden), ranked, select.keep)
-        self.kept.append(stays)
+        self.record.kept.append(stays)
         if select.of == "context":
             return self.streams.keep_context(ranked, stays, hidden)
         return self.streams.keep_visual(stays, hidden)
+
+    def _check_sight(self, layer: int) -> None:
+        """Refuse to rank by the attention of a layer whose window shows the last row no visual token."""
+        window = self.windows[layer]
+        if window is None:
+            return
+        position = torch.arange(self.layout.length, device=self.layout.ids.device)
+        nearest = torch.where(self.streams.visual.mask, position, -1).amax(1)
+        blind = (nearest >= 0) & (self.layout.last - nearest >= window)
+        if bool(blind.any()):
+            full = [i for i, other in enumerate(self.windows) if other is None]
+            raise RuntimeStateError(
+                f"layer {layer} would rank visual tokens by its attention, but its sliding window of {window} tokens "
+                "does not reach the image from the end of this prompt",
+                f"Rank after a layer with full attention: {', '.join(map(str, full)) or 'this model has none'}",
+            )
 
     # -- one layer ---------------------------------------------------------------------------------------------------
 
     def _run_alone(self, layer: int, stage: Stage, kwargs: dict[str, Any]) -> IsolatedRows | None:
         """Take the rows that run alone through the layer; what they were before it, and what text sees of them."""
-        streams, shallow = self.streams, self.shallow
+        streams, image_stream = self.streams, self.image_stream
         if streams.isolated is None:
             return None
         rows, before = streams.isolated.rows, streams.isolated.hidden
@@ -170,15 +217,15 @@ class Prefill:
         inside = part_of_kwargs(kwargs, rows, None, self._known)
         key: Tensor | None
         value: Tensor | None
-        if shallow is not None and layer < shallow.extent.depth and shallow.given is not None:
+        if image_stream is not None and layer < image_stream.extent.depth and image_stream.given is not None:
             if not reads:
                 return IsolatedRows(rows, before)
-            before = shallow.give(layer, rows, before)
+            before = image_stream.give(layer, rows, before)
             call = self.isolated_layers[layer].project(before, inside, keys=True, values=True)
             key, value = call.key, call.value
         else:
-            if shallow is not None and layer < shallow.extent.depth:
-                shallow.take(layer, before, rows)
+            if image_stream is not None and layer < image_stream.extent.depth:
+                image_stream.take(layer, before, rows)
             hidden, key, value = self.isolated_layers[layer].run(before, inside, reads)
             streams.advance(hidden)
         if not reads:

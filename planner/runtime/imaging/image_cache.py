@@ -6,11 +6,13 @@
         model.generate(**second_question)      # same image: no vision encoder, no shallow layers for its tokens
 
 An image that is not here, or was made by another model or plan, is computed and kept; nothing is ever refused. A batch
-is served when all its images are here: one that is missing means that the vision encoder runs for all of them.
+is served when all its images are here: one that is missing means that the vision encoder runs for all of them. Threads
+and models may share one cache.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 
 from planner.errors import InputError
@@ -34,6 +36,7 @@ class ImageCache:
         self.hits = self.misses = 0
         self._held: OrderedDict[Key, States] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._held)
@@ -48,24 +51,26 @@ class ImageCache:
 
     def find(self, keys: list[Key]) -> list[States] | None:
         """The streams of a prompt's images, or None unless all are here."""
-        if not all(key in self._held for key in keys):
-            self.misses += 1
-            return None
-        self.hits += 1
-        for key in keys:
-            self._held.move_to_end(key)
-        return [self._held[key] for key in keys]
+        with self._lock:
+            if not all(key in self._held for key in keys):
+                self.misses += 1
+                return None
+            self.hits += 1
+            for key in keys:
+                self._held.move_to_end(key)
+            return [self._held[key] for key in keys]
 
     def put(self, key: Key, states: States) -> None:
         """Keep one image's stream, and let go of the oldest ones where that is too much."""
         size = size_bytes(states)
         if size > self.max_bytes:
             return
-        self._drop(key)
-        self._held[key] = states
-        self._bytes += size
-        while self._bytes > self.max_bytes:
-            self._drop(next(iter(self._held)))
+        with self._lock:
+            self._drop(key)
+            self._held[key] = states
+            self._bytes += size
+            while self._bytes > self.max_bytes:
+                self._drop(next(iter(self._held)))
 
     def add(self, stream: ImageStream) -> None:
         """Keep streams that were computed ahead, such as those of a file."""
@@ -74,12 +79,14 @@ class ImageCache:
 
     def stream(self) -> ImageStream:
         """All that is held, oldest first: to be saved, or to be used as it is."""
-        return ImageStream(self._held)
+        with self._lock:
+            return ImageStream(self._held)
 
     def clear(self) -> None:
         """Let go of everything."""
-        self._held.clear()
-        self._bytes = 0
+        with self._lock:
+            self._held.clear()
+            self._bytes = 0
 
     def _drop(self, key: Key) -> None:
         if key in self._held:

@@ -161,8 +161,8 @@ class StreamLookup:
                 "Use a plan whose first stage has visual_attention 'self', such as visipruner",
             )
 
-    def shallow(self, kwargs: dict[str, Any], layout: Layout, encode: bool = False) -> PromptStream | None:
-        """The shallow layers of a prompt that holds an image; None where nobody asks for its stream.
+    def stream_of(self, kwargs: dict[str, Any], layout: Layout, encode: bool = False) -> PromptStream | None:
+        """The image stream of a prompt that holds an image; None where nobody asks for it.
 
         Args:
             kwargs: the model's arguments. With a stream the pixels may be left out: the images of the prompt are then
@@ -200,7 +200,7 @@ class StreamLookup:
         counts, given = [image.tokens for image in images], None if found is None else join_states(found)
         return PromptStream(self.extent, keys, counts, layout.visual_counts, given)
 
-    def remember(self, shallow: PromptStream | None) -> None:
+    def remember(self, prompt: PromptStream | None) -> None:
         """Put what a prompt has computed into the cache, where there is one."""
-        if self.cache is not None and shallow is not None and shallow.given is None:
-            self.cache.add(shallow.stream())
+        if self.cache is not None and prompt is not None and prompt.given is None:
+            self.cache.add(prompt.stream())

@@ -3,8 +3,8 @@
 A visual query that sees only itself has its own value vector as attention output: a softmax over one key is 1. So the
 rows need no mask, no cache and no neighbours, and their layer is a function of each row alone. Two forms compute it:
 
-* **fast**: queries (and keys, unless text reads them) are not computed. Their projections are replaced for the length
-  of one call by zeros of a single head, and the kernel by the identity on the values.
+* **fast**: queries (and keys, unless text reads them) are not computed. Their projections give zeros of a single head
+  instead, and the kernel is the identity on the values.
 * **generic**: the layer as it is, on ``[B * rows, 1, d]``.
 
 Fast is used where it was found equal to generic, layer by layer, when the plan was attached: gates computed beside
@@ -13,15 +13,21 @@ the query, norms across heads or fused projections make it differ or fail, and t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from planner.runtime.model.attention import Call, Handler
+from planner.runtime.model.exchange import wrapped
 from planner.runtime.tensors.rows import Rows, gather
+
+#: Of an attention module: queries, keys, values.
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class _Enough(Exception):
@@ -66,22 +72,27 @@ def _part(table: Any, index: Tensor) -> Any:
     return gather(table, index)
 
 
-@contextmanager
-def _zeros_for(projection: Any, width: int) -> Iterator[None]:
-    """Make a projection give `width` zeros instead of computing."""
-    own = projection.__dict__.get("forward")
+class Diversion(threading.local):
+    """How the calling thread runs a layer outside the main stream; other threads run the same layer as ever.
 
-    def zeros(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x.new_zeros(()).expand(*x.shape[:-1], width)
+    Attributes:
+        handler: gets the layer's attention calls; None: the main stream's handler does.
+        skipped: projections that give zeros, by module identity, and the width of these.
+    """
 
-    projection.forward = zeros
-    try:
-        yield
-    finally:
-        if own is None:
-            del projection.forward
-        else:
-            projection.forward = own
+    def __init__(self) -> None:
+        self.handler: Handler | None = None
+        self.skipped: dict[int, int] = {}
+
+    @contextmanager
+    def to(self, handler: Handler, skipped: dict[int, int] | None = None) -> Iterator[None]:
+        """Divert while the block runs."""
+        before = self.handler, self.skipped
+        self.handler, self.skipped = handler, skipped or {}
+        try:
+            yield
+        finally:
+            self.handler, self.skipped = before
 
 
 class IsolatedLayer:
@@ -90,14 +101,41 @@ class IsolatedLayer:
     Args:
         layer, attention: the decoder layer and its attention module.
         heads: query heads of the attention.
-        divert: sends this layer's attention calls to a handler while a ``with`` block runs.
+        diversion: of attention calls and projections, shared by all layers of a model.
+
+    Attributes:
         fast: which form to use.
     """
 
-    def __init__(
-        self, layer: Any, attention: Any, heads: int, divert: Callable[[Handler], Any], fast: bool = False
-    ) -> None:
-        self.layer, self.attention, self.heads, self.divert, self.fast = layer, attention, heads, divert, fast
+    def __init__(self, layer: Any, attention: Any, heads: int, diversion: Diversion) -> None:
+        self.layer, self.attention, self.heads, self.diversion = layer, attention, heads, diversion
+        self.fast = False
+        #: The layer's own forward, whatever will be put around it.
+        self.forward: Callable[..., Any] = layer.forward
+
+    @contextmanager
+    def skippable(self) -> Iterator[None]:
+        """Let threads skip the layer's projections while the block runs."""
+        with ExitStack() as stack:
+            for name in _PROJECTIONS:
+                projection = getattr(self.attention, name, None)
+                if projection is not None:
+                    stack.enter_context(wrapped(projection, "forward", partial(self._skippable, id(projection))))
+            yield
+
+    def _skippable(self, projection: int, original: Callable[..., Any]) -> Callable[..., Any]:
+        diversion = self.diversion
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            # Compiled code never skips, and cannot look at what belongs to a thread.
+            if torch.compiler.is_compiling() or projection not in diversion.skipped:
+                return original(x, *args, **kwargs)
+            return x.new_zeros(()).expand(*x.shape[:-1], diversion.skipped[projection])
+
+        return forward
+
+    def _without(self, *names: str) -> dict[int, int]:
+        return {id(getattr(self.attention, name)): self.head_size for name in names}
 
     def run(self, hidden: Tensor, kwargs: dict[str, Any], keys: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         """The layer's output ``[B, a, d]``, and the rotated keys (where asked) and values it had, ``[B, Hkv, a, dh]``.
@@ -118,12 +156,9 @@ class IsolatedLayer:
             values = call.value.repeat_interleave(self.heads // call.value.shape[1], dim=1)
             return values.transpose(1, 2).contiguous(), None
 
-        with ExitStack() as stack:
-            stack.enter_context(self.divert(give_values))
-            stack.enter_context(_zeros_for(self.attention.q_proj, self.head_size))
-            if not keys:
-                stack.enter_context(_zeros_for(self.attention.k_proj, self.head_size))
-            output = first(self.layer.forward(hidden, **kwargs))
+        skipped = self._without("q_proj") if keys else self._without("q_proj", "k_proj")
+        with self.diversion.to(give_values, skipped):
+            output = first(self.forward(hidden, **kwargs))
         return output, seen[0].key if keys else None, seen[0].value
 
     def _generic(self, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -135,8 +170,8 @@ class IsolatedLayer:
 
         batch, count, size = hidden.shape
         single = {name: _each_alone(value, batch, count) for name, value in kwargs.items()}
-        with self.divert(watch):
-            output = first(self.layer.forward(hidden.reshape(batch * count, 1, size), **single))
+        with self.diversion.to(watch):
+            output = first(self.forward(hidden.reshape(batch * count, 1, size), **single))
         key, value = (
             x.reshape(batch, count, x.shape[1], x.shape[-1]).transpose(1, 2) for x in (seen[0].key, seen[0].value)
         )
@@ -161,14 +196,10 @@ class IsolatedLayer:
             raise _Enough
 
         kwargs = {**kwargs, "attention_mask": None, "past_key_values": None, "use_cache": False}
-        wanted = {"q_proj": query, "k_proj": keys, "v_proj": values}
-        with ExitStack() as stack:
-            stack.enter_context(self.divert(stop))
-            for name, needed in wanted.items():
-                if self.fast and not needed:
-                    stack.enter_context(_zeros_for(getattr(self.attention, name), self.head_size))
-            with suppress(_Enough):
-                self.layer.forward(hidden, **kwargs)
+        wanted = zip(_PROJECTIONS, (query, keys, values), strict=True)
+        skipped = self._without(*(name for name, needed in wanted if not needed)) if self.fast else {}
+        with self.diversion.to(stop, skipped), suppress(_Enough):
+            self.forward(hidden, **kwargs)
         return seen[0]
 
     def check(self, hidden: Tensor, kwargs: dict[str, Any]) -> bool:
@@ -226,8 +257,12 @@ def find_fast_form(tower: Any, isolated_layers: tuple[IsolatedLayer, ...], layer
     if not layers:
         return
 
+    thread = threading.get_ident()
+
     def check(layer: IsolatedLayer) -> Callable[..., None]:
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() != thread:  # somebody else's forward, of the model without a plan
+                return
             hidden = args[0] if args else kwargs["hidden_states"]
             layer.fast = layer.check(hidden, {name: value for name, value in kwargs.items() if name != "hidden_states"})
 

@@ -10,6 +10,7 @@ way (`planner.runtime.selection.encoder_routes`). A family whose patches cannot 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,6 +23,16 @@ from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.selection.encoder_routes import routes_of
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.weights import attention_weights
+
+
+class _Seen(threading.local):
+    """Scores of the calling thread's images: of patches, tile by tile, and of visual tokens once the model's own way
+    has been taken.
+    """
+
+    def __init__(self) -> None:
+        self.tiles: list[Tensor] = []
+        self.tokens: list[Tensor] = []
 
 
 class EncoderScores:
@@ -53,9 +64,7 @@ class EncoderScores:
             config.vision_config, "temporal_patch_size"
         )
         self.routes = routes_of(model, tower)
-        #: Scores of patches, tile by tile, and of visual tokens once the model's own way has been taken.
-        self._tiles: list[Tensor] = []
-        self._tokens: list[Tensor] = []
+        self._seen = _Seen()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -63,12 +72,15 @@ class EncoderScores:
         with ExitStack() as stack:
             stack.enter_context(attention_hook(self.attentions, self._attend))
             for route in self.routes:
-                stack.enter_context(route(self._taken, self._tokens.extend))
+                stack.enter_context(route(self._taken, self._give))
             yield
 
     def _taken(self) -> list[Tensor]:
-        tiles, self._tiles = self._tiles, []
+        tiles, self._seen.tiles = self._seen.tiles, []
         return tiles
+
+    def _give(self, tokens: list[Tensor]) -> None:
+        self._seen.tokens += tokens
 
     def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
         if call.layer == self.layer:
@@ -76,7 +88,7 @@ class EncoderScores:
             mask = call.mask[:, :, : query.shape[2]] if call.mask is not None else None
             weights = attention_weights(query, call.key, mask, call.scaling, call.softcap)
             received = weights.mean(1).sum(1) / _askers(mask, query.shape[2])
-            self._tiles += list(received if self.keeps_class or not self.class_token else received[:, 1:])
+            self._seen.tiles += list(received if self.keeps_class or not self.class_token else received[:, 1:])
         return call.run()
 
     def take(self, layout: Layout) -> Tensor:
@@ -85,7 +97,7 @@ class EncoderScores:
         Raises:
             UnsupportedModelError: patches and visual tokens do not match.
         """
-        tiles, tokens = self._taken(), list(self._tokens)
+        tiles, tokens = self._taken(), self._seen.tokens
         self.forget()
         total = sum(layout.visual_counts)
         if self.routes:
@@ -107,8 +119,7 @@ class EncoderScores:
 
     def forget(self) -> None:
         """Drop what an unfinished forward left."""
-        self._tiles = []
-        self._tokens.clear()
+        self._seen.tiles, self._seen.tokens = [], []
 
     def _merge(self, scores: Tensor, side: int) -> Tensor:
         if side == 1:

@@ -10,6 +10,7 @@ No formula is repeated here: scores are features with a single channel, sent thr
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.runtime.model.exchange import exchanged, wrapped
 from planner.runtime.tensors.weights import working_dtype
 
 #: Gives the scores of the patches encoded since it was last asked, one tensor a tile.
@@ -54,22 +56,33 @@ def _packed(owner: Any, take: Take, give: Give) -> Iterator[None]:
         give([image[:, 0] for image in packed])
         return pack(image_features, *args, **options)
 
-    with _exchanged(owner, "pack_image_features", both):
+    with exchanged(owner, "pack_image_features", both):
         yield
 
 
 @contextmanager
 def _merged(merger: Any, take: Take, give: Give) -> Iterator[None]:
-    def mean(blocks: Tensor) -> Tensor:
-        return blocks.mean(-1, keepdim=True)
+    averaging = threading.local()
+
+    def averaged(original: Any) -> Any:
+        """The layer that merges blocks of features; of scores it takes the mean."""
+
+        def forward(blocks: Tensor) -> Any:
+            return blocks.mean(-1, keepdim=True) if getattr(averaging, "now", False) else original(blocks)
+
+        return forward
 
     def follow(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Tensor) -> None:
         options = {name: value for name, value in options.items() if name != "image_features"}
         scores = torch.cat(take())[:, None]
-        with _exchanged(merger.merging_layer, "forward", mean):
+        averaging.now = True
+        try:
             give([merger.forward(scores, *args[1:], **options)[:, 0]])
+        finally:
+            averaging.now = False
 
-    with _removed(merger.register_forward_hook(follow, with_kwargs=True)):
+    hook = merger.register_forward_hook(follow, with_kwargs=True)
+    with wrapped(merger.merging_layer, "forward", averaged), _removed(hook):
         yield
 
 
@@ -81,20 +94,20 @@ def _windowed(tower: Any, take: Take, give: Give) -> Iterator[None]:
         scores = torch.cat(take()).reshape(merged.shape[0], -1).mean(1, keepdim=True)
         # Half precision would blur the score; the features come back from the wider type unchanged.
         dtype = working_dtype(merged)
-        dtypes.append(merged.dtype)
+        narrowed.to = merged.dtype
         return torch.cat([merged.to(dtype), scores.to(dtype)], dim=1)
 
     def narrow(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         # A plain tensor in older releases.
         wide = output if isinstance(output, Tensor) else output.pooler_output
         give([wide[:, -1]])
-        features = wide[:, :-1].to(dtypes.pop())
+        features = wide[:, :-1].to(narrowed.to)
         if isinstance(output, Tensor):
             return features
         output.pooler_output = features
         return output
 
-    dtypes: list[torch.dtype] = []
+    narrowed = threading.local()
     hooks = (tower.merger.register_forward_hook(widen), tower.register_forward_hook(narrow))
     with ExitStack() as stack:
         for hook in hooks:
@@ -108,17 +121,3 @@ def _removed(hook: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-@contextmanager
-def _exchanged(owner: Any, name: str, function: Any) -> Iterator[None]:
-    """Another method on one object, until the block ends."""
-    own = owner.__dict__.get(name)
-    setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)

@@ -1,0 +1,342 @@
+"""A schedule executing on a model: what stands around the model's forward, its text tower, its decoder layers and their
+attention.
+
+    generate         where the prompt ends; before it encodes images, their image stream is looked up
+    the model        find the visual tokens and their image stream; split a prompt from its continuation
+    its text tower   make a `Prefill`, and put pruned layers into the cache; afterwards give every row its place back
+    a layer          Prefill.before and Prefill.after, or in a decode step the columns of the mask that its cache holds
+    its attention    Prefill.attend
+
+Methods of single objects are wrapped, one attention function is registered and one attention name stands in the tower's
+config: that is all that changes, and `close` puts all of it back.
+
+Any number of threads may run the model. What a forward needs is in a `Forward` that only its own thread sees, what a
+request needs after its prompt is in its cache; on the model, and here, is only what all of them share.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from planner.errors import RuntimeStateError
+from planner.runtime.execution import guard
+from planner.runtime.execution.continuation import prompt_ends, split
+from planner.runtime.execution.decoding import Decoding
+from planner.runtime.execution.gate import Gate
+from planner.runtime.execution.positions import Positions
+from planner.runtime.execution.prefill import Prefill, Record
+from planner.runtime.execution.thread import Forward, StreamComplete, Thread
+from planner.runtime.imaging.images import PIXELS, brings_pixels
+from planner.runtime.imaging.stream_lookup import PromptStream, StreamLookup
+from planner.runtime.model.adapters import Parts
+from planner.runtime.model.attention import Call, attention_hook
+from planner.runtime.model.cache import Attachment, PrunedLayer, install, past_length
+from planner.runtime.model.exchange import Function, uncopied, wrapped
+from planner.runtime.model.generation import generating, prompt_of
+from planner.runtime.model.isolated import Diversion, IsolatedLayer, find_fast_form
+from planner.runtime.selection.encoder import EncoderScores
+from planner.runtime.tensors.layout import Layout, read, visual_rows
+from planner.schedule import Schedule
+
+
+class Execution:
+    """A schedule on a model from construction to `close`.
+
+    Args:
+        parts: the model.
+        schedule: what to execute.
+        seed: of random selections, added to each selection's own.
+        lookup: where image streams are looked up and kept.
+    """
+
+    def __init__(self, parts: Parts, schedule: Schedule, seed: int, lookup: StreamLookup) -> None:
+        self.parts, self.schedule, self.seed, self.lookup = parts, schedule, seed, lookup
+        self.thread = Thread()
+        self._last: Record | None = None
+        self._gate = Gate()
+        self._attachment = Attachment()
+        self._positions = Positions(parts)
+        #: Of steps that are compiled, whose code cannot look at what belongs to a thread; empty between them.
+        self._compiled = Decoding(schedule)
+        self._diversion = Diversion()
+        self._attend_outside = torch.compiler.disable(self._attend_eagerly)
+        self._encoder: EncoderScores | None = None
+        self._signature = inspect.signature(parts.model.forward)
+        self._isolated_layers = tuple(
+            IsolatedLayer(layer, attention, parts.heads, self._diversion)
+            for layer, attention in zip(parts.layers, parts.attentions, strict=True)
+        )
+        with ExitStack() as stack:
+            if not schedule.empty:
+                self._install(stack)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Put the model back as it was, once the forwards that run now are through. Safe to call twice.
+
+        Raises:
+            RuntimeStateError: called from inside a forward of the model.
+        """
+        with self._gate.closing() as first:
+            if first:
+                self._attachment.active = False
+                self._stack.close()
+
+    @property
+    def last(self) -> Record | None:
+        """The calling thread's last prompt with an image; that of any thread, where this one had none."""
+        return self.thread.last or self._last
+
+    def _install(self, stack: ExitStack) -> None:
+        parts = self.parts
+        stack.enter_context(attention_hook(list(parts.attentions), self._attend))
+        self._find_fast_forms(stack)
+        if self.schedule.entry is not None and self.schedule.entry.rank_by == "encoder_attention":
+            self._encoder = EncoderScores(parts.model)
+            stack.enter_context(self._encoder.watching())
+        stack.enter_context(generating(parts.model, self._around_generate, self._before_encoding))
+        around = self._compilable(self._run, self._in_fixed_step)
+        stack.enter_context(wrapped(parts.model, "forward", around))
+        stack.enter_context(wrapped(parts.tower, "forward", self._compilable(self._tower, self._fixed_tower)))
+        for index, layer in enumerate(parts.layers):
+            eager, fixed = partial(self._layer, index), partial(self._fixed_layer, index)
+            stack.enter_context(wrapped(layer, "forward", self._compilable(eager, fixed)))
+        for module in {parts.model, getattr(parts.model, "model", parts.model), parts.tower, *parts.layers}:
+            stack.enter_context(uncopied(module))
+
+    def _find_fast_forms(self, stack: ExitStack) -> None:
+        schedule, layers = self.schedule, range(len(self.parts.layers))
+        probed = {int(stage.last) for stage in schedule.stages if any(s.probe for s in stage.selects)}
+        chosen = probed | {i for i in layers if schedule.stage_of(i).visual_attention == "self"}
+        with ExitStack() as trial:
+            for index in chosen:
+                trial.enter_context(self._isolated_layers[index].skippable())
+            find_fast_form(self.parts.tower, self._isolated_layers, chosen)
+        for layer in self._isolated_layers:
+            if layer.fast:
+                stack.enter_context(layer.skippable())
+
+    def _compilable(self, eager: Callable[..., Any], fixed: Callable[..., Any]) -> Callable[[Function], Function]:
+        """What stands around a forward: `eager`; in compiled steps over fixed buffers `fixed`, which is traced.
+
+        Any other compiled code leaves its graph here and comes back in the original.
+        """
+        outside = torch.compiler.disable(eager)
+
+        def around(original: Function) -> Function:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                if torch.compiler.is_compiling():
+                    if _over_fixed_buffers(kwargs):
+                        return fixed(original, args, kwargs)
+                    return outside(original, args, kwargs)
+                return eager(original, args, kwargs)
+
+            return forward
+
+        return around
+
+    # -- generate ----------------------------------------------------------------------------------------------------
+
+    def _around_generate(self, original: Function) -> Function:
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            thread = self.thread
+            before, thread.prompt = thread.prompt, prompt_of(self.parts.model, args, kwargs)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                thread.prompt, thread.awaited = before, None
+
+        return generate
+
+    def _before_encoding(self, ids: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """`generate` is about to encode the images of a prompt, whose forward will not see their pixels."""
+        thread = self.thread
+        thread.awaited = None
+        if self._encoder is not None:
+            self._encoder.forget()
+        if guard.check_turn(kwargs) or past_length(kwargs.get("past_key_values")):
+            return kwargs
+        guard.check_pixels(kwargs)
+        layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
+        stream = self.lookup.stream_of(kwargs, layout) if any(layout.visual_counts) else None
+        if stream is None:
+            return kwargs
+        thread.awaited = (ids, stream)
+        return kwargs if stream.given is None else {k: v for k, v in kwargs.items() if k not in PIXELS}
+
+    # -- the model ---------------------------------------------------------------------------------------------------
+
+    def _run(self, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with self._gate.passing() as attached:
+            if not attached:
+                return original(*args, **kwargs)
+            guard.check_mode(self.parts.model)
+            return self._forward(original, {**self._signature.bind_partial(*args).arguments, **kwargs})
+
+    def _in_fixed_step(self, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return original(*args, **kwargs)
+
+    def _forward(self, original: Function, kwargs: dict[str, Any]) -> Any:
+        ids, past = kwargs.get("input_ids"), past_length(kwargs.get("past_key_values"))
+        guard.check_prompt(kwargs, past)
+        if guard.check_turn(kwargs):
+            warnings.warn("an image arrived after a turn without one: this prompt runs without the plan", stacklevel=2)
+        if past:
+            with self._opened(Forward(decoding=Decoding.over(self.schedule, kwargs["past_key_values"]))):
+                return original(**self._positions.supplied(kwargs))
+        assert ids is not None
+        if not bool(visual_rows(ids, self.parts.visual_ids).any()):
+            with self._opened(Forward()):
+                return original(**kwargs)
+        if brings_pixels(kwargs) and self._encoder is not None:
+            self._encoder.forget()
+        guard.check_pixels(kwargs)
+        ends = prompt_ends(kwargs, self.parts.visual_ids, self.thread.prompt_lengths, self.thread.prompt)
+        if ends is None:
+            return self._prompt(original, kwargs)
+        parts = split(kwargs, ends, self.parts)
+        prompt = self._prompt(original, parts.prompt)
+        return parts.join(self.parts.model, prompt, self._forward(original, parts.rest))
+
+    def _prompt(self, original: Function, kwargs: dict[str, Any]) -> Any:
+        layout = read(kwargs["input_ids"], self.parts.visual_ids, kwargs.get("attention_mask"))
+        stream = self._find_stream(kwargs, layout)
+        if stream is not None and stream.given is not None:
+            # What the pixels would become is known: the vision encoder does not run.
+            kwargs = {**kwargs, **{name: None for name in PIXELS if name in kwargs}}
+        forward = Forward(layout, stream)
+        self.thread.stream = stream
+        with self._opened(forward):
+            output = original(**kwargs)
+        if forward.prefill is None or not forward.prefill.complete:
+            raise RuntimeStateError(
+                "the plan did not take effect: the model's forward went past the layers it was attached to",
+                "Attach the plan after everything else that replaces parts of the model",
+            )
+        return output
+
+    @contextmanager
+    def _opened(self, forward: Forward) -> Iterator[None]:
+        before, self.thread.forward = self.thread.forward, forward
+        try:
+            yield
+        finally:
+            self.thread.forward = before
+
+    def _find_stream(self, kwargs: dict[str, Any], layout: Layout) -> PromptStream | None:
+        thread = self.thread
+        awaited, thread.awaited = thread.awaited, None
+        if awaited is not None and not brings_pixels(kwargs):
+            prompt, stream = awaited
+            # Beam search and several answers repeat every sample.
+            times = len(layout.ids) // len(prompt)
+            if torch.equal(prompt.repeat_interleave(times, dim=0), layout.ids):
+                if thread.prompt is not None:  # without a cache, `generate` will come with this prompt again
+                    thread.awaited = awaited
+                return stream.repeated(times)
+        return self.lookup.stream_of(kwargs, layout, thread.encoding)
+
+    # -- its text tower ----------------------------------------------------------------------------------------------
+
+    def _tower(self, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward = self.thread.forward
+        if forward is None and self._gate.open:
+            raise RuntimeStateError(
+                "the text tower was called without the model's forward, so that a plan could not take effect",
+                "Call the model itself, its forward or generate, or detach the plan",
+            )
+        if forward is None or forward.layout is None:
+            self._positions.note(kwargs)
+            return original(*args, **kwargs)
+        return self._tower_prefill(forward, forward.layout, original, args, dict(kwargs))
+
+    def _tower_prefill(
+        self, forward: Forward, layout: Layout, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        if cache is None and (self.parts.tower.config.use_cache if use_cache is None else use_cache):
+            cache = kwargs["past_key_values"] = DynamicCache()
+        caches: list[PrunedLayer] = []
+        if cache is not None:
+            caches = install(cache, len(self.parts.layers), self._attachment, layout.length, list(self.parts.windows))
+        self._positions.note(kwargs)
+        ranked = None if self._encoder is None else self._encoder.take(layout)
+        features = kwargs.pop("deepstack_visual_embeds", None)
+        prefill = Prefill(
+            self.schedule, layout, self._isolated_layers, caches, self.seed, ranked, forward.stream, self.parts.windows
+        )
+        prefill.deepstack = list(features) if features is not None else []
+        forward.prefill = prefill
+        output = original(*args, **kwargs)
+        prefill.close()
+        self._last = self.thread.last = prefill.record
+        self.lookup.remember(prefill.image_stream)
+        if prefill.streams.main.whole:
+            return output
+        # Every row gets its place back, so that logits line up with the prompt.
+        wide = prefill.streams.main.restore(output[0])
+        if isinstance(output, tuple):
+            return (wide, *output[1:])
+        output.last_hidden_state = wide
+        return output
+
+    def _fixed_tower(self, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._compiled.layers = list(kwargs["past_key_values"].layers)
+        output = original(*args, **kwargs)
+        self._compiled.layers = []
+        return output
+
+    # -- its decoder layers ------------------------------------------------------------------------------------------
+
+    def _layer(self, index: int, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        forward = self.thread.forward
+        if forward is None:
+            return original(*args, **kwargs)
+        if forward.decoding is not None:
+            output = original(*args, **forward.decoding.before(index, args, kwargs))
+            forward.decoding.after(index)
+            return output
+        prefill = forward.prefill
+        if prefill is None:
+            return original(*args, **kwargs)
+        hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())
+        kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        hidden, kwargs = prefill.before(index, hidden, kwargs)
+        if self.thread.encoding and index == self.lookup.extent.depth:
+            raise StreamComplete
+        return prefill.after(index, original(hidden, *rest, **kwargs))
+
+    def _fixed_layer(self, index: int, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return original(*args, **self._compiled.before(index, args, kwargs))
+
+    # -- their attention ---------------------------------------------------------------------------------------------
+
+    def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        if torch.compiler.is_compiling():
+            return self._compiled.attend(call) if self._compiled.layers else self._attend_outside(call)
+        return self._attend_eagerly(call)
+
+    def _attend_eagerly(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        handler, forward = self._diversion.handler, self.thread.forward
+        if handler is not None:
+            return handler(call)
+        if forward is None:
+            return call.run()
+        if forward.prefill is not None:
+            return forward.prefill.attend(call)
+        return call.run() if forward.decoding is None else forward.decoding.attend(call)
+
+
+def _over_fixed_buffers(kwargs: dict[str, Any]) -> bool:
+    """Whether a forward runs over a cache of fixed buffers (`planner.runtime.fix`)."""
+    layers: Any = getattr(kwargs.get("past_key_values"), "layers", None)
+    return bool(layers) and isinstance(layers[0], PrunedLayer) and bool(layers[0].is_compileable)
