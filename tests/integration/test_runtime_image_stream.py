@@ -52,7 +52,7 @@ def test_generation_with_a_stream_equals_generation_without(family: str) -> None
     """Two images, encoded with another question."""
     model = tiny.model(family, layers=LAYERS)
     plan = plan_for(model, SCHEDULES[NAME])
-    question = tiny.inputs(family, images=2, text=11)
+    question = tiny.inputs(family, images=2, text=5)
     stream = encoded(model, tiny.inputs(family, images=2))
     assert len(stream) == 2
     with plan.apply(model):
@@ -94,7 +94,7 @@ def test_a_second_question_in_generate_does_not_encode(family: str, way: str) ->
     """Of two samples with two or three images each, other sizes in the second; of one sample where that is the rule."""
     model, cache, options = tiny.model(family, layers=LAYERS), ImageCache(), GENERATION[way]
     batch = {"images": 2} if way == "assisted" else {"batch": 2, "images": 2, "ragged": True, "left_pad": 1}
-    first, second = tiny.inputs(family, **batch), tiny.inputs(family, **batch, text=11)
+    first, second = tiny.inputs(family, **batch), tiny.inputs(family, **batch, text=5)
 
     def answer(inputs: dict[str, Any]) -> Any:
         with float64_throughout(), torch.no_grad():

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from planner.errors import InputError, RuntimeStateError, ScheduleError
-from planner.runtime.imaging.images import PIXELS
+from planner.runtime.imaging.images import PIXELS, brings_images
 from planner.runtime.model.adapters import Parts
 from planner.runtime.model.cache import PrunedLayer, past_length
 from planner.schedule import Schedule
@@ -73,7 +73,7 @@ def check_turn(kwargs: dict[str, Any]) -> bool:
         RuntimeStateError: over a cache that holds a pruned prompt.
     """
     cache: Any = kwargs.get("past_key_values")
-    if not past_length(cache) or not any(kwargs.get(name) is not None for name in (*PIXELS, "mm_encoder_outputs")):
+    if not past_length(cache) or not brings_images(kwargs):
         return False
     if isinstance(cache.layers[0], PrunedLayer):
         raise RuntimeStateError(

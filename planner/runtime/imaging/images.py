@@ -53,6 +53,11 @@ def brings_pixels(kwargs: dict[str, Any]) -> bool:
     return any(kwargs.get(name) is not None for name in PIXELS)
 
 
+def brings_images(kwargs: dict[str, Any]) -> bool:
+    """Whether a forward brings images, as pixels or as what `generate` has made of them."""
+    return brings_pixels(kwargs) or bool(kwargs.get("mm_encoder_outputs"))
+
+
 def images_of(kwargs: dict[str, Any], layout: Layout, visual_ids: tuple[int, ...], config: Any) -> list[Image]:
     """The images of a forward, in the order of their tokens in the batch.
 
