@@ -139,7 +139,7 @@ class Continued:
             place = torch.where(place < 0, count, place)[..., None].expand_as(logits)
             wide = wide.scatter(1, place, logits.to(wide.device))
         keep = int(self.asked.get("logits_to_keep") or 0)
-        return wide[:, count - keep if keep else 0 : count]
+        return wide[:, count - keep if keep else 0 : count].contiguous()
 
 
 def split(kwargs: dict[str, Any], ends: Sequence[int], parts: Parts) -> Continued:

@@ -68,7 +68,6 @@ class Execution:
         #: Of steps that are compiled, whose code cannot look at what belongs to a thread; empty between them.
         self._compiled = Decoding(schedule)
         self._diversion = Diversion()
-        self._attend_outside = torch.compiler.disable(self._attend_eagerly)
         self._encoder: EncoderScores | None = None
         self._signature = inspect.signature(parts.model.forward)
         self._isolated_layers = tuple(
@@ -98,7 +97,7 @@ class Execution:
 
     def _install(self, stack: ExitStack) -> None:
         parts = self.parts
-        stack.enter_context(attention_hook(list(parts.attentions), self._attend))
+        stack.enter_context(attention_hook(list(parts.attentions), self._attend, lambda: bool(self._compiled.layers)))
         self._find_fast_forms(stack)
         if self.schedule.entry is not None and self.schedule.entry.rank_by == "encoder_attention":
             self._encoder = EncoderScores(parts.model)
@@ -322,10 +321,7 @@ class Execution:
 
     def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
         if torch.compiler.is_compiling():
-            return self._compiled.attend(call) if self._compiled.layers else self._attend_outside(call)
-        return self._attend_eagerly(call)
-
-    def _attend_eagerly(self, call: Call) -> tuple[Tensor, Tensor | None]:
+            return self._compiled.attend(call)
         handler, forward = self._diversion.handler, self.thread.forward
         if handler is not None:
             return handler(call)

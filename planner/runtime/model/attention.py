@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
@@ -99,8 +100,13 @@ def _kernel(name: str, module: nn.Module) -> Kernel:
 
 
 @contextmanager
-def attention_hook(attentions: list[nn.Module], handler: Handler) -> Iterator[None]:
+def attention_hook(
+    attentions: list[nn.Module], handler: Handler, traced: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Send every attention call of these modules (in layer order) through `handler`; everything is put back on exit.
+
+    Args:
+        traced: in compiled code, whether the handler is compiled too; otherwise the graph ends before it.
 
     Raises:
         RuntimeStateError: the model uses a kernel that is not supported.
@@ -109,13 +115,18 @@ def attention_hook(attentions: list[nn.Module], handler: Handler) -> Iterator[No
     base = check_kernel(next(iter(configs.values()))._attn_implementation)
     layers = {id(attention): (index, _kernel(base, attention)) for index, attention in enumerate(attentions)}
 
-    def attend(
+    def hooked(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         if id(module) not in layers:  # another tower with the same config
             return _kernel(base, module)(module, query, key, value, attention_mask, **options)
         index, kernel = layers[id(module)]
         return handler(Call(index, module, query, key, value, attention_mask, options, kernel))
+
+    outside = torch.compiler.disable(hooked)
+
+    def attend(*args: Any, **options: Any) -> Any:
+        return outside(*args, **options) if torch.compiler.is_compiling() and not traced() else hooked(*args, **options)
 
     name = f"planner_{next(_serial)}"
     AttentionInterface._global_mapping[name] = attend

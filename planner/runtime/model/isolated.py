@@ -277,7 +277,7 @@ def find_fast_form(tower: Any, isolated_layers: tuple[IsolatedLayer, ...], layer
     with ExitStack() as hooks, torch.no_grad():
         for index in sorted(layers):
             hook = isolated_layers[index].layer.register_forward_pre_hook(
-                check(isolated_layers[index]), with_kwargs=True
+                torch.compiler.disable(check(isolated_layers[index])), with_kwargs=True
             )
             hooks.callback(hook.remove)
         # The mask says that nothing is padding: without one, GLM-4V of 4.57 looks for packed sequences and fails.
