@@ -18,7 +18,7 @@ from planner.errors import RuntimeStateError
 from planner.runtime import ImageCache, attach
 from tests import tiny
 from tests.integration.test_runtime_invariants import Stop, assert_unchanged, snapshot
-from tests.schedules import LAYERS, SCHEDULES
+from tests.schedules import LAYERS, SCHEDULES, select
 
 THREADS = 8
 NAMES = (
@@ -144,7 +144,8 @@ def test_threads_share_an_image_cache_that_is_too_small(family: str) -> None:
 def test_encoder_scores_are_each_threads_own(family: str) -> None:
     model = tiny.model(family, layers=LAYERS)
     asked = [forward(tiny.inputs(family, seed=seed)) for seed in range(6)]
-    with attach(model, SCHEDULES["prellm-encoder"]):
+    entry = select("encoder_attention", 0.5)
+    with attach(model, SCHEDULES["dense"].model_copy(update={"entry": entry})):
         all_answered_as_alone(model, asked, rounds=2)
 
 

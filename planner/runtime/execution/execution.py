@@ -97,7 +97,9 @@ class Execution:
 
     def _install(self, stack: ExitStack) -> None:
         parts = self.parts
-        stack.enter_context(attention_hook(list(parts.attentions), self._attend, lambda: bool(self._compiled.layers)))
+        self._attention = stack.enter_context(
+            attention_hook(list(parts.attentions), self._attend, lambda: bool(self._compiled.layers))
+        )
         self._find_fast_forms(stack)
         if self.schedule.entry is not None and self.schedule.entry.rank_by == "encoder_attention":
             self._encoder = EncoderScores(parts.model)
@@ -187,6 +189,7 @@ class Execution:
     def _forward(self, original: Function, kwargs: dict[str, Any]) -> Any:
         ids, past = kwargs.get("input_ids"), past_length(kwargs.get("past_key_values"))
         guard.check_prompt(kwargs, past)
+        guard.check_attention(self.parts, self._attention)
         if guard.check_turn(kwargs):
             warnings.warn("an image arrived after a turn without one: this prompt runs without the plan", stacklevel=2)
         if past:

@@ -83,6 +83,23 @@ def check_turn(kwargs: dict[str, Any]) -> bool:
     return True
 
 
+def check_attention(parts: Parts, name: str) -> None:
+    """Refuse an attention implementation that was set while the plan is attached, and bypasses it.
+
+    Args:
+        name: of the implementation that the plan has put there.
+
+    Raises:
+        RuntimeStateError: another one is set.
+    """
+    config: Any = parts.attentions[0].config
+    if config._attn_implementation != name:
+        raise RuntimeStateError(
+            f"the attention implementation was set to '{config._attn_implementation}' while a plan is attached",
+            "Detach the plan, set the implementation, and attach the plan again",
+        )
+
+
 def check_pixels(kwargs: dict[str, Any]) -> None:
     """Refuse pixel values that are not numbers.
 

@@ -37,7 +37,6 @@ class LayerState:
         hidden: ``[B, m, d]`` input of the main stream.
         keys: rows that its attention sees.
         alone: rows beside the main stream, None where there are none.
-        attended: its attention has gone through the plan.
         sinks: ``[B, k]`` which keys are visual sinks, where attention is redistributed.
     """
 
@@ -45,5 +44,4 @@ class LayerState:
     hidden: Tensor
     keys: Rows
     isolated: IsolatedRows | None
-    attended: bool = False
     sinks: Tensor | None = None

@@ -118,7 +118,6 @@ class Prefill:
         if stage.redistribute is not None:
             scored, asking = self._scored_by(state, call, output), self.streams.text_after()
             output, state.sinks = redistribute_rows(scored, asking, stage.redistribute)
-        state.attended = True
         if call.layer == stage.last - 1 and any(reads_attention(select) for select in stage.selects):
             self._check_sight(call.layer)
             self._scored = self._scored_by(state, call, output)
@@ -128,11 +127,6 @@ class Prefill:
         """What goes on to the next layer; fills the layer's cache."""
         state, self._state = self._state, None
         assert state is not None
-        if not state.attended:
-            raise RuntimeStateError(
-                f"the attention of layer {layer} bypassed the plan",
-                "If its implementation was set while the plan was attached: detach, set it, and attach again",
-            )
         hidden = first(output)
         self.writer.fill(layer, state)
         if layer < len(self.deepstack):

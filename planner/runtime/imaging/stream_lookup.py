@@ -82,29 +82,37 @@ class PromptStream:
 
     def repeated(self, times: int) -> PromptStream:
         """Of a batch in which every sample stands so many times, one after the other."""
-        order, image = [], 0
+        if times == 1:
+            return self
+        samples = tuple(tokens for tokens in self.samples for _ in range(times))
+        given = self.given
+        if given is not None:
+            parts = {layer: torch.split(state, list(self.samples)) for layer, state in given.items()}
+            given = {layer: torch.cat([x for x in states for _ in range(times)]) for layer, states in parts.items()}
+        per_sample = self._images_of_samples()
+        if per_sample is None:  # images that could not be told apart: what is computed for them is not kept
+            return PromptStream(self.extent, [], [], samples, given)
+        order = [image for images in per_sample for _ in range(times) for image in images]
+        keys, counts = [self.keys[i] for i in order], [self.counts[i] for i in order]
+        return PromptStream(self.extent, keys, counts, samples, given)
+
+    def _images_of_samples(self) -> list[range] | None:
+        """Which images each sample holds; None where one reaches over several samples."""
+        found, image = [], 0
         for tokens in self.samples:
             first = image
             while tokens > 0:
                 tokens -= self.counts[image]
                 image += 1
-            order += list(range(first, image)) * times
-        given = self.given
-        if given is not None:
-            parts = {layer: torch.split(state, self.counts) for layer, state in given.items()}
-            given = {layer: torch.cat([states[i] for i in order]) for layer, states in parts.items()}
-        return PromptStream(
-            self.extent,
-            [self.keys[i] for i in order],
-            [self.counts[i] for i in order],
-            tuple(tokens for tokens in self.samples for _ in range(times)),
-            given,
-        )
+            if tokens < 0:
+                return None
+            found.append(range(first, image))
+        return found
 
     def stream(self) -> ImageStream:
         """What is known of the images by now; nothing where the prompt did not get through the shallow layers."""
         states = self.taken if self.given is None else self.given
-        if set(states) != self.extent.kept:
+        if not self.keys or set(states) != self.extent.kept:
             return ImageStream({})
         parts = {layer: torch.split(state.detach(), self.counts) for layer, state in states.items()}
         return ImageStream(

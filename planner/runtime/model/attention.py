@@ -102,8 +102,10 @@ def _kernel(name: str, module: nn.Module) -> Kernel:
 @contextmanager
 def attention_hook(
     attentions: list[nn.Module], handler: Handler, traced: Callable[[], bool] = lambda: False
-) -> Iterator[None]:
+) -> Iterator[str]:
     """Send every attention call of these modules (in layer order) through `handler`; everything is put back on exit.
+
+    Gives the name under which the modules find the hook.
 
     Args:
         traced: in compiled code, whether the handler is compiled too; otherwise the graph ends before it.
@@ -135,7 +137,7 @@ def attention_hook(
     try:
         for config in configs.values():
             config._attn_implementation_internal = name
-        yield
+        yield name
     finally:
         for key, config in configs.items():
             config._attn_implementation_internal = before[key]
