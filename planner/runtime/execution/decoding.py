@@ -25,6 +25,9 @@ class Decoding:
     def __init__(self, schedule: Schedule, layers: list[PrunedLayer] | None = None) -> None:
         self.schedule = schedule
         self.layers: list[PrunedLayer] = layers or []
+        #: Its layers run as the model runs them, and so does its attention.
+        self.plain = not any(layer.filled is not None or layer.window is not None for layer in self.layers)
+        self.plain_attention = all(stage.redistribute is None for stage in schedule.stages)
         #: Masks of this step, by what they are of.
         self._masks: dict[Any, Any] = {}
 

@@ -98,7 +98,7 @@ class Execution:
     def _install(self, stack: ExitStack) -> None:
         parts = self.parts
         self._attention = stack.enter_context(
-            attention_hook(list(parts.attentions), self._attend, lambda: bool(self._compiled.layers))
+            attention_hook(list(parts.attentions), self._attend, self._traced, self._idle)
         )
         self._find_fast_forms(stack)
         if self.schedule.entry is not None and self.schedule.entry.rank_by == "encoder_attention":
@@ -181,7 +181,8 @@ class Execution:
             if not attached:
                 return original(*args, **kwargs)
             guard.check_mode(self.parts.model)
-            return self._forward(original, {**self._signature.bind_partial(*args).arguments, **kwargs})
+            named = {**self._signature.bind_partial(*args).arguments, **kwargs} if args else kwargs
+            return self._forward(original, named)
 
     def _in_fixed_step(self, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return original(*args, **kwargs)
@@ -303,9 +304,12 @@ class Execution:
         forward = self.thread.forward
         if forward is None:
             return original(*args, **kwargs)
-        if forward.decoding is not None:
-            output = original(*args, **forward.decoding.before(index, args, kwargs))
-            forward.decoding.after(index)
+        decoding = forward.decoding
+        if decoding is not None:
+            if decoding.plain and kwargs.get("attention_mask") is None:
+                return original(*args, **kwargs)
+            output = original(*args, **decoding.before(index, args, kwargs))
+            decoding.after(index)
             return output
         prefill = forward.prefill
         if prefill is None:
@@ -321,6 +325,13 @@ class Execution:
         return original(*args, **self._compiled.before(index, args, kwargs))
 
     # -- their attention ---------------------------------------------------------------------------------------------
+
+    def _traced(self) -> bool:
+        return bool(self._compiled.layers)
+
+    def _idle(self) -> bool:
+        forward = self.thread.forward
+        return forward is not None and forward.decoding is not None and forward.decoding.plain_attention
 
     def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
         if torch.compiler.is_compiling():
