@@ -1,4 +1,4 @@
-"""Documents on disk: canonical JSON with a digest over its content, written atomically.
+"""Documents on disk: canonical JSON with a digest over its content.
 
 Plans and profiles are such documents. The text of a document is a function of its content (sorted keys, two spaces, no
 NaN, one final newline), so equal content means equal files, and a digest over the content tells a changed file from an
@@ -7,17 +7,17 @@ untouched one.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from planner.errors import InputError, PlanDigestError, PlanError, PlanVersionError
+from planner.errors import PlanDigestError, PlanError, PlanVersionError
+from planner.files import parse_json, read_text, write_atomic
+
+__all__ = ["Document", "canonical", "digest", "read_json", "write_atomic"]
 
 Self = TypeVar("Self", bound="Document")
 
@@ -36,70 +36,14 @@ def digest(obj: Any) -> str:
     return hashlib.sha256(canonical(obj).encode()).hexdigest()
 
 
-def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old content or the new one, never a part; folders are made as needed.
-
-    Raises:
-        InputError: the place cannot be written.
-    """
-    target = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    temporary = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp gives 0600, an ordinary file follows the umask
-        os.replace(temporary, target)
-    except OSError as error:
-        cause = f"cannot write {target}: {error.strerror or error}"
-        raise InputError(cause, "Choose a folder that can be written") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # gone after a successful replace
-                os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def read_json(path: str | Path) -> Any:
-    """Parse a JSON file strictly: no NaN, no key twice.
+    """Parse a JSON file strictly (`planner.files.parse_json`).
 
     Raises:
         InputError: the file cannot be read.
         PlanError: it is not JSON.
     """
-    source = Path(path)
-    try:
-        text = source.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{source} does not exist", "Check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {source}: {error}", "Check the path and its permissions") from error
-    try:
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
-    except ValueError as error:
-        raise PlanError(f"{source} is not valid JSON: {error}", "Restore the file or make it again") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key '{twice}' appears twice")
-    return found
+    return parse_json(read_text(path), str(path), PlanError, "Restore the file or make it again")
 
 
 class Document(BaseModel):
@@ -166,7 +110,11 @@ class Document(BaseModel):
             )
         if version != cls.SCHEMA_VERSION:
             raise PlanError(f"{source} has the unknown schema version {version!r}", cls.REMAKE)
-        stated, actual = body[cls.DIGEST_FIELD], digest({k: v for k, v in body.items() if k != cls.DIGEST_FIELD})
+        stated = body[cls.DIGEST_FIELD]
+        try:
+            actual = digest({k: v for k, v in body.items() if k != cls.DIGEST_FIELD})
+        except (ValueError, TypeError, RecursionError) as error:  # parsed by someone less strict
+            raise PlanError(f"{source} holds what no {cls.KIND} can: {error}", cls.REMAKE) from error
         if stated != actual:
             raise PlanDigestError(
                 f"{source} was changed after it was written: {cls.DIGEST_FIELD} says {str(stated)[:12]}, "

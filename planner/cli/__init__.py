@@ -54,7 +54,9 @@ def cli() -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    click.echo(f"Error: {message}", err=True)
+    from planner.text import printable
+
+    click.echo(f"Error: {printable(message)}", err=True)
     sys.exit(1)
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import InputError
+from planner.files import parse_json, read_text
 
 Reached = Annotated[float, Field(gt=0, le=1)]
 
@@ -98,11 +99,8 @@ def hardware(name: str | os.PathLike[str]) -> Hardware:
         near = get_close_matches(text, shipped_rows(), n=1)
         hint = f"Did you mean '{near[0]}'? " if near else ""
         raise InputError(f"there is no hardware row or file '{text}'", f"{hint}Shipped: {', '.join(shipped_rows())}")
-    try:
-        values = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}", "See `plan ls hardware` for what a row holds") from error
-    return _row(values, str(path))
+    remedy = "See `plan ls hardware` for what a row holds"
+    return _row(parse_json(read_text(path), str(path), InputError, remedy), str(path))
 
 
 def _row(values: Any, where: str) -> Hardware:

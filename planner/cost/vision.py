@@ -26,16 +26,15 @@ def vision_flops(
     if spec.vision is None or spec.projector is None:
         return 0, 0, 0
     images = [encode(spec, width, height) for width, height in sizes] or [assumed(spec, visual_tokens)]
-    images = images * batch
-    tower = tower_macs(spec.vision, images)
-    projector = sum(_projected(spec, image) for image in images)
+    tower = tower_macs(spec.vision, images, batch)
+    projector = batch * sum(_projected(spec, image) for image in images)
     tiles = [tile for image in images for tile in image.tiles] if ranks else []
-    ranked = sum(encoder_score_macs(spec.vision, _tokens(spec.vision, tile)) for tile in tiles)
+    ranked = batch * sum(encoder_score_macs(spec.vision, _tokens(spec.vision, tile)) for tile in tiles)
     return 2 * tower, 2 * projector, 2 * ranked
 
 
-def tower_macs(tower: Tower, images: Sequence[Encoded]) -> int:
-    """Multiply-adds of the tower over all images of a batch."""
+def tower_macs(tower: Tower, images: Sequence[Encoded], batch: int = 1) -> int:
+    """Multiply-adds of the tower over the images of `batch` equal requests."""
     tiles = [tile for image in images for tile in image.tiles]
     lengths = {
         "tile": [_tokens(tower, tile) for tile in tiles],
@@ -46,10 +45,12 @@ def tower_macs(tower: Tower, images: Sequence[Encoded]) -> int:
     macs = tower.patch_macs * _embedded(tower, tiles)
     for block in tower.blocks:
         counts = lengths[block.span]
-        macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * sum(count * count for count in counts))
+        together = batch if block.span == "batch" else 1  # requests in one sequence
+        pairs = together * sum(count * count for count in counts)
+        macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * pairs)
     macs += tower.mask_macs * sum(count * count for count in lengths["image"])
     tokens = lengths["tile"]
-    return macs + tower.token_macs * sum(tokens) + tower.tile_macs * len(tokens)
+    return batch * (macs + tower.token_macs * sum(tokens) + tower.tile_macs * len(tokens))
 
 
 def _embedded(tower: Tower, tiles: Sequence[tuple[int, int]]) -> int:

@@ -13,6 +13,7 @@ from planner.cost import COMPONENTS, CONVENTIONS, Cost, cost
 from planner.cost.flops import Alone, Head
 from planner.report.targets import Target
 from planner.schedule import Schedule, dense
+from planner.text import csv_text, printable
 from planner.workload import Workload
 
 WORKLOAD_FIELDS = ("visual_tokens", "text_tokens", "system_tokens", "output_tokens", "batch")
@@ -103,7 +104,7 @@ def render(reports: Sequence[dict[str, Any]], fmt: str) -> str:
         return _csv(reports)
     if fmt == "html":
         return _html(reports)
-    return "\n\n".join(_text(found, fmt) for found in reports) + "\n"
+    return printable("\n\n".join(_text(found, fmt) for found in reports)) + "\n"
 
 
 def _title(found: dict[str, Any]) -> str:
@@ -198,7 +199,7 @@ def _csv(reports: Sequence[dict[str, Any]]) -> str:
             line |= {f"prefill_{name}_flops": row["prefill_by_component"][name] for name in COMPONENTS}
             line["visual_tokens_per_layer"] = " ".join(f"{count:g}" for count in row["visual_tokens_per_layer"])
             line |= {f"estimated_{name}": value for name, value in row.get("latency_estimate", {}).items()}
-            flat.append(line)
+            flat.append({name: csv_text(value) if isinstance(value, str) else value for name, value in line.items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(flat[0]), lineterminator="\n")
     writer.writeheader()

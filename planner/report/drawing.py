@@ -16,6 +16,8 @@ COLOURS = (PLAN, OTHER, "#009e73", "#cc79a7", "#56b4e9", "#7d6608")
 MARKERS, STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 #: Width and height in inches.
 SIZE = (5.6, 3.1)
+#: A dollar sign in a label is a dollar sign, and not the start of a formula.
+_PLAIN: Any = {"text.parse_math": False}
 #: Letters that a line of a legend holds, with some for each handle.
 LINE_LETTERS = 78
 
@@ -26,7 +28,7 @@ def new_figure() -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context(ink):
+    with matplotlib.rc_context({**ink, **_PLAIN}):
         # Not pyplot: it keeps figures alive and picks a window system.
         figure = Figure(figsize=SIZE, layout="constrained", facecolor="none")
         axes = figure.subplots()
@@ -114,6 +116,6 @@ def to_svg(figure: Any) -> str:
 
     text = io.StringIO()
     # A fixed salt and no date.
-    with matplotlib.rc_context({"svg.hashsalt": "plan", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    with matplotlib.rc_context({"svg.hashsalt": "plan", "svg.fonttype": "none", "font.family": "sans-serif", **_PLAIN}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from planner.plan import Evidence, Measured, Plan, Prediction, Row
 from planner.schedule import Count, Fraction, Schedule, Select
+from planner.text import printable
 
 STAGE_HEADERS = ("layers", "image sees image", "text sees image", "decoding sees", "then")
 EVIDENCE_HEADERS = (
@@ -49,7 +50,7 @@ def describe(plan: Plan, fmt: str = "table") -> str:
         parts.append(evidence_table(plan.evidence, fmt))
         parts.append(provenance(plan.evidence))
         parts.extend(f"Note: {note}" for note in plan.evidence.notes)
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts))
 
 
 def stages_table(schedule: Schedule, fmt: str = "table") -> str:

@@ -7,6 +7,7 @@ from tabulate import tabulate
 from planner.profile import Profile
 from planner.report.probes import sections
 from planner.report.section import Section, Table
+from planner.text import printable
 
 _TABULATE = {"table": "simple", "md": "github"}
 
@@ -20,7 +21,7 @@ def describe_profile(profile: Profile, fmt: str = "table") -> str:
     parts = [title(profile), *measured_on(profile)]
     for section in sections(profile):
         parts.extend(_parts(section, fmt))
-    return "\n\n".join(parts)
+    return printable("\n\n".join(parts))
 
 
 def title(profile: Profile) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from planner.errors import InputError
 from planner.report.targets import Target
+from planner.text import csv_text
 from planner.workload import Workload
 
 #: More lines than this are a mistake in a range.
@@ -52,7 +53,7 @@ def sweep_csv(target: Target, workload: Workload, spelled: str, convention: str,
     text = io.StringIO()
     text.write(",".join(["policy", *columns]) + "\n")
     for line in zip(*(values.tolist() for values in columns.values()), strict=True):
-        text.write(f"{policy},{','.join(map(str, line))}\n")
+        text.write(f"{csv_text(policy)},{','.join(map(str, line))}\n")
     return text.getvalue()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from planner.errors import InputError
+from planner.files import parse_json, read_text
 from planner.schedule import Schedule
 from planner.spec import ModelSpec, shipped, shipped_model
 from planner.spec.images import encode
@@ -59,8 +60,8 @@ def _document_kind(path: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        values = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError):
+        values = parse_json(read_text(path), str(path), InputError, "")
+    except InputError:
         return ""
     names = values if isinstance(values, dict) else {}
     return "plan" if "plan_sha256" in names else "profile" if "profile_sha256" in names else ""

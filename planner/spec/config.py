@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -16,6 +17,8 @@ from planner.errors import InputError, UnsupportedModelError
 
 #: Sizes beyond this are a mistake in the file, not a model.
 LARGEST = 1 << 31
+#: As many layers, and entries of a list, at most: what is counted one by one. Large models have some hundred.
+MOST_LAYERS = 4096
 
 
 @functools.cache
@@ -103,7 +106,7 @@ class Config:
             raise InputError(
                 f"the configuration's {self.where} has no field {spelled}", "Give the model's complete config.json"
             )
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not _whole(value):
             raise InputError(
                 f"{self.where}.{names[0]} must be a whole number, got {value!r}", "Check the configuration"
             )
@@ -113,6 +116,20 @@ class Config:
                 "Check the configuration",
             )
         return int(value)
+
+    def layers(self, *names: str, default: int | None = None) -> int:
+        """A number of layers.
+
+        Raises:
+            InputError: as `size`, or there are more than `MOST_LAYERS`.
+        """
+        count = self.size(*names, default=default)
+        if count > MOST_LAYERS:
+            raise InputError(
+                f"{self.where}.{names[0]} = {count} makes no sense, {MOST_LAYERS} is the most",
+                "Check the configuration",
+            )
+        return count
 
     def side(self, *names: str) -> int:
         """A size that may be written as a number or as a pair of equal numbers.
@@ -124,7 +141,7 @@ class Config:
         if isinstance(value, Mapping):
             value = list(value.values())
         if isinstance(value, Sequence) and not isinstance(value, str):
-            if len(set(value)) != 1:
+            if not value or any(one != value[0] for one in value):
                 raise InputError(
                     f"{self.where}.{names[0]} = {list(value)} is not square", "Only square sizes are known here"
                 )
@@ -139,8 +156,13 @@ class Config:
         """
         value = self.get(*names, default=())
         listed = [value] if isinstance(value, int) else value
-        if isinstance(listed, str) or not all(isinstance(item, int) for item in listed):
+        usual = isinstance(listed, (list, tuple)) and len(listed) <= MOST_LAYERS
+        if not usual or not all(isinstance(item, int) and abs(item) < LARGEST for item in listed):
             raise InputError(
                 f"{self.where}.{names[0]} must be a list of whole numbers, got {value!r}", "Check the configuration"
             )
         return tuple(listed)
+
+
+def _whole(value: float) -> bool:
+    return math.isfinite(value) and value == int(value)

@@ -68,7 +68,7 @@ def _window(config: Config) -> int:
 
 def _layer_types(config: Config, data: Mapping[str, Any]) -> tuple[str, ...]:
     """Kind of attention per layer: as the configuration lists it, else by the family's pattern."""
-    count = config.size("num_hidden_layers")
+    count = config.layers("num_hidden_layers")
     listed = config.get("layer_types")
     if listed is None:
         listed = _by_pattern(config, data, count)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
+from planner.files import parse_json, read_text
 from planner.spec.config import Config, families, family
 from planner.spec.decoder import read_decoder
 from planner.spec.facts import ModelSpec
@@ -22,7 +23,7 @@ from planner.spec.towers import read_tower
 def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
     """See `ModelSpec.from_config`."""
     if isinstance(config, Mapping):
-        return _from_values(config, name="")
+        return _understood(config, name="")
     text = os.fspath(config)
     if text in shipped():
         entry = shipped_model(text)
@@ -32,17 +33,14 @@ def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
         path = path / "config.json"
     if not path.is_file():
         raise InputError(f"there is no model named '{text}' and no configuration at that path", _suggestion(text))
-    try:
-        values = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}", "Give a Hugging Face config.json") from error
+    values = parse_json(read_text(path), str(path), InputError, "Give a Hugging Face config.json")
     if not isinstance(values, dict):
         raise InputError(
             f"{path} holds {type(values).__name__}, not a configuration", "Give a Hugging Face config.json"
         )
     if "config" in values and "model_type" not in values:
         values = values["config"]
-    return _from_values(values, name=path.parent.name if path.name == "config.json" else path.stem)
+    return _understood(values, name=path.parent.name if path.name == "config.json" else path.stem)
 
 
 @functools.lru_cache(maxsize=1)
@@ -70,6 +68,21 @@ def _suggestion(name: str) -> str:
     near = get_close_matches(name, shipped(), n=1)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return f"{hint}Shipped models: {', '.join(shipped())}; or give a config.json or a model directory"
+
+
+def _understood(values: Any, name: str) -> ModelSpec:
+    """`_from_values` of what a user gave, in which a field may be anything.
+
+    Raises:
+        InputError: a field is of a kind that no reader expects.
+    """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{name or 'the configuration'} is not a block of fields", "Give a Hugging Face config.json")
+    try:
+        return _from_values(values, name)
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+        cause = f"a field of {name or 'the configuration'} is not what it should be ({error})"
+        raise InputError(cause, "Give the model's own config.json") from error
 
 
 def _from_values(values: Mapping[str, Any], name: str) -> ModelSpec:

@@ -35,7 +35,7 @@ def _patch_macs(config: Config, width: int) -> int:
 def _clip(config: Config, model_type: str) -> Tower:
     """CLIP, SigLIP and their kin: square tiles, four square projections, a plain two-layer block."""
     width = config.size("hidden_size")
-    block = _plain(config, width, config.size("num_hidden_layers"))
+    block = _plain(config, width, config.layers("num_hidden_layers"))
     class_token = int(model_type in ("clip_vision_model", "internvl_vision", "llama4_vision_model"))
     # SigLIP's pooling head: one learned query attends to all patches, then a block of its own. Its result is not
     # used by a decoder, yet computed.
@@ -63,7 +63,7 @@ def _pixtral(config: Config, model_type: str) -> Tower:
     """Pixtral: gated blocks; all images stand in one masked sequence."""
     width = config.size("hidden_size")
     macs = 4 * width * width + 3 * width * config.size("intermediate_size")
-    block = Block(config.size("num_hidden_layers"), macs, 2 * width, "batch")
+    block = Block(config.layers("num_hidden_layers"), macs, 2 * width, "batch")
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
@@ -71,13 +71,13 @@ def _qwen2(config: Config, model_type: str) -> Tower:
     width = config.size("embed_dim")
     ratio = config.get("mlp_ratio", default=4)
     macs = 4 * width * width + 2 * width * int(width * ratio)
-    block = Block(config.size("depth", "num_hidden_layers"), macs, 2 * width, "image")
+    block = Block(config.layers("depth", "num_hidden_layers"), macs, 2 * width, "image")
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
 def _qwen2_5(config: Config, model_type: str) -> Tower:
     """Windows in all blocks but a few; gated blocks."""
-    width, depth = config.size("hidden_size"), config.size("depth", "num_hidden_layers")
+    width, depth = config.size("hidden_size"), config.layers("depth", "num_hidden_layers")
     macs = 4 * width * width + 3 * width * config.size("intermediate_size")
     whole = len(set(config.numbers("fullatt_block_indexes")) & set(range(depth)))
     blocks = (Block(depth - whole, macs, 2 * width, "window"), Block(whole, macs, 2 * width, "image"))
@@ -87,7 +87,7 @@ def _qwen2_5(config: Config, model_type: str) -> Tower:
 
 def _qwen3(config: Config, model_type: str) -> Tower:
     width = config.size("hidden_size")
-    block = _plain(config, width, config.size("depth", "num_hidden_layers"), "image")
+    block = _plain(config, width, config.layers("depth", "num_hidden_layers"), "image")
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
@@ -95,7 +95,7 @@ def _glm4v(config: Config, model_type: str) -> Tower:
     """Gated blocks as wide as the output, not as `intermediate_size`, which is the merger's."""
     width = config.size("hidden_size")
     macs = 4 * width * width + 3 * width * config.size("out_hidden_size")
-    block = Block(config.size("depth", "num_hidden_layers"), macs, 2 * width, "image")
+    block = Block(config.layers("depth", "num_hidden_layers"), macs, 2 * width, "image")
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
@@ -103,7 +103,7 @@ def _mllama(config: Config, model_type: str) -> Tower:
     """All tiles of an image attend to each other; tiles are padded to eight tokens; a second, gated encoder follows
     the first."""
     width = config.size("hidden_size")
-    depth = config.size("num_hidden_layers") + config.size("num_global_layers")
+    depth = config.layers("num_hidden_layers") + config.layers("num_global_layers")
     block = _plain(config, width, depth, "image")
     return Tower(
         family=model_type,

@@ -248,7 +248,7 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         ModelSpec.from_config("llava-1.5-7")
     broken = tmp_path / "config.json"
     broken.write_text("{")
-    with pytest.raises(InputError, match="is not JSON"):
+    with pytest.raises(InputError, match="is not valid JSON"):
         ModelSpec.from_config(broken)
     broken.write_text("[]")
     with pytest.raises(InputError, match="holds list"):
