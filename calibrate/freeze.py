@@ -28,11 +28,13 @@ def freeze(outcome: Outcome, seed: int = 0) -> Plan:
         evaluation_digest=None if evaluation is None else evaluation.digest,
         rows=() if evaluation is None else evaluation.rows,
         notes=decision.notes,
+        calibration_questions=profile.samples.questions,
     )
     return Plan(
         model=profile.model,
         decision=Decision(policy=str(decision.policy), schedule=decision.schedule, seed=seed),
         prediction=(predict(spec, profile_workload(profile), decision.schedule),),
         evidence=evidence,
+        processor=profile.processor,
         created_with=created_with(),
     ).sealed()

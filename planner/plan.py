@@ -1,10 +1,11 @@
 """The frozen plan: which tokens a model drops where, what that saves, and the accuracy that was measured with it.
 
 plan.json
-├── model         what the plan fits; a runtime refuses any other model
+├── model         what the plan fits, weights included; a runtime refuses any other model
 ├── decision      policy and schedule: the only block the runtime reads
 ├── prediction    dense against planned cost, per workload and convention (analytic, exact)
 ├── evidence      what was measured, on which samples, beside which baselines; absent if nothing was
+├── processor     image settings, tokenizer and chat template it was measured with
 ├── created_with  versions
 └── plan_sha256   over all of the above: an edited plan is refused
 """
@@ -12,6 +13,7 @@ plan.json
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,18 +21,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from planner.document import Document
 from planner.errors import PlanMismatchError
-from planner.profile import ModelIdentity
+from planner.profile import Json, ModelIdentity, without_absent
 from planner.schedule import Schedule, dense
+from planner.weights import compare
 from planner.workload import Workload
 
 if TYPE_CHECKING:
     from planner.runtime import Handle, ImageStream
     from planner.spec import ModelSpec
 
+_log = logging.getLogger(__name__)
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -124,6 +128,7 @@ class Evidence(_Block):
     Attributes:
         profile_sha256: the profile it was derived from.
         calibration_digest, calibration_n: the samples it was decided on.
+        calibration_questions: a short digest of each; an evaluation on one of them is refused.
         agreement_limit, held_back_agreement: the required agreement on their validation split, and the measured one.
         evaluation_digest: samples the decision never saw.
         rows: dense first, then the plan, then the baselines at equal decoder FLOPs, ``random`` among them.
@@ -138,6 +143,11 @@ class Evidence(_Block):
     evaluation_digest: str | None
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    calibration_questions: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_absent(handler(self), "calibration_questions")
 
 
 class Plan(Document):
@@ -151,8 +161,13 @@ class Plan(Document):
     decision: Decision
     prediction: tuple[Prediction, ...] = ()
     evidence: Evidence | None = None
+    processor: dict[str, Json] | None = None
     created_with: dict[str, str] = Field(default_factory=dict)
     plan_sha256: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_absent(handler(self), "processor")
 
     def check(self, config: Mapping[str, Any] | str | os.PathLike[str]) -> None:
         """Refuse a model this plan was not made for.
@@ -182,32 +197,75 @@ class Plan(Document):
                     "Load that model, or run `plan calibrate` on this one",
                 )
 
-    def attach(self, model: Any, **options: Any) -> Handle:
+    def check_model(self, model: Any, allow_other_weights: bool = False, full_digest: bool = False) -> str:
+        """Refuse a loaded model this plan was not made for: another configuration, or other weights.
+
+        What counts as the same weights, quantised or in another number format: `planner.weights`. Taking a model's
+        fingerprint reads all of its weights once; the next time it is at hand.
+
+        Args:
+            model: a transformers model.
+            allow_other_weights: for a fine-tune, whose answers the plan's evidence does not speak of.
+            full_digest: compare all bytes too, where the plan has a digest over them.
+
+        Returns:
+            What a user should know: that other weights were allowed, or that the plan is bound to none; else nothing.
+
+        Raises:
+            PlanMismatchError: naming the fact or the weights that differ.
+            InputError: weights are not finite.
+            UnsupportedModelError: weights are on no device.
+        """
+        from planner.runtime.model.weights import names_of, weights_of
+
+        self.check(model.config.to_dict())
+        if self.model.weights is None:
+            return "the plan was made before plans were bound to weights: it fits any of this configuration"
+        found = compare(self.model.weights, weights_of(model, full_digest))
+        if not found.reason:
+            return ""
+        named = names_of(model, found.different[:1])
+        cause = f"{found.reason}{f', {named[0]} for one' if named else ''}"
+        if allow_other_weights:
+            return (
+                f"other weights than those of {self.model.id} are allowed ({cause}): what was measured is not of these"
+            )
+        raise PlanMismatchError(
+            f"the plan was made with other weights of {self.model.id}: {cause}",
+            "Load the weights it was made with, or run `plan calibrate` on these. For a fine-tune that is to run "
+            "unmeasured, allow_other_weights=True (--allow-other-weights)",
+        )
+
+    def attach(self, model: Any, *, allow_other_weights: bool = False, **options: Any) -> Handle:
         """Apply this plan to a loaded transformers model until ``handle.detach()``.
 
         Args:
             model: an unmodified transformers model in evaluation mode.
+            allow_other_weights: take a fine-tune of the model; it is logged as a warning where weights differ.
             options: passed on to `planner.runtime.attach`.
 
         Raises:
-            PlanMismatchError: the plan is for another model.
+            PlanMismatchError: the plan is for another model, or for other weights.
             UnsupportedModelError: the model lacks a part the runtime needs.
+            InputError: weights are not finite.
         """
         from planner.runtime import attach
 
-        self.check(model.config.to_dict())
+        note = self.check_model(model, allow_other_weights)
+        if note:
+            _log.log(logging.WARNING if self.model.weights else logging.INFO, note)
         return attach(model, self.decision.schedule, seed=self.decision.seed, **options)
 
     @contextlib.contextmanager
-    def apply(self, model: Any, **options: Any) -> Iterator[Handle]:
+    def apply(self, model: Any, *, allow_other_weights: bool = False, **options: Any) -> Iterator[Handle]:
         """`attach` inside a ``with`` block; the model is restored at its end, also after an exception."""
-        handle = self.attach(model, **options)
+        handle = self.attach(model, allow_other_weights=allow_other_weights, **options)
         try:
             yield handle
         finally:
             handle.detach()
 
-    def encode_image(self, model: Any, **inputs: Any) -> ImageStream:
+    def encode_image(self, model: Any, *, allow_other_weights: bool = False, **inputs: Any) -> ImageStream:
         """Run the plan's shallow layers on the images of a prompt, independent of any question.
 
             stream = plan.encode_image(model, **inputs)      # stream.bytes, stream.save(path)
@@ -216,13 +274,14 @@ class Plan(Document):
 
         Args:
             model: an unmodified transformers model in evaluation mode.
+            allow_other_weights: as in `attach`.
             inputs: what the processor gives for any prompt that holds the images; its text does not matter.
 
         Raises:
-            PlanMismatchError: the plan is for another model.
+            PlanMismatchError: the plan is for another model, or for other weights.
             InputError: the prompt holds no image, or the plan's visual tokens do not start alone.
         """
-        with self.apply(model) as handle:
+        with self.apply(model, allow_other_weights=allow_other_weights) as handle:
             return handle.encode_image(**inputs)
 
 

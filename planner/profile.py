@@ -7,15 +7,17 @@ per-sample tables behind the summaries, so that other quantiles can be read off 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializerFunctionWrapHandler, model_serializer
 
 from planner.document import Document, write_atomic
 from planner.errors import PlanDigestError, PlanError
+from planner.weights import Weights
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -29,13 +31,39 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def without_absent(body: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Leave out fields that older documents do not have, so that their text and digest stay what they were."""
+    return {name: value for name, value in body.items() if value is not None or name not in names}
+
+
+def processor_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What differs between two processors as a profile holds them, a phrase each.
+
+    Facts that only one of them knows are left out, and so is the class: releases of transformers rename it.
+    """
+    mine, theirs = one.get("image_processor") or {}, other.get("image_processor") or {}
+    found = [
+        f"{name} ({mine[name]} and {theirs[name]})"
+        for name in sorted(mine)
+        if mine[name] != theirs.get(name, mine[name])
+    ]
+    digests = {"tokenizer_sha256": "the tokenizer", "chat_template_sha256": "the chat template"}
+    if not found and one.get("class") == other.get("class"):
+        digests = {"image_processor_sha256": "a setting of the image processor", **digests}
+    for name, what in digests.items():
+        if name in one and name in other and one[name] != other[name]:
+            found.append(what if one[name] and other[name] else f"{what}, which one of them lacks")
+    return found
+
+
 class ModelIdentity(_Frozen):
     """Which model was measured.
 
     Attributes:
         id: hub id or folder name.
-        config: the Hugging Face configuration, enough for `ModelSpec.from_config`.
+        config: those facts of the Hugging Face configuration that `ModelSpec.from_config` reads, and no others.
         config_digest: `ModelSpec.digest` of it.
+        weights: fingerprint of all weights; None in documents of before there was one.
     """
 
     id: str
@@ -46,14 +74,29 @@ class ModelIdentity(_Frozen):
     layers: Annotated[int, Field(ge=1)]
     hidden_size: Annotated[int, Field(ge=1)]
     image_token_id: int | None
+    weights: Weights | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_absent(handler(self), "weights")
 
 
 class SampleIdentity(_Frozen):
-    """On which samples: digest over pixels' files and texts, how many, and where they came from."""
+    """On which samples: digest over pixels' files and texts, how many, and where they came from.
+
+    Attributes:
+        questions: a short digest of each sample's images and prompt (`calibrate.inputs.overlap`), so that an evaluation
+            can tell that it has been measured on; None in older documents.
+    """
 
     digest: str
     n: Annotated[int, Field(ge=1)]
     source: str
+    questions: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_absent(handler(self), "questions")
 
 
 class PromptShape(_Frozen):

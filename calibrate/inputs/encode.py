@@ -11,9 +11,24 @@ import torch
 from PIL.Image import Transpose
 
 from calibrate.inputs.samples import Sample
+from planner.document import digest
 from planner.errors import SampleError, UnsupportedModelError
 
 Inputs = dict[str, torch.Tensor]
+#: Settings of image processors that say what becomes of pixels. Others may hold anything: their digest is kept.
+PIXEL_SETTINGS = frozenset(
+    {
+        *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "max_image_size", "longest_edge"),
+        *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "do_convert_rgb"),
+        *("min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size", "spatial_merge_size"),
+        *("do_image_splitting", "image_grid_pinpoints", "crop_to_patches", "min_patches", "max_patches"),
+        *("do_pan_and_scan", "max_image_tiles", "image_seq_length"),
+    }
+)
+#: Settings that tell where a processor comes from, and which of equal ones it is.
+ORIGIN_SETTINGS = frozenset(
+    {"image_processor_type", "processor_class", "auto_map", "_name_or_path", "_processor_class"}
+)
 
 
 class Encoder:
@@ -68,7 +83,8 @@ class Encoder:
             where = ", ".join(sample.where for sample in samples)
             cause = f"the processor refuses a sample of {where}: {error}"
             raise SampleError(cause, "Check images and prompts") from error
-        inputs = {name: value for name, value in encoded.items() if isinstance(value, torch.Tensor)}
+        # Some processors (PaliGemma's) add labels: with them a forward computes a loss, and generating refuses them.
+        inputs = {n: value for n, value in encoded.items() if isinstance(value, torch.Tensor) and n != "labels"}
         without = ~torch.isin(inputs["input_ids"], self.visual_ids).any(dim=1)
         if without.any():
             where = samples[int(without.nonzero()[0])].where
@@ -80,16 +96,34 @@ class Encoder:
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def settings(self) -> dict[str, Any]:
-        """What was done to images and text, for the profile: class, image processor arguments, template digest."""
+        """What was done to images and text, for profile and plan: class, the image processor's settings that change
+        pixels, and digests of all its settings, the tokenizer and the chat template."""
         template = self._template if isinstance(self._template, str) else json.dumps(self._template, sort_keys=True)
         image_processor = getattr(self.processor, "image_processor", None)
         arguments = json.loads(image_processor.to_json_string()) if image_processor is not None else {}
         return {
             "class": type(self.processor).__name__,
-            "image_processor": arguments,
+            "image_processor": {name: value for name, value in arguments.items() if name in PIXEL_SETTINGS},
+            "image_processor_sha256": digest({n: value for n, value in arguments.items() if n not in ORIGIN_SETTINGS}),
             "padding_side": "left",
+            "tokenizer_sha256": tokenizer_digest(self.tokenizer),
             "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest() if self._template else None,
         }
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """SHA-256 over what turns text into tokens: vocabulary, merges, normalisation, special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        facts = json.loads(backend.to_str())
+        for state in ("padding", "truncation"):  # what the last call asked for
+            facts.pop(state, None)
+    else:
+        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+        facts = {"class": type(tokenizer).__name__, "vocabulary": vocabulary}
+    special = {name: str(token) for name, token in getattr(tokenizer, "special_tokens_map", {}).items()}
+    text = json.dumps([facts, special], sort_keys=True)  # escaped: vocabularies hold halves of characters
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def input_device(model: Any) -> torch.device:

@@ -8,7 +8,9 @@ from typing import Any
 
 from planner.profile import ModelIdentity
 from planner.runtime.model.adapters import Parts, find_parts
+from planner.runtime.model.weights import weights_of
 from planner.spec import ModelSpec
+from planner.spec.read import facts_of
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,19 @@ class Model:
         return self.parts.visual_ids
 
 
-def identify(model: Any, name: str, revision: str | None = None) -> Model:
+def identify(model: Any, name: str, revision: str | None = None, full_digest: bool = False) -> Model:
     """The identity of a transformers model.
 
+    Args:
+        full_digest: with a digest over all bytes of its weights.
+
     Raises:
-        UnsupportedModelError: no vision-language model, or of a family whose facts are not known.
-        InputError: an invalid configuration.
+        UnsupportedModelError: no vision-language model, or of a family whose facts are not known, or without weights.
+        InputError: an invalid configuration, or weights that are not finite.
     """
     parts = find_parts(model)
     # Through JSON: dtypes, paths and enumerations become texts there.
-    config = json.loads(parts.model.config.to_json_string(use_diff=False))
-    config.pop("_name_or_path", None)  # a path of this machine
+    config = facts_of(json.loads(parts.model.config.to_json_string(use_diff=False)))
     spec = ModelSpec.from_config(config)
     identity = ModelIdentity(
         id=name,
@@ -51,5 +55,6 @@ def identify(model: Any, name: str, revision: str | None = None) -> Model:
         layers=spec.layers,
         hidden_size=spec.hidden_size,
         image_token_id=spec.image_token_id,
+        weights=weights_of(model, full_digest),
     )
     return Model(identity, spec, parts)

@@ -18,8 +18,12 @@ from typing import Any
 
 from PIL import Image
 
+from calibrate.inputs.pictures import UnreadableImage, as_rgb, open_picture
 from planner.errors import InputError, SampleError
+from planner.files import parse_json, read_text
 
+#: A JSONL file beyond this is a mistake.
+LARGEST_BYTES = 1 << 32
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 _LINE = 'Each line is {"image": PATH or [PATH, ...], "prompt": TEXT, "answer": TEXT or [TEXT, ...] (optional)}'
 
@@ -51,13 +55,11 @@ class Sample:
         return [self._picture(image) for image in self.images]
 
     def _picture(self, image: Path | Image.Image) -> Image.Image:
-        if isinstance(image, Image.Image):
-            return image.convert("RGB")
         try:
-            with Image.open(image) as opened:
-                return opened.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            cause = f"{self.where}: {image} is not an image that can be read ({error})"
+            return as_rgb(image) if isinstance(image, Image.Image) else open_picture(image)
+        except UnreadableImage as error:
+            named = "the picture" if isinstance(image, Image.Image) else image
+            cause = f"{self.where}: {named} is not an image that can be read ({error})"
             raise SampleError(cause, "Replace the file or remove the sample") from error
 
     def fingerprint(self) -> bytes:
@@ -66,19 +68,32 @@ class Sample:
         Raises:
             SampleError: an image file cannot be read.
         """
-        total = hashlib.sha256()
-        for image in self.images:
-            if isinstance(image, Image.Image):
-                content = f"{image.mode}{image.size}".encode() + image.tobytes()
-            else:
-                try:
-                    content = image.read_bytes()
-                except OSError as error:
-                    cause = f"{self.where}: cannot read {image} ({error.strerror})"
-                    raise SampleError(cause, "Check the file") from error
-            total.update(hashlib.sha256(content).digest())
+        total = hashlib.sha256(b"".join(self.image_digests))
         total.update(json.dumps([len(self.images), self.prompt, list(self.answers)]).encode())
         return total.digest()
+
+    @cached_property
+    def image_digests(self) -> tuple[bytes, ...]:
+        """SHA-256 over each image's file, or its pixels where it has none.
+
+        Raises:
+            SampleError: an image file cannot be read.
+        """
+        return tuple(map(self._image_digest, self.images))
+
+    @cached_property
+    def question_digest(self) -> bytes:
+        """SHA-256 over images and prompt, whatever the answer: what makes two samples the same question."""
+        return hashlib.sha256(b"".join(self.image_digests) + self.prompt.strip().encode()).digest()
+
+    def _image_digest(self, image: Path | Image.Image) -> bytes:
+        if isinstance(image, Image.Image):
+            return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).digest()
+        try:
+            return hashlib.sha256(image.read_bytes()).digest()
+        except OSError as error:
+            cause = f"{self.where}: cannot read {image} ({error.strerror})"
+            raise SampleError(cause, "Check the file") from error
 
 
 @dataclass(frozen=True)
@@ -170,19 +185,14 @@ def load_samples(
 
 
 def _from_jsonl(path: Path) -> list[Sample]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SampleError(f"cannot read {path}: {error}", "Give a JSONL file in UTF-8") from error
+    # Not splitlines: a separator that Unicode knows may stand inside a JSON text.
+    lines = read_text(path, LARGEST_BYTES).split("\n")
     return [_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _parse(line: str, path: Path, number: int) -> Sample:
     where = f"{path}:{number}"
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise SampleError(f"{where}: not valid JSON ({error})", _LINE) from error
+    entry = parse_json(line, where, SampleError, _LINE)
     if not isinstance(entry, dict):
         raise SampleError(f"{where}: not a JSON object", _LINE)
     names = _texts(entry.get("image"), "image", where)
@@ -191,9 +201,11 @@ def _parse(line: str, path: Path, number: int) -> Sample:
     if not isinstance(entry.get("prompt"), str) or not entry["prompt"].strip():
         raise SampleError(f"{where}: no 'prompt'", _LINE)
     images = tuple(path.parent / name for name in names)
-    for image in images:
-        if not image.is_file():
-            raise SampleError(f"{where}: the image {image} does not exist", "Paths are relative to the JSONL file")
+    for name, image in zip(names, images, strict=True):
+        if "\0" in name or not image.is_file():
+            raise SampleError(
+                f"{where}: the image {str(image)!r} does not exist", "Paths are relative to the JSONL file"
+            )
     answers = _texts(entry.get("answer"), "answer", where)
     return Sample(images, entry["prompt"], answers, str(entry.get("type", "")), where)
 

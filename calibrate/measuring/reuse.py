@@ -8,7 +8,8 @@ from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import Model
 from calibrate.inputs.samples import SampleSet
 from planner.errors import CalibrationError
-from planner.profile import Profile
+from planner.profile import Profile, processor_differences
+from planner.weights import compare
 
 
 def take_profile(path: Path, known: Model, samples: SampleSet, encoder: Encoder) -> Profile:
@@ -27,14 +28,22 @@ def take_profile(path: Path, known: Model, samples: SampleSet, encoder: Encoder)
             f"{path} was measured on the model {_spell(of_model)}, and this one is {_spell(model)}",
             "Name the model it was measured on, or measure this one",
         )
+    mine, its = known.identity.weights, profile.model.weights
+    reason = compare(its, mine).reason if its is not None and mine is not None else ""
+    if reason:
+        raise CalibrationError(
+            f"{path} was measured with other weights of {profile.model.id}: {reason}",
+            "Load the weights it was measured with, or measure these",
+        )
     if profile.samples.digest != samples.digest:
         raise CalibrationError(
             f"{path} was measured on other samples: {profile.samples.n} of {profile.samples.source}",
             "Give the --data, --num-samples and --seed it was measured with",
         )
-    if profile.processor != encoder.settings():
+    different = processor_differences(profile.processor, encoder.settings())
+    if different:
         raise CalibrationError(
-            f"{path} was measured with another image processor or chat template", "Use the same processor files"
+            f"{path} was measured with another processor: {', '.join(different)} differ", "Use the same processor files"
         )
     if profile.arrays_sha256 is not None:
         _ = profile.arrays  # refuses missing or foreign tables now, not after the search

@@ -20,10 +20,11 @@ import torch
 
 from calibrate.inputs.encode import Encoder, input_device
 from calibrate.inputs.identity import identify
+from calibrate.inputs.overlap import questions_of
 from calibrate.inputs.samples import SampleSet
 from calibrate.measuring.estimate import announce
 from calibrate.measuring.measure import Job, measure
-from calibrate.measuring.state import SUFFIX, absorb, check_headers, load_state, save_state, tables
+from calibrate.measuring.state import SUFFIX, absorb, check_headers, comparable, load_state, save_state, tables
 from calibrate.probes.base import DEFAULT, Probe, build_probes
 from calibrate.probes.prompt_shape import SEGMENTS
 from calibrate.ranks import Ranks, world
@@ -91,7 +92,7 @@ def calibrate_job(
     ranks, total = world(), len(job.samples)
     _check(job.model, batch_size, shard, ranks, out, resume)
     header = _header(job, batch_size)
-    ranks.agree(digest(header), "samples or settings")
+    ranks.agree(digest(comparable(header)), "samples, settings or weights")
     say = echo if echo is not None else lambda line: print(line, file=sys.stderr)
     say = say if ranks.first else lambda line: None
     if resume and out is not None:
@@ -148,7 +149,12 @@ def _header(job: Job, batch_size: int) -> dict[str, Any]:
     samples, model = job.samples, job.model
     return {
         "model": job.known.identity.model_dump(mode="json"),
-        "samples": {"digest": samples.digest, "n": len(samples), "source": Path(samples.source).name},
+        "samples": {
+            "digest": samples.digest,
+            "n": len(samples),
+            "source": Path(samples.source).name,
+            "questions": questions_of(samples),
+        },
         "processor": job.encoder.settings(),
         "probes": list(job.probes),
         "settings": {name: probe.settings for name, probe in job.probes.items()},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -20,6 +21,9 @@ from calibrate.probes.base import Probe
 from calibrate.probes.stats import Array, SampleTable
 from planner.document import write_atomic
 from planner.errors import CalibrationError, InputError
+from planner.files import parse_json
+from planner.profile import processor_differences
+from planner.weights import Weights, compare
 
 SUFFIX = ".state.safetensors"
 _REMEDY = "The file was kept. Move it away to measure again, or restore it"
@@ -60,17 +64,22 @@ def load_state(path: Path) -> tuple[dict[str, Any], dict[str, SampleTable]]:
         arrays = load(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-        header = json.loads(metadata["header"])
+        header = parse_json(metadata["header"], str(path), CalibrationError, _REMEDY)
+        if not isinstance(header, dict) or not {"model", "samples", "probes", "settings"} <= set(header):
+            raise CalibrationError(f"{path} does not say what was measured", _REMEDY)
         intact = metadata["sha256"] == _digest(metadata["header"], arrays)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CalibrationError(f"{path} is not a readable calibration state ({error})", _REMEDY) from error
     if not intact:
         raise CalibrationError(f"{path} is damaged: its content does not fit its digest", _REMEDY)
     by_probe: dict[str, dict[str, Array]] = {}
-    for name, array in arrays.items():
-        probe, column = name.split("/", 1)
-        by_probe.setdefault(probe, {})[column] = array
-    return header, {probe: SampleTable.from_arrays(columns) for probe, columns in by_probe.items()}
+    try:
+        for name, array in arrays.items():
+            probe, column = name.split("/", 1)
+            by_probe.setdefault(probe, {})[column] = array
+        return header, {probe: SampleTable.from_arrays(columns) for probe, columns in by_probe.items()}
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:  # whole, and written by someone else
+        raise CalibrationError(f"{path} holds no rows of a calibration ({error})", _REMEDY) from error
 
 
 def absorb(probes: Mapping[str, Probe], found: Mapping[str, SampleTable]) -> None:
@@ -87,12 +96,41 @@ def check_headers(headers: Iterable[tuple[Path, Mapping[str, Any]]], expected: M
         CalibrationError: naming the file and what differs.
     """
     for path, header in headers:
-        different = [key for key in expected if header.get(key) != expected[key]]
+        different = [what for key in expected for what in _differences(key, header.get(key), expected[key])]
         if different:
             raise CalibrationError(
                 f"{path} belongs to another run: {', '.join(different)} differ",
                 "Use another --out folder, or the same model, samples and settings",
             )
+
+
+def comparable(header: Mapping[str, Any]) -> dict[str, Any]:
+    """A header in which two processes of one run agree to the last digit, on whatever devices they are."""
+    model = dict(header["model"])
+    weights = model.pop("weights", None)
+    return {
+        **header,
+        "model": {**model, "weights": None if weights is None else Weights.model_validate(weights).digest},
+    }
+
+
+def _differences(key: str, one: Any, other: Any) -> list[str]:
+    if one == other:
+        return []
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [key]
+    if key == "processor":
+        return processor_differences(one, other) or [key]
+    if key != "model":
+        return [key]
+    names = [name for name in {**one, **other} if name != "weights" and one.get(name) != other.get(name)]
+    found = ["model"] if names else []
+    try:
+        ours, theirs = (Weights.model_validate(header["weights"]) for header in (one, other))
+    except (KeyError, ValidationError):  # of before there was a fingerprint, or damaged
+        return found or ["model (one has no fingerprint of its weights)"]
+    reason = compare(ours, theirs).reason
+    return found + ([f"weights ({reason})"] if reason else [])
 
 
 def _digest(header: str, arrays: Mapping[str, Array]) -> str:

@@ -89,10 +89,19 @@ class SampleTable:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Array]) -> SampleTable:
-        """The inverse of `arrays`."""
+        """The inverse of `arrays`.
+
+        Raises:
+            ValueError, KeyError: they are no such arrays.
+        """
         table = cls()
         ids = arrays["ids"]
         names = [name.removesuffix(".data") for name in arrays if name.endswith(".data")]
+        for name in names:
+            lengths = arrays[f"{name}.lengths"]
+            whole = lengths.shape == ids.shape and (lengths >= 0).all() and lengths.sum() == len(arrays[f"{name}.data"])
+            if not whole:
+                raise ValueError(f"the rows of {name} are not those of {len(ids)} samples")
         split = {name: np.split(arrays[f"{name}.data"], np.cumsum(arrays[f"{name}.lengths"])[:-1]) for name in names}
         for position, sample in enumerate(ids):
             table.add(int(sample), **{name: rows[position] for name, rows in split.items()})

@@ -53,6 +53,7 @@ def command(profile_path: Path, policy: str, context_tokens: int, seed: int, out
         model=profile.model,
         decision=Decision(policy=str(chosen), schedule=schedule, seed=seed),
         prediction=(predict(spec, workload, schedule),),
+        processor=profile.processor,
         created_with=created_with(),
     ).sealed()
     plan.save(out)

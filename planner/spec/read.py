@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -41,6 +41,40 @@ def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
     if "config" in values and "model_type" not in values:
         values = values["config"]
     return _understood(values, name=path.parent.name if path.name == "config.json" else path.stem)
+
+
+class _Recorded(Mapping[str, Any]):
+    """A block that remembers what was asked of it."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._held = values
+        self.asked: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._held[name]
+        if name not in self.asked:
+            self.asked[name] = _Recorded(value) if isinstance(value, Mapping) else value
+        return self.asked[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def facts(self) -> dict[str, Any]:
+        return {name: value.facts() if isinstance(value, _Recorded) else value for name, value in self.asked.items()}
+
+
+def facts_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those fields of a configuration that a `ModelSpec` is read from; no path, no token, nothing else.
+
+    Raises:
+        InputError, UnsupportedModelError: as `ModelSpec.from_config`.
+    """
+    recorded = _Recorded(config)
+    read(recorded)
+    return recorded.facts()
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from planner.errors import UnsupportedModelError
+from planner.runtime.model.weights import offloaded, weights_of
 
 #: Elements looked at in each weight, evenly spread over it.
 _SAMPLE = 64
@@ -18,13 +18,15 @@ _ORIGIN = ("transformers_version", "dtype", "torch_dtype")
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """SHA-256 over a model's configuration and a sample of every weight; the same in every process and on every device.
+    """SHA-256 over a model's configuration, a sample of every weight and its extremes; the same in every process and on
+    every device. Unlike plans, streams are bound to the number format: two formats have two.
 
     Adapters count with which of them are active. Weights are looked at when this is called: one that is changed later,
     as by another adapter, is not noticed.
 
     Raises:
         UnsupportedModelError: a weight is on no device and cannot be looked at.
+        InputError: weights are not finite.
     """
     config: Any = model.config
     digest = hashlib.sha256(json.dumps(_facts(config.to_dict()), sort_keys=True, default=str).encode())
@@ -32,6 +34,8 @@ def model_fingerprint(model: nn.Module) -> str:
         flat = weight.detach().flatten()
         sample = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE].double().cpu()
         digest.update(f"{name}:{tuple(weight.shape)}:{weight.dtype}".encode() + sample.numpy().tobytes())
+    # Every element, for its part in the extremes; not finite ones are refused.
+    digest.update(weights_of(model).digest.encode())
     for name, module in model.named_modules():
         if hasattr(module, "active_adapters") and hasattr(module, "disable_adapters"):
             state = (module.active_adapters, module.disable_adapters, getattr(module, "scaling", None))
@@ -51,17 +55,4 @@ def _facts(values: Any) -> Any:
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for prefix, module in model.named_modules():
         for name, weight in module.named_parameters(recurse=False):
-            yield f"{prefix}.{name}", _offloaded(module, name) if weight.is_meta else weight
-
-
-def _offloaded(module: nn.Module, name: str) -> Tensor:
-    """A weight that accelerate has put away."""
-    hook: Any = getattr(module, "_hf_hook", None)
-    for one in (hook, *getattr(hook, "hooks", ())):
-        held = getattr(one, "weights_map", None)
-        if held is not None:
-            return held[name]  # type: ignore[no-any-return]
-    raise UnsupportedModelError(
-        f"the weight '{name}' of {type(module).__name__} is on no device, so the model cannot be fingerprinted",
-        "Load the weights, or run without image_stream and image_cache",
-    )
+            yield f"{prefix}.{name}", offloaded(module, name) if weight.is_meta else weight
