@@ -17,6 +17,7 @@ from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import Model, identify
 from calibrate.inputs.load import load, reference_path
 from calibrate.inputs.load_options import LoadOptions
+from calibrate.inputs.overlap import tell_overlap
 from calibrate.inputs.samples import Columns, SampleSet, load_samples
 from calibrate.measuring.measure import Job
 from calibrate.measuring.reuse import take_profile
@@ -48,6 +49,7 @@ class Options:
         loading: how the model is loaded.
         probes, settings: which, and their constructor arguments by name.
         profile: decide from this profile, measured before, in place of measuring.
+        full_digest: bind the profile to every byte of the weights.
         out: folder for states; nothing is written there by this function but states.
         shard: ``(i, n)``.
         decide: False stops after the profile.
@@ -71,6 +73,7 @@ class Options:
     profile: Path | None = None
     out: Path | None = None
     resume: bool = False
+    full_digest: bool = False
     shard: tuple[int, int] = (0, 1)
     limits: Limits = field(default_factory=Limits)
     decide: bool = True
@@ -109,11 +112,12 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
     say = say if ranks.first else lambda line: None
     seconds: dict[str, float] = {}
     samples, evaluation = _samples(options)
+    tell_overlap(samples, evaluation, say)
     settings = _settings(options, samples)
     probes = build_probes(options.probes, settings)  # refuses a wrong setting before a model is loaded
     with _Clock(seconds, "load"):
         loaded = load(options.model, options.loading)
-    known = identify(loaded.model, loaded.id, loaded.revision)
+    known = identify(loaded.model, loaded.id, loaded.revision, options.full_digest)
     encoder = Encoder(loaded.processor, known.visual_ids)
     profile: Profile | None = None
     if options.profile is None:

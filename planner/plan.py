@@ -223,7 +223,8 @@ class Plan(Document):
             return "the plan was made before plans were bound to weights: it fits any of this configuration"
         found = compare(self.model.weights, weights_of(model, full_digest))
         if not found.reason:
-            return ""
+            alike = self.model.weights.dtype == weights_of(model, full_digest).dtype
+            return "" if alike or not full_digest else "digests over all bytes are of two number formats: not compared"
         named = names_of(model, found.different[:1])
         cause = f"{found.reason}{f', {named[0]} for one' if named else ''}"
         if allow_other_weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging
 
@@ -22,6 +24,7 @@ from planner.errors import InputError, UnsupportedModelError
 
 #: The bundled model that is used when none is named.
 REFERENCE = "windowed"
+REFERENCES = ("plain", "windowed")
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def _processor(source: str, config: Any, hub: dict[str, Any]) -> Any:
             _attempt(source, AutoTokenizer.from_pretrained, **hub),
             config,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _refusal(source, error) from error
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:
@@ -151,14 +154,20 @@ def _attempt(source: str, loader: Any, **settings: Any) -> Any:
         return loader(source, **settings)
     except ImportError as error:
         raise InputError(f"{source} needs a package: {_first_line(error)}", "Install it") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, *_DAMAGED) as error:
         raise _refusal(source, error) from error
+
+
+#: What readers of checkpoints raise for damaged ones.
+_DAMAGED = (SafetensorError, pickle.UnpicklingError, RecursionError)
 
 
 def _refusal(source: str, error: BaseException) -> InputError:
     """One line of cause and a remedy for what transformers and the hub client raise."""
     names = {type(link).__name__ for link in _chain(error)}
-    if Path(source).exists():
+    if isinstance(error, _DAMAGED) or "Weights only load failed" in str(error):
+        remedy = "The checkpoint is damaged, or a pickle of other things than weights: get it again, as safetensors"
+    elif Path(source).exists():
         remedy = "Check that the directory is a complete save_pretrained model with its processor"
     elif HF_HUB_OFFLINE or names & {"OfflineModeIsEnabled"}:
         remedy = "The hub is switched off (HF_HUB_OFFLINE): unset it, or give a local directory"

@@ -203,9 +203,7 @@ def _parse(line: str, path: Path, number: int) -> Sample:
     images = tuple(path.parent / name for name in names)
     for name, image in zip(names, images, strict=True):
         if "\0" in name or not image.is_file():
-            raise SampleError(
-                f"{where}: the image {image} does not exist", "Paths are relative to the JSONL file"
-            )
+            raise SampleError(f"{where}: the image {image} does not exist", "Paths are relative to the JSONL file")
     answers = _texts(entry.get("answer"), "answer", where)
     return Sample(images, entry["prompt"], answers, str(entry.get("type", "")), where)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import load_for, loading
+from planner.cli.options import fits, load_for, loading, other_weights
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Plain text, Markdown or JSON; JSON adds the time of every round.",
 )
+@other_weights
 @loading
 def command(
     plan_path: Path,
@@ -49,6 +50,7 @@ def command(
     new_tokens: int,
     fit_hardware: str | None,
     fmt: str,
+    allow_other_weights: bool,
     loading_options: LoadOptions,
 ) -> None:
     """Measure time and memory, dense and planned.
@@ -72,9 +74,9 @@ def command(
     if image is None or not image.is_file():
         raise InputError(f"there is no image {image or ''}".strip(), "Give --image")
     loaded = load_for(plan.model.id, model, loading_options)
-    plan.check(loaded.model.config.to_dict())
     known = identify(loaded.model, loaded.id)
     encoder = Encoder(loaded.processor, known.visual_ids)
+    fits(plan, loaded, encoder, allow_other_weights)
     requests = SampleSet((Sample((image,), prompt, where="the prompt"),) * batch_size, source=str(image))
     batches = Batches(requests, encoder, loaded.model, batch_size)
     schedule = plan.decision.schedule

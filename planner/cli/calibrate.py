@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +91,8 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 )
 @click.option("--profile-only", is_flag=True, help="Measure only; decide on no plan.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its state in --out.")
+@click.option("--overwrite", is_flag=True, help="Overwrite what an earlier run left in --out.")
+@click.option("--full-digest", is_flag=True, help="Bind profile and plan to every byte of the weights, not to samples.")
 @click.option(
     "--shard",
     default="0/1",
@@ -130,6 +135,7 @@ def command(
     questions: int,
     profile_only: bool,
     fmt: str,
+    overwrite: bool,
     loading_options: LoadOptions,
     **rest: Any,
 ) -> None:
@@ -170,25 +176,47 @@ def command(
         loading=loading_options,
         **{name: rest[name] for name in _SAME},
     )
-    _writable(options.out)
-    outcome = calibrate_and_plan(options, lambda line: click.echo(line, err=True))
-    if outcome.profile is not None:
-        _write(options, outcome, fmt)
-    elif options.shard[1] > 1:
-        click.echo(f"wrote this shard's state into {options.out}; unite all shards with `plan merge`", err=True)
+    with _claimed(options, overwrite):
+        outcome = calibrate_and_plan(options, lambda line: click.echo(line, err=True))
+        if outcome.profile is not None:
+            _write(options, outcome, fmt)
+        elif options.shard[1] > 1:
+            click.echo(f"wrote this shard's state into {options.out}; unite all shards with `plan merge`", err=True)
 
 
 #: Options that `Options` calls by the same name.
-_SAME = ("prompt", "split", "num_samples", "batch_size", "seed", "profile", "resume", "shard", "out", "verbose")
+_SAME = (
+    "full_digest",
+    "prompt",
+    "split",
+    "num_samples",
+    "batch_size",
+    "seed",
+    "profile",
+    "resume",
+    "shard",
+    "out",
+    "verbose",
+)
 
 
-def _writable(out: Path | None) -> None:
-    """Refuse an unwritable folder before any time is spent."""
-    from planner.document import write_atomic
+@contextmanager
+def _claimed(options: Options, overwrite: bool) -> Iterator[None]:
+    """Hold --out, before minutes are spent; an interrupt tells what is kept there."""
+    import os
 
-    if out is not None:
-        write_atomic(out / ".writable", "")
-        (out / ".writable").unlink(missing_ok=True)  # another process of the same launch may have been here
+    from calibrate.measuring.folder import claimed, kept
+
+    part = f"{options.shard[0]}-of-{options.shard[1]}"
+    if options.out is None or os.environ.get("RANK", "0") != "0":  # the first process of a launch holds it for all
+        yield
+        return
+    with claimed(options.out, part, keep=not (options.resume or overwrite), profile=options.profile):
+        try:
+            yield
+        except KeyboardInterrupt:
+            click.echo(f"\n{kept(options.out, part)}", err=True)
+            sys.exit(130)
 
 
 def _write(options: Options, outcome: Outcome, fmt: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import load_for, loading, sampling
+from planner.cli.options import fits, load_for, loading, other_weights, sampling
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Plain text, Markdown or JSON; JSON adds accuracy by question type.",
 )
+@other_weights
 @sampling
 @loading
 def command(
@@ -61,6 +62,7 @@ def command(
     against: tuple[str, ...],
     rounds: int,
     fmt: str,
+    allow_other_weights: bool,
     loading_options: LoadOptions,
 ) -> None:
     """Evaluate a plan on other samples.
@@ -77,6 +79,7 @@ def command(
     from calibrate.inputs.encode import Encoder
     from calibrate.inputs.identity import identify
     from calibrate.inputs.load import reference_path
+    from calibrate.inputs.overlap import refuse_known, tell_duplicates
     from calibrate.inputs.samples import Columns, load_samples
     from calibrate.running.trial import TrialRunner
     from planner.errors import InputError
@@ -94,11 +97,14 @@ def command(
         columns=Columns(image_column, prompt_column, answer_column),
         split=split,
     ).choose(num_samples, seed)
+    tell_duplicates(samples, "evaluation", lambda line: click.echo(line, err=True))
+    refuse_known(plan.evidence.calibration_questions if plan.evidence is not None else None, samples)
     loaded = load_for(plan.model.id, model, loading_options)
-    plan.check(loaded.model.config.to_dict())
     known = identify(loaded.model, loaded.id)
+    encoder = Encoder(loaded.processor, known.visual_ids)
+    fits(plan, loaded, encoder, allow_other_weights)
     found = evaluate(
-        TrialRunner(Batches(samples, Encoder(loaded.processor, known.visual_ids), loaded.model, batch_size)),
+        TrialRunner(Batches(samples, encoder, loaded.model, batch_size)),
         known.spec,
         (parse(plan.decision.policy), plan.decision.schedule),
         against=[name for item in against or BASELINES for name in (SCALED if item == "all" else (item,))],

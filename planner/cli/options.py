@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
 from calibrate.inputs.load_options import DTYPES, LoadOptions
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -64,6 +67,33 @@ def loading(function: F) -> F:
     )
 
 
+def other_weights(function: F) -> F:
+    """Whether a plan may be used on weights that it was not made with."""
+    return _with(
+        function,
+        [click.option("--allow-other-weights", is_flag=True, help="Use the plan on a fine-tune of its model.")],
+    )
+
+
+def fits(plan: Plan, loaded: Any, encoder: Any, allow_other_weights: bool) -> None:
+    """Refuse a model that a plan was not made for; tell on stderr what else differs from what was measured.
+
+    Raises:
+        PlanMismatchError: another configuration or other weights.
+        InputError: weights are not finite.
+    """
+    from planner.profile import processor_differences
+    from planner.text import printable
+
+    note = plan.check_model(loaded.model, allow_other_weights)
+    if note:
+        click.echo(f"note: {printable(note)}", err=True)
+    different = processor_differences(plan.processor or {}, encoder.settings())
+    if different:
+        what = printable(", ".join(different))
+        click.echo(f"Warning: the plan was measured with another processor: {what} differ", err=True)
+
+
 def _with(function: F, options: list[Callable[[F], F]]) -> F:
     for option in reversed(options):
         function = option(function)
@@ -72,9 +102,13 @@ def _with(function: F, options: list[Callable[[F], F]]) -> F:
 
 def load_for(plan_model_id: str, model: str | None, options: LoadOptions) -> Any:
     """The model a plan is for: `model` where given, else the plan's own id (the bundled models by their names)."""
-    from calibrate.inputs.load import load, reference_path
+    from calibrate.inputs.load import REFERENCES, load, reference_path
+    from planner.errors import InputError
 
     name = model if model is not None else plan_model_id
     if name.startswith("reference/"):
-        name = str(reference_path(name.removeprefix("reference/")))
+        known = name.removeprefix("reference/")
+        if known not in REFERENCES:
+            raise InputError(f"no bundled model is called {name!r}", f"Bundled: {', '.join(REFERENCES)}")
+        name = str(reference_path(known))
     return load(name, options)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.options import load_for, loading
+from planner.cli.options import fits, load_for, loading, other_weights
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer.")
 @click.option("--dense", is_flag=True, help="Also answer without the plan, for comparison.")
 @click.option("--overlay", type=click.Path(path_type=Path), help="Write a PNG of the patches that the plan kept.")
+@other_weights
 @loading
 def command(
     plan_path: Path,
@@ -32,6 +33,7 @@ def command(
     max_new_tokens: int,
     dense: bool,
     overlay: Path | None,
+    allow_other_weights: bool,
     loading_options: LoadOptions,
 ) -> None:
     """Answer a prompt about an image under a plan.
@@ -45,7 +47,11 @@ def command(
     from calibrate.running.execute import generate
     from planner.errors import InputError
     from planner.plan import load_plan
+    from planner.runtime import attach
+    from planner.text import printable
 
+    if overlay is not None and len(images) != 1:
+        raise click.UsageError("--overlay draws one image: give one --image")
     plan = load_plan(plan_path)
     for image in images:
         if not image.is_file():
@@ -53,22 +59,26 @@ def command(
     loaded = load_for(plan.model.id, model, loading_options)
     known = identify(loaded.model, loaded.id)
     encoder = Encoder(loaded.processor, known.visual_ids)
-    inputs = to_device(encoder([Sample(images, prompt, where="the prompt")]), loaded.model)
+    fits(plan, loaded, encoder, allow_other_weights)
+    sample = Sample(images, prompt, where="the prompt")
+    inputs = to_device(encoder([sample]), loaded.model)
+    grid = None if overlay is None else _grid(inputs, known)
     if dense:
-        click.echo(f"dense:   {encoder.decode(generate(loaded.model, inputs, max_new_tokens))[0]}", err=True)
-    with plan.apply(loaded.model) as handle:
         answer = encoder.decode(generate(loaded.model, inputs, max_new_tokens))[0]
-        click.echo(answer)
+        click.echo(f"dense:   {printable(answer)}", err=True)
+    with attach(loaded.model, plan.decision.schedule, seed=plan.decision.seed) as handle:
+        answer = encoder.decode(generate(loaded.model, inputs, max_new_tokens))[0]
+        click.echo(printable(answer))
         report, kept = handle.report, handle.kept
     if report is not None:
         click.echo(f"visual tokens per layer: {_runs([layer[0] for layer in report.visual])}", err=True)
-    if overlay is not None:
+    if overlay is not None and grid is not None:
         choices = [
             (title, positions[0])
             for (title, of), positions in zip(_titles(plan.decision.schedule), kept, strict=True)
             if of == "visual" and positions[0]
         ]
-        _draw(overlay, images, inputs, known, choices)
+        _draw(overlay, sample.pictures()[0], grid, choices)
 
 
 def _runs(counts: list[int]) -> str:
@@ -89,21 +99,27 @@ def _titles(schedule: Any) -> list[tuple[str, str]]:
     return entry + inner
 
 
-def _draw(path: Path, images: tuple[Path, ...], inputs: Any, known: Any, choices: list[tuple[str, list[int]]]) -> None:
-    import io
+def _grid(inputs: Any, known: Any) -> tuple[int, int]:
+    """Rows and columns of the image's visual tokens.
 
-    from PIL import Image
+    Raises:
+        InputError: they do not form one grid; said before anything is generated.
+    """
+    from planner.report.overlay import grid_of
 
-    from planner.document import write_atomic
-    from planner.errors import InputError
-    from planner.report.overlay import draw_overlay, grid_of, side_by_side
-
-    if len(images) != 1:
-        raise InputError("--overlay draws one image", "Give one --image")
     visual = sum(int((inputs["input_ids"] == token).sum()) for token in known.visual_ids)
     thw = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
-    grid = grid_of(visual, thw, known.spec.images.merge if known.spec.images else 1)
-    picture = Image.open(images[0])
+    rule = known.spec.images
+    return grid_of(visual, thw, rule.merge if rule else 1, rule.tile_tokens if rule else 0)
+
+
+def _draw(path: Path, picture: Any, grid: tuple[int, int], choices: list[tuple[str, list[int]]]) -> None:
+    import io
+
+    from planner.document import write_atomic
+    from planner.report.overlay import draw_overlay, side_by_side
+
+    visual = grid[0] * grid[1]
     pictures = [("the image", draw_overlay(picture, grid, range(visual)))]
     for title, positions in choices:
         pictures.append((f"{title}: {len(positions)} of {visual}", draw_overlay(picture, grid, positions)))

@@ -6,21 +6,48 @@ from pathlib import Path
 
 import click
 
+from planner.cli.options import other_weights
+
 
 @click.command("validate")
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--model", help="Model that the plan must fit: config.json, model directory or shipped name.")
-def command(plan_path: Path, model: str | None) -> None:
+@click.option("--full-digest", is_flag=True, help="Compare every byte of the weights with the digest in PLAN.")
+@other_weights
+def command(plan_path: Path, model: str | None, full_digest: bool, allow_other_weights: bool) -> None:
     """Check a plan's schema, digest and model.
 
     PLAN must be complete, of a known schema and unchanged since it was written; with --model it must also fit that
     model.
-    """
-    from planner.plan import load_plan
 
+    Of a directory with weights these are loaded and compared, too.
+    """
+    from planner.errors import InputError
+    from planner.plan import load_plan
+    from planner.text import printable
+
+    if full_digest and model is None:
+        raise click.UsageError("--full-digest needs --model")
     plan = load_plan(plan_path)
-    model_text = f"{plan.model.id} ({plan.model.layers} layers)"
-    click.echo(f"{plan_path}: valid plan for {model_text}, policy {plan.decision.policy}")
-    if model is not None:
-        plan.check(model)
-        click.echo(f"{plan_path}: fits {model}")
+    bound = "" if plan.model.weights is not None else "; it is not bound to weights (made before plans were)"
+    about = f"valid plan for {plan.model.id} ({plan.model.layers} layers), policy {plan.decision.policy}{bound}"
+    click.echo(printable(f"{plan_path}: {about}"))
+    if model is None:
+        return
+    plan.check(model)
+    if not _has_weights(model):
+        if full_digest:
+            raise InputError(f"{model} has no weights to compare", "Give a model directory")
+        click.echo(f"{plan_path}: fits the configuration of {model}; there are no weights to compare")
+        return
+    from calibrate.inputs.load import load
+
+    if full_digest and (plan.model.weights is None or plan.model.weights.full_sha256 is None):
+        raise InputError("the plan has no digest over all bytes", "Calibrate with --full-digest")
+    note = plan.check_model(load(model).model, allow_other_weights, full_digest)
+    click.echo(printable(f"{plan_path}: fits {model}" + (f"; {note}" if note else ", weights included")))
+
+
+def _has_weights(model: str) -> bool:
+    folder = Path(model)
+    return folder.is_dir() and any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir())

@@ -113,7 +113,11 @@ def frame_cell(layer: int, head: int) -> Any:
 def to_svg(figure: Any) -> str:
     """A figure as SVG text, a function of what it shows alone."""
     import matplotlib
+    from matplotlib.text import Text
 
+    # Here, as legends and marks come after the figure was made.
+    for label in figure.findobj(Text):
+        label.set_parse_math(False)
     text = io.StringIO()
     # A fixed salt and no date.
     with matplotlib.rc_context({"svg.hashsalt": "plan", "svg.fonttype": "none", "font.family": "sans-serif", **_PLAIN}):

@@ -15,19 +15,31 @@ if TYPE_CHECKING:
 LEAST_SIDE = 336
 
 
-def grid_of(tokens: int, thw: Sequence[int] | None = None, merge: int = 1) -> tuple[int, int]:
+def grid_of(tokens: int, thw: Sequence[int] | None = None, merge: int = 1, tile: int = 0) -> tuple[int, int]:
     """Rows and columns in which an image's visual tokens lie.
 
     Args:
         tokens: visual tokens of the image.
         thw: frames, patch rows and patch columns where the processor tells them (the Qwen-VL family).
         merge: patches per side that make one token there.
+        tile: tokens of one tile, for models that cut an image into tiles; 0 for others.
 
     Raises:
         InputError: the tokens do not form one grid (tiles, row separators), so that patches cannot be placed.
     """
     if thw is not None:
-        return int(thw[1]) // merge, int(thw[2]) // merge
+        rows, columns = int(thw[1]) // merge, int(thw[2]) // merge
+        if rows * columns != tokens:
+            raise InputError(
+                f"the image's {tokens} visual tokens are not the {rows} x {columns} the processor tells of",
+                "Leave out --overlay for this model",
+            )
+        return rows, columns
+    if tile and tokens != tile:
+        raise InputError(
+            f"the image was cut into tiles: its {tokens} visual tokens are {tokens / tile:g} grids of {tile}",
+            "Leave out --overlay, or give an image that is not cut",
+        )
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise InputError(
