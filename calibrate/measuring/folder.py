@@ -44,9 +44,9 @@ def claimed(out: Path, part: str = "0-of-1", *, keep: bool = True, profile: Path
             _refuse_overwriting(out, part, profile)
         yield
     finally:
+        # Before it is released: whoever comes later makes a new one.
+        (out / f".{part}.lock").unlink(missing_ok=True)
         lock.release()
-        if part == "0-of-1":
-            (out / f".{part}.lock").unlink(missing_ok=True)
 
 
 def _refuse_overwriting(out: Path, part: str, profile: Path | None) -> None:
