@@ -41,6 +41,14 @@ def sections(profile: Profile, plan: Plan | None = None) -> list[Section]:
         PlanDigestError: the tables beside the profile belong to another.
     """
     arrays = _tables(profile)
+    try:
+        return _sections(profile, plan, arrays)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        cause = f"the profile holds findings of another form than this release writes ({error})"
+        raise PlanError(cause, "Make the profile again with `plan calibrate`") from error
+
+
+def _sections(profile: Profile, plan: Plan | None, arrays: Arrays) -> list[Section]:
     known = [name for name in SECTIONS if name in profile.probes]
     other = [name for name in profile.probes if name not in SECTIONS and name != _HEAD]
     influence = profile.probes.get("influence")

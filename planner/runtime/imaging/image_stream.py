@@ -17,6 +17,7 @@ kept state: 4.7 MB for 576 tokens of a 7B LLaVA in half precision.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -29,7 +30,7 @@ from torch import Tensor
 from planner.document import write_atomic
 from planner.errors import InputError, PlanMismatchError
 
-_FORMAT = "planner image streams 2"
+_FORMAT = "planner image streams 3"
 
 #: One image: hidden states ``[tokens, d]`` by the layer they enter.
 States = dict[int, Tensor]
@@ -116,14 +117,15 @@ class ImageStream:
             for layer, state in states.items()
         }
         names = json.dumps(["/".join(key) for key in self.images])
-        write_atomic(path, save(tensors, metadata={"format": _FORMAT, "images": names}))
+        about = {"format": _FORMAT, "images": names, "sha256": _digest(names, tensors)}
+        write_atomic(path, save(tensors, metadata=about))
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> ImageStream:
         """Read what `save` wrote.
 
         Raises:
-            InputError: the file is missing or is not one that `save` wrote.
+            InputError: the file is missing, is not one that `save` wrote, or was damaged since.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -132,13 +134,25 @@ class ImageStream:
                 about = file.metadata() or {}
                 if about.get("format") != _FORMAT:
                     raise InputError(f"{path} holds no image streams", "Give a file written by ImageStream.save")
-                found: list[tuple[Key, States]] = [(Key(*name.split("/")), {}) for name in json.loads(about["images"])]
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    number, layer = name.split("/")
-                    found[int(number)][1][int(layer)] = file.get_tensor(name)
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError, IndexError) as error:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            if about.get("sha256") != _digest(about["images"], tensors):
+                raise InputError(f"{path} is damaged: its content does not fit its digest", "Encode the image again")
+            found: list[tuple[Key, States]] = [(Key(*name.split("/")), {}) for name in json.loads(about["images"])]
+            for name, tensor in tensors.items():
+                number, layer = name.split("/")
+                found[int(number)][1][int(layer)] = tensor
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise InputError(f"cannot read image streams from {path}: {error}", "Check the path") from error
         return cls(dict(found))
+
+
+def _digest(names: str, tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256(names.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        found.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def size_bytes(states: Mapping[int, Tensor]) -> int:

@@ -1,0 +1,1 @@
+"""Long runs whose figures stand in ``reports/reliability.md``, each with its command in its first line."""
