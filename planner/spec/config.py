@@ -165,4 +165,4 @@ class Config:
 
 
 def _whole(value: float) -> bool:
-    return math.isfinite(value) and value == int(value)
+    return isinstance(value, int) or (math.isfinite(value) and value.is_integer())
