@@ -45,9 +45,8 @@ def main(gigabytes: float = 1.0) -> None:
         first = seconds(lambda built=built: weights_of(built)) / size
         again = 1000 * seconds(lambda built=built: weights_of(built))
         full = seconds(lambda built=built: weights_of(built, full=True)) / size
-        print(
-            f"| {str(dtype).removeprefix('torch.')} | {size:.2f} | {first:.2f} | {again:.2f} | {full:.2f} | {read:.2f} |"
-        )
+        cells = (f"{size:.2f}", f"{first:.2f}", f"{again:.2f}", f"{full:.2f}", f"{read:.2f}")
+        print(f"| {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
