@@ -43,7 +43,7 @@ _QUANTISED = {8: (0.04, 0.5, 0.05), 4: (0.25, 1.0, 0.25)}
 _LEAST_SHARE = 0.1
 
 
-class Row(NamedTuple):
+class TensorFacts(NamedTuple):
     """One tensor: root mean square of the runs, smallest and largest value of all, sampled values."""
 
     rms: float
@@ -81,7 +81,7 @@ class Weights(BaseModel):
         return table
 
     @classmethod
-    def of(cls, dtype: str, rows: Mapping[str, Row], full: str | None = None) -> Weights:
+    def of(cls, dtype: str, rows: Mapping[str, TensorFacts], full: str | None = None) -> Weights:
         """Build one.
 
         Args:

@@ -40,6 +40,7 @@ def describe(plan: Plan, fmt: str = "table") -> str:
     """The whole plan for a reader, as plain text (`table`) or Markdown (`md`)."""
     model, parts = plan.model, []
     parts.append(f"Plan for {model.id} ({model.family}, {model.layers} layers, hidden size {model.hidden_size})")
+    parts.append(bound_to(plan))
     parts.append(f"Policy {plan.decision.policy}")
     parts.append(stages_table(plan.decision.schedule, fmt))
     parts.append(stage_legend(plan.decision.schedule))
@@ -51,6 +52,15 @@ def describe(plan: Plan, fmt: str = "table") -> str:
         parts.append(provenance(plan.evidence))
         parts.extend(f"Note: {note}" for note in plan.evidence.notes)
     return printable("\n\n".join(parts))
+
+
+def bound_to(plan: Plan) -> str:
+    """Which weights a plan is for, a sentence."""
+    weights = plan.model.weights
+    if weights is None:
+        return "Not bound to weights: it was made before plans were, and fits any weights of this configuration."
+    every = ", and to every byte of them" if weights.full_sha256 else ""
+    return f"Bound to the weights it was made with ({weights.tensors} tensors, {weights.dtype}){every}."
 
 
 def stages_table(schedule: Schedule, fmt: str = "table") -> str:

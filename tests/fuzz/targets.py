@@ -29,7 +29,7 @@ from planner.report.profile_view import describe_profile
 from planner.runtime.imaging.image_stream import ImageStream, Key
 from planner.schedule import dense
 from planner.spec import ModelSpec, shipped_model
-from planner.weights import Row, Weights
+from planner.weights import TensorFacts, Weights
 from planner.workload import Workload
 from tests.fuzz.mutants import damaged, rewritten
 from tests.unit.report_documents import profile as report_profile
@@ -70,7 +70,7 @@ class Target:
 
 
 def weights() -> Weights:
-    return Weights.of("float32", {f"w{i} [2]": Row(0.5, -1.0, 1.0, (0.1, 0.2)) for i in range(3)})
+    return Weights.of("float32", {f"w{i} [2]": TensorFacts(0.5, -1.0, 1.0, (0.1, 0.2)) for i in range(3)})
 
 
 def plan() -> Plan:

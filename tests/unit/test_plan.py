@@ -13,6 +13,7 @@ from planner.plan import Decision, Evidence, Measured, Plan, Row
 from planner.profile import ModelIdentity
 from planner.report.plan_view import STAGE_VALUES, describe, stage_legend
 from planner.schedule import Count, Schedule, Select, Stage, dense
+from planner.weights import TensorFacts, Weights
 
 
 def make_plan() -> Plan:
@@ -103,3 +104,11 @@ def test_the_legend_explains_every_value_of_a_stage_and_only_those_shown():
     legend = stage_legend(make_plan().decision.schedule)
     assert "self: " in legend and "none: " in legend and "merge" not in legend
     assert f"\n\n{legend}\n\n" in describe(make_plan())
+
+
+def test_description_tells_which_weights_it_is_bound_to():
+    plan = make_plan()
+    assert "Not bound to weights" in describe(plan)
+    weights = Weights.of("bfloat16", {"w [2]": TensorFacts(0.5, -1.0, 1.0, (0.1, 0.2))}, full="f" * 64)
+    bound = plan.model_copy(update={"model": plan.model.model_copy(update={"weights": weights})})
+    assert "Bound to the weights it was made with (1 tensors, bfloat16), and to every byte of them." in describe(bound)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from planner.errors import InputError, UnsupportedModelError
 from planner.runtime.model.adapters import unwrap
-from planner.weights import SAMPLES, Row, Weights, hashed, label
+from planner.weights import SAMPLES, TensorFacts, Weights, hashed, label
 
 #: Runs of a tensor that its norm is taken over, and elements of each.
 _RUNS, _RUN = 64, 1024
@@ -91,7 +91,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _take(model: nn.Module, full: bool) -> tuple[Weights, dict[bytes, str]]:
-    rows: dict[str, Row] = {}
+    rows: dict[str, TensorFacts] = {}
     not_finite: list[str] = []
     formats: Counter[str] = Counter()
     digest = hashlib.sha256()
@@ -121,17 +121,17 @@ def _take(model: nn.Module, full: bool) -> tuple[Weights, dict[bytes, str]]:
 
 
 @torch.no_grad()
-def _row(tensor: Tensor) -> Row:
+def _row(tensor: Tensor) -> TensorFacts:
     flat = tensor.detach().reshape(-1)
     count = flat.numel()
     if not count:
-        return Row(0.0, 0.0, 0.0, ())
+        return TensorFacts(0.0, 0.0, 0.0, ())
     low, high = torch.aminmax(flat)
     runs = flat if count <= _RUNS * _RUN else flat[: count // _RUNS * _RUNS].view(_RUNS, -1)[:, :_RUN]
     rms = runs.double().square().mean().sqrt()
     picked = flat[torch.arange(min(count, SAMPLES), device=flat.device) * (count // min(count, SAMPLES))].double()
     figures = torch.cat([torch.stack([rms, low.double(), high.double()]), picked]).tolist()
-    return Row(figures[0], figures[1], figures[2], figures[3:])
+    return TensorFacts(figures[0], figures[1], figures[2], figures[3:])
 
 
 def _tensors(model: nn.Module) -> Iterator[Named]:
