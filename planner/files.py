@@ -118,6 +118,22 @@ def read_text(path: str | Path, largest_bytes: int = LARGEST_JSON_BYTES) -> str:
         raise InputError(f"cannot read {source}: {error}", "Check the path and its permissions") from error
 
 
+def is_file(path: Path) -> bool:
+    """`Path.is_file`, and no error for what can be no name, as one that is too long."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """`Path.is_dir` in the manner of `is_file`."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def parse_json(text: str, source: str, error: type[PlannerError], remedy: str) -> Any:
     """Parse JSON strictly: finite numbers, no key twice, text that can be written again, at most `DEEPEST` levels.
 

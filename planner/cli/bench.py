@@ -64,6 +64,7 @@ def command(
     from calibrate.inputs.samples import Sample, SampleSet
     from planner.cost import cost
     from planner.errors import InputError
+    from planner.files import is_file
     from planner.plan import load_plan
     from planner.runtime.bench import bench
     from planner.schedule import dense
@@ -71,7 +72,7 @@ def command(
 
     plan = load_plan(plan_path)
     image = image or _bundled_image(plan.model.id)
-    if image is None or not image.is_file():
+    if image is None or not is_file(image):
         raise InputError(f"there is no image {image or ''}".strip(), "Give --image")
     loaded = load_for(plan.model.id, model, loading_options)
     known = identify(loaded.model, loaded.id)

@@ -46,6 +46,7 @@ def command(
     from calibrate.inputs.samples import Sample
     from calibrate.running.execute import generate
     from planner.errors import InputError
+    from planner.files import is_file
     from planner.plan import load_plan
     from planner.runtime import attach
     from planner.text import printable
@@ -54,7 +55,7 @@ def command(
         raise click.UsageError("--overlay draws one image: give one --image")
     plan = load_plan(plan_path)
     for image in images:
-        if not image.is_file():
+        if not is_file(image):
             raise InputError(f"there is no image {image}", "Check --image")
     loaded = load_for(plan.model.id, model, loading_options)
     known = identify(loaded.model, loaded.id)

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.errors import InputError
-from planner.files import parse_json, read_text
+from planner.files import is_file, parse_json, read_text
 
-Reached = Annotated[float, Field(gt=0, le=1)]
+# Not just above 0: products of such numbers vanish, and times are quotients.
+Reached = Annotated[float, Field(ge=1e-6, le=1)]
 
 
 class Efficiency(BaseModel):
@@ -55,13 +56,13 @@ class Hardware(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
-    peak_tflops: Annotated[float, Field(gt=0, lt=1e6)]
-    bandwidth_gbs: Annotated[float, Field(gt=0, lt=1e6)]
-    memory_gb: Annotated[float, Field(gt=0, lt=1e6)]
+    peak_tflops: Annotated[float, Field(ge=1e-6, lt=1e6)]
+    bandwidth_gbs: Annotated[float, Field(ge=1e-6, lt=1e6)]
+    memory_gb: Annotated[float, Field(ge=1e-6, lt=1e6)]
     dtype: str = "bfloat16"
     source: str
     efficiency: Efficiency = Efficiency()
-    overhead_us: Annotated[float, Field(ge=0)] = 0.0
+    overhead_us: Annotated[float, Field(ge=0, lt=1e9)] = 0.0
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -93,7 +94,7 @@ def hardware(name: str | os.PathLike[str]) -> Hardware:
     if text in shipped_rows():
         return shipped_row(text)
     path = Path(text)
-    if not path.is_file():
+    if not is_file(path):
         from difflib import get_close_matches
 
         near = get_close_matches(text, shipped_rows(), n=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
-from planner.files import parse_json, read_text
+from planner.files import is_file, parse_json, read_text
 from planner.schedule import Schedule
 from planner.spec import ModelSpec, shipped, shipped_model
 from planner.spec.images import encode
@@ -57,7 +57,7 @@ def read_target(text: str) -> Target:
 
 def _document_kind(path: Path) -> str:
     """``plan``, ``profile``, or nothing: a configuration, or what `ModelSpec.from_config` will refuse."""
-    if not path.is_file():
+    if not is_file(path):
         return ""
     try:
         values = parse_json(read_text(path), str(path), InputError, "")

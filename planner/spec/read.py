@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
-from planner.files import parse_json, read_text
+from planner.files import is_file, is_folder, parse_json, read_text
 from planner.spec.config import Config, families, family
 from planner.spec.decoder import read_decoder
 from planner.spec.facts import ModelSpec
@@ -29,9 +29,9 @@ def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
         entry = shipped_model(text)
         return _from_values(entry["config"], name=text)
     path = Path(text)
-    if path.is_dir():
+    if is_folder(path):
         path = path / "config.json"
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"there is no model named '{text}' and no configuration at that path", _suggestion(text))
     values = parse_json(read_text(path), str(path), InputError, "Give a Hugging Face config.json")
     if not isinstance(values, dict):

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from calibrate.inputs.samples import load_samples
 from planner.cost import cost
-from planner.cost.hardware import hardware
+from planner.cost.hardware import hardware, shipped_row
 from planner.cost.vision import vision_flops
 from planner.errors import InputError, PlannerError
 from planner.policies import parse
@@ -74,6 +75,26 @@ def test_hardware_rows_that_are_no_rows(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError):
             hardware(path)
+
+
+@pytest.mark.parametrize("field", ["peak_tflops", "bandwidth_gbs", "memory_gb", "matmul"])
+def test_a_hardware_row_of_next_to_nothing(field, tmp_path):
+    """Its times would be divisions by zero."""
+    row = json.loads(shipped_row("h100-sxm").model_dump_json())
+    (row["efficiency"] if field == "matmul" else row)[field] = 5e-324
+    (tmp_path / "row.json").write_text(json.dumps(row))
+    with pytest.raises(InputError, match=field):
+        hardware(tmp_path / "row.json")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_names_that_no_file_can_have(name, tmp_path):
+    for read in (ModelSpec.from_config, read_target, hardware):
+        with pytest.raises(InputError):
+            read(name)
+    (tmp_path / "s.jsonl").write_text(json.dumps({"image": name, "prompt": "x"}))
+    with pytest.raises(InputError, match="does not exist"):
+        load_samples(tmp_path / "s.jsonl")
 
 
 def test_the_largest_batch_of_the_longest_prompt_takes_no_memory():
