@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.errors import InputError
-from planner.policies import Composition, Context, Policy, VisiPruner, names, overlay, parse
+from planner.policies import Composition, Context, Policy, VisiPruner, combine, names, parse
 from planner.policies.base import REGISTRY
 from planner.schedule import Count, Fraction, Schedule, Select, Stage, Threshold, dense
 from planner.spec import ModelSpec
@@ -212,12 +212,12 @@ def test_composition() -> None:
     assert found.entry is not None and found.stages == alone.stages
 
 
-def test_overlay_cuts_at_both_bounds_and_keeps_the_stricter_rule() -> None:
+def test_a_combination_cuts_at_both_bounds_and_keeps_the_stricter_rule() -> None:
     found = made("visipruner:filter=8,keep=10,exit=24+var:dims=3")
     assert [stage.last for stage in found.stages] == [2, 8, 9, 24, 31, 32]
     assert [stage.redistribute is not None for stage in found.stages] == [False, False, True, True, True, False]
     assert found.stages[1].visual_attention == "self"
-    both = overlay(made("fastv:k=3,ratio=0.5"), made("context:layers=3,rate=0.3"))
+    both = combine(made("fastv:k=3,ratio=0.5"), made("context:layers=3,rate=0.3"))
     assert [select.of for select in both.stages[2].selects] == ["visual", "context"]
 
 
