@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from planner import extensions
 from planner.errors import InputError
 
 Reached = Annotated[float, Field(gt=0, le=1)]
@@ -83,21 +84,26 @@ def _likeness(known: str, name: str) -> int:
 
 
 def hardware(name: str | os.PathLike[str]) -> Hardware:
-    """A shipped row by name, or a user's own JSON file.
+    """A row by name, shipped or of another package (`planner.extensions`), or a user's own JSON file.
 
     Raises:
         InputError: no such row or file, or a field is missing or absurd.
+        ExtensionError: the package that adds the row is broken.
     """
     text = os.fspath(name)
     if text in shipped_rows():
         return shipped_row(text)
+    added = extensions.added(extensions.HARDWARE)
+    if text in added:
+        return _row(extensions.load_json(extensions.HARDWARE, text), text)
     path = Path(text)
     if not path.is_file():
         from difflib import get_close_matches
 
-        near = get_close_matches(text, shipped_rows(), n=1)
+        known = sorted({*shipped_rows(), *added})
+        near = get_close_matches(text, known, n=1)
         hint = f"Did you mean '{near[0]}'? " if near else ""
-        raise InputError(f"there is no hardware row or file '{text}'", f"{hint}Shipped: {', '.join(shipped_rows())}")
+        raise InputError(f"there is no hardware row or file '{text}'", f"{hint}Known: {', '.join(known)}")
     try:
         values = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
