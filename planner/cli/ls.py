@@ -111,7 +111,7 @@ def _hardware() -> list[dict[str, str]]:
     from planner.cost.hardware import hardware, shipped_rows
 
     found = []
-    for name, row in _usable([*shipped_rows(), *extensions.added(extensions.HARDWARE)], hardware):
+    for name, row in _usable(dict.fromkeys((*shipped_rows(), *extensions.added(extensions.HARDWARE))), hardware):
         found.append(
             {
                 "hardware": name,

@@ -116,7 +116,7 @@ def command(
         raise click.UsageError("Give a TARGET, such as llava-1.5-7b (plan ls models), or --published.")
     from planner.policies import parse
     from planner.report.costs import render, report
-    from planner.report.targets import read_target, workload_of
+    from planner.report.targets import asked_workload, read_target
 
     given = {name: value for name, value in sizes.items() if value is not None and value is not False}
     parsed = [(text, parse(text)) for text in policies]
@@ -124,7 +124,7 @@ def command(
     reports, sheets = [], []
     for text in targets:
         target = read_target(text)
-        workload = workload_of(target, images, given)
+        workload = asked_workload(target, images, given)
         if swept is not None:
             from planner.report.sweeps import sweep_csv
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner import extensions
-from planner.errors import InputError
+from planner.errors import ExtensionError, InputError, PlannerError
 
 Reached = Annotated[float, Field(gt=0, le=1)]
 
@@ -95,7 +95,8 @@ def hardware(name: str | os.PathLike[str]) -> Hardware:
         return shipped_row(text)
     added = extensions.added(extensions.HARDWARE)
     if text in added:
-        return _row(extensions.load_json(extensions.HARDWARE, text), text)
+        where = f"{text}.json of the package {extensions.origin(extensions.HARDWARE, text)}"
+        return _row(extensions.load_json(extensions.HARDWARE, text), where, ExtensionError)
     path = Path(text)
     if not path.is_file():
         from difflib import get_close_matches
@@ -111,13 +112,13 @@ def hardware(name: str | os.PathLike[str]) -> Hardware:
     return _row(values, str(path))
 
 
-def _row(values: Any, where: str) -> Hardware:
+def _row(values: Any, where: str, refusal: type[PlannerError] = InputError) -> Hardware:
     try:
         return Hardware.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the row"
-        raise InputError(f"{where}: {field}: {first['msg']}", "A row is like those of `plan ls hardware`") from error
+        raise refusal(f"{where}: {field}: {first['msg']}", "A row is like those of `plan ls hardware`") from error
 
 
 @functools.lru_cache(maxsize=1)

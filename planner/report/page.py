@@ -144,7 +144,7 @@ def _profile_tiles(profile: Profile) -> list[tuple[str, str]]:
 
 
 def _plan_charts(plan: Plan, trials: Sequence[TrialRow]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str | None]] = [("Visual tokens per decoder layer", plan_charts.staircase(plan))]
+    found: list[tuple[str, str | None]] = [("Visual tokens per decoder layer", plan_charts.visual_tokens(plan))]
     if plan.evidence and plan.evidence.rows:
         title = "Accuracy against cost on samples the decision never saw, with 95 % intervals"
         found.append((title, plan_charts.accuracy_against_cost(plan.evidence.rows)))
