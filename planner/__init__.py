@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         parse,
     )
     from planner.profile import Profile
-    from planner.runtime import ImageCache, ImageStream, attach
+    from planner.runtime import ImageCache, ImageStream
+    from planner.runtime.attach import attach
     from planner.schedule import Schedule
     from planner.spec import ModelSpec
     from planner.workload import Workload
