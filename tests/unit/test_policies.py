@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.cost import cost
 from planner.errors import InputError
 from planner.policies import Composition, Context, Policy, VisiPruner, combine, names, parse
 from planner.policies.base import REGISTRY
@@ -305,3 +306,61 @@ def test_policies_are_frozen() -> None:
     assert isinstance(policy, Policy)
     with pytest.raises(ValueError, match="frozen"):
         policy.k = 4  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        ("dense", True),
+        ("prellm:keep=0.5", True),
+        ("random:k=0,ratio=0.5", True),
+        ("random:k=2,ratio=0.5", False),
+        ("fastv", False),
+        ("visipruner:filter=8,keep=10", False),
+        ("var:dims=3", False),
+        ("prellm:keep=0.5+dense", True),
+        ("prellm:keep=0.5+fastv", False),
+    ],
+)
+def test_what_happens_before_the_decoder(text: str, before: bool) -> None:
+    assert parse(text).before_decoder(SPEC, WORKLOAD) is before
+
+
+@pytest.mark.parametrize("name", [name for name in names() if REGISTRY[name].scaled(0.5)])
+def test_scaled_forms_drop_the_more_the_nearer_to_one(name: str) -> None:
+    shares = [0.0, 0.1, 0.5, 0.9, 1.0]
+    forms = [REGISTRY[name].scaled(dropped) for dropped in shares]
+    assert len({len(form) for form in forms}) == 1
+    for form in zip(*forms, strict=True):
+        flops = [cost(SPEC, WORKLOAD, policy.schedule(SPEC, WORKLOAD)).prefill_flops for policy in form]
+        assert flops == sorted(flops, reverse=True) and flops[0] > 1.5 * flops[-1]
+
+
+def test_a_name_belongs_to_one_policy() -> None:
+    with pytest.raises(InputError, match=r"calls itself 'fastv', as planner.policies.fastv does already"):
+
+        class Other(Policy):
+            name = "fastv"
+            summary = "another"
+
+    class Special(VisiPruner):
+        """Without a name of its own: no policy more."""
+
+    assert REGISTRY["visipruner"] is VisiPruner and "Special" not in str(REGISTRY)
+
+
+def test_a_policy_that_is_defined_again_takes_the_place_of_the_first() -> None:
+    """As when a notebook's cell runs twice."""
+
+    def define() -> type[Policy]:
+        class Again(Policy):
+            name = "again"
+            summary = "for this test"
+
+        return Again
+
+    try:
+        first, second = define(), define()
+        assert REGISTRY["again"] is second is not first
+    finally:
+        del REGISTRY["again"]

@@ -31,12 +31,25 @@ def _collect(values: Mapping[str, Any], path: tuple[str, ...], rows: list[list[s
             rows.append([", ".join(place), _cell(value)])
         elif all(isinstance(item, _SINGLE) for item in value):
             columns.setdefault(len(value), {})[str(key)] = value
-        else:  # a list of lists or of groups
+        elif _is_matrix(value):
+            body = [[str(index), *map(_cell, row)] for index, row in enumerate(value)]
+            tables.append(Table(_title(place), ("", *map(str, range(len(value[0])))), body))
+        else:  # a list of groups, or of lists of different lengths
             _collect({str(index): item for index, item in enumerate(value)}, place, rows, tables)
     for length, lists in columns.items():
-        title = ", ".join(path) or "Lists"
         body = [[str(index), *(_cell(one[index]) for one in lists.values())] for index in range(length)]
-        tables.append(Table(title[0].upper() + title[1:], ("", *lists), body))
+        tables.append(Table(_title(path) or "Lists", ("", *lists), body))
+
+
+def _is_matrix(value: Sequence[Any]) -> bool:
+    """A list of lists of single values, all of one length."""
+    rows = [row for row in value if isinstance(row, Sequence) and not isinstance(row, str)]
+    same = len(rows) == len(value) and len({len(row) for row in rows}) == 1
+    return same and all(isinstance(item, _SINGLE) for row in rows for item in row)
+
+
+def _title(path: tuple[str, ...]) -> str:
+    return ", ".join(path).replace("_", " ").capitalize()
 
 
 def _cell(value: Any) -> str:
