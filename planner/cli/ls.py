@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @click.command("ls")
@@ -72,7 +72,7 @@ def _models() -> list[dict[str, str]]:
     return found
 
 
-def _usable(names: Iterable[str], read: Callable[[str], T]) -> Iterator[tuple[str, T]]:
+def _usable(names: Iterable[str], read: Callable[[str], _T]) -> Iterator[tuple[str, _T]]:
     """Each with what is read of it; a warning in place of one whose package is broken."""
     from planner.errors import ExtensionError
 

@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike
 from planner.cost.conventions import convention
 from planner.cost.flops import Cell, _vision, cache_elements, cells_of, cost, decode_step_macs, decoder_macs
 from planner.cost.hardware import Hardware
-from planner.cost.layout import Array, Layout
 from planner.cost.roofline import CLASSES, latency, roofline, weight_bytes
+from planner.cost.sweep_layout import Array, SweepLayout
 from planner.errors import InputError
 from planner.schedule import Schedule, Stage, dense
 from planner.spec.facts import ModelSpec
@@ -197,7 +197,7 @@ class _Fast:
         layout = self.policy.layout(self.spec, self.workload, given, self.kind)
         return None if layout is None else self._figures(layout, len(next(iter(given.values()))) if given else 1)
 
-    def _figures(self, layout: Layout, count: int) -> _Figures:
+    def _figures(self, layout: SweepLayout, count: int) -> _Figures:
         spec, segments, batch = self.spec, layout.segments, self.workload.batch
         cells = cells_of(spec, segments)
         flops = self.rule.flops_per_mac * batch

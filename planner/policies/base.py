@@ -19,7 +19,7 @@ from planner.policies.on_model import OnModel
 from planner.schedule import Count, Fraction, Keep, Schedule
 
 if TYPE_CHECKING:
-    from planner.cost.layout import Arrays, Layout
+    from planner.cost.sweep_layout import Columns, SweepLayout
     from planner.policies.window import Window
     from planner.profile import Profile
     from planner.spec import ModelSpec
@@ -102,8 +102,8 @@ class Policy(OnModel, BaseModel):
         return ()
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Arrays, kind: Any) -> Layout | None:
-        """Many schedules at once, laid out as arrays: an optional fast path of sweeps, see `planner.cost.layout`.
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+        """Many schedules at once, laid out as arrays: an optional fast path of sweeps, see `planner.cost.sweep_layout`.
 
         Args:
             given: keys to arrays of equal length; keys that are not there have their defaults.

@@ -11,7 +11,7 @@ from planner.policies.base import Policy, check_layer
 from planner.schedule import Count, Fraction, RankBy, Schedule, Select, Stage
 
 if TYPE_CHECKING:
-    from planner.cost.layout import Arrays, Layout
+    from planner.cost.sweep_layout import Columns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -43,7 +43,7 @@ class FastV(Policy):
         return cls(k=2, ratio=dropped), cls(k=1, ratio=dropped)
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Arrays, kind: Any) -> Layout | None:
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
         return drop_after_layout(spec, workload, given, kind, "last_attention")
 
 
@@ -59,14 +59,16 @@ def drop_after(policy: str, layers: int, k: int, ratio: float, rank_by: RankBy, 
     return Schedule(stages=(Stage(first=0, last=k, selects=(select,)), Stage(first=k, last=layers)))
 
 
-def drop_after_layout(spec: ModelSpec, workload: Workload, given: Arrays, kind: Any, rank_by: RankBy) -> Layout | None:
+def drop_after_layout(
+    spec: ModelSpec, workload: Workload, given: Columns, kind: Any, rank_by: RankBy
+) -> SweepLayout | None:
     """`drop_after` for arrays of ``k`` and ``ratio``, see `Policy.layout`."""
     import numpy as np
 
-    from planner.cost.layout import Layout, Scoring, column, inside, segment, share_of, whole
+    from planner.cost.sweep_layout import Scoring, SweepLayout, column, inside, segment, share_of, whole_layers
 
     share = np.round(1 - column(given, "ratio", 0.5).astype(float), 12)
-    k = whole(column(given, "k", 2), 1, spec.layers - 1)
+    k = whole_layers(column(given, "k", 2), 1, spec.layers - 1)
     # Dropping everything needs no scores.
     if given.keys() - {"k", "ratio"} or k is None or not inside(share, 1e-12, 1):
         return None
@@ -75,4 +77,4 @@ def drop_after_layout(spec: ModelSpec, workload: Workload, given: Arrays, kind: 
     select = Select(rank_by=rank_by, keep=Count(count=1))
     scoring = Scoring(select, visual, workload.text_tokens, np.maximum(k - 1, 0).astype(kind))
     before = segment(workload, 0, k.astype(kind), visual, scorings=(scoring,))
-    return Layout((before, segment(workload, k.astype(kind), spec.layers, left.astype(kind))))
+    return SweepLayout((before, segment(workload, k.astype(kind), spec.layers, left.astype(kind))))

@@ -11,7 +11,7 @@ from planner.policies.base import Policy, keep_of, share_kept
 from planner.schedule import Fraction, RankBy, Schedule, Select, Stage
 
 if TYPE_CHECKING:
-    from planner.cost.layout import Arrays, Layout
+    from planner.cost.sweep_layout import Columns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -40,8 +40,8 @@ class PreLLM(Policy):
         return (cls(keep=share_kept(dropped)),)
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Arrays, kind: Any) -> Layout | None:
-        from planner.cost.layout import Layout, budget, column, segment
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+        from planner.cost.sweep_layout import SweepLayout, budget, column, segment
 
         keep = column(given, "keep", 0.5)
         left = budget(keep, workload.visual_tokens)
@@ -49,4 +49,4 @@ class PreLLM(Policy):
         if given.keys() - {"keep"} or left is None or (keep == 0).any() or (keep == 1).any():
             return None
         select = Select(rank_by="encoder_attention", keep=Fraction(fraction=1.0))
-        return Layout((segment(workload, 0, spec.layers, left.astype(kind)),), entry=select)
+        return SweepLayout((segment(workload, 0, spec.layers, left.astype(kind)),), entry=select)

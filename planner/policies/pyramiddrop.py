@@ -15,7 +15,7 @@ from planner.schedule import Count, Fraction, Keep, RankBy, Schedule, Select, St
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from planner.cost.layout import Arrays, Layout
+    from planner.cost.sweep_layout import Columns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -46,10 +46,10 @@ class PyramidDrop(Policy):
         return cls(keep=share_kept(dropped)), cls(layers=(1, 2, 3), keep=share_kept(dropped))
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Arrays, kind: Any) -> Layout | None:
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
         import numpy as np
 
-        from planner.cost.layout import Layout, Scoring, column, inside, segment, share_of
+        from planner.cost.sweep_layout import Scoring, SweepLayout, column, inside, segment, share_of
 
         keep = column(given, "keep", 0.5)
         if given.keys() - {"keep"} or not inside(keep, 1e-9, 1):
@@ -61,7 +61,7 @@ class PyramidDrop(Policy):
             scorings = (Scoring(select, present, workload.text_tokens, last - 1),) if last < spec.layers else ()
             segments.append(segment(workload, first, last, present, scorings=scorings))
             present = share_of(keep, present).astype(kind)
-        return Layout(tuple(segments))
+        return SweepLayout(tuple(segments))
 
 
 def drop_at(policy: str, depth: int, layers: Sequence[int], keeps: Sequence[Keep], rank_by: RankBy) -> Schedule:

@@ -13,7 +13,7 @@ from planner.policies.window import ShallowRule, Window
 from planner.schedule import Count, Keep, RankBy, Schedule, Select, Stage, Threshold
 
 if TYPE_CHECKING:
-    from planner.cost.layout import Arrays, Layout
+    from planner.cost.sweep_layout import Columns, SweepLayout
     from planner.profile import Profile
     from planner.spec import ModelSpec
     from planner.workload import Workload
@@ -135,13 +135,13 @@ class VisiPruner(Policy):
         return chosen.model_copy(update={"filter_cache": "kept"}) if whole else None
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Arrays, kind: Any) -> Layout | None:
-        from planner.cost.layout import Layout, Scoring, budget, column, segment, whole
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+        from planner.cost.sweep_layout import Scoring, SweepLayout, budget, column, segment, whole_layers
 
         visual, probes = workload.visual_tokens, column(given, "probe", False).astype(bool)
         probe = bool(probes[0])
-        filters = whole(given["filter"], 1 if probe else 0, spec.layers - 1) if "filter" in given else None
-        exits = whole(column(given, "exit", spec.layers), 1, spec.layers)
+        filters = whole_layers(given["filter"], 1 if probe else 0, spec.layers - 1) if "filter" in given else None
+        exits = whole_layers(column(given, "exit", spec.layers), 1, spec.layers)
         kept = budget(column(given, "keep", 10), visual)
         if given.keys() - {"filter", "keep", "exit", "probe"} or filters is None or exits is None or kept is None:
             return None
@@ -164,7 +164,7 @@ class VisiPruner(Policy):
         )  # fmt: skip
         filtering = segment(workload, first, middle, visual, cached_visual=left, scorings=() if probe else scoring)
         rest = segment(workload, middle, last, left), segment(workload, last, spec.layers, 0)
-        return Layout((shallow, filtering, *rest), streams=True)
+        return SweepLayout((shallow, filtering, *rest), streams=True)
 
     def _select(self, probing: bool) -> Select:
         if self.threshold is not None and self.at_most is not None:

@@ -65,7 +65,7 @@ def anyres(model: Config, vision: Config, tower: Tower, hidden: int) -> Projecto
     )
 
 
-def merged(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+def patch_merger(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Qwen2-VL's and 2.5-VL's merger: four patches side by side, through two layers."""
     merge = vision.size("spatial_merge_size")
     inner = merge * merge * tower.hidden_size
@@ -76,7 +76,7 @@ def merged(model: Config, vision: Config, tower: Tower, hidden: int) -> Projecto
 
 def deepstacked(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Qwen3-VL: the same merger once more for every deepstack layer."""
-    projector, _ = merged(model, vision, tower, hidden)
+    projector, _ = patch_merger(model, vision, tower, hidden)
     mergers = 1 + len(vision.numbers("deepstack_visual_indexes"))
     rule = _resize(vision.side("patch_size"), vision.size("spatial_merge_size"), 65_536, 16_777_216)
     return Projector(projector.merge, mergers * projector.macs), rule

@@ -76,7 +76,7 @@ def qwen3(config: Config, model_type: str) -> Tower:
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
-def glm4v(config: Config, model_type: str) -> Tower:
+def glm4v_vision(config: Config, model_type: str) -> Tower:
     """Gated blocks as wide as the output, not as `intermediate_size`, which is the merger's."""
     width = config.size("hidden_size")
     macs = 4 * width * width + 3 * width * config.size("out_hidden_size")
@@ -84,7 +84,7 @@ def glm4v(config: Config, model_type: str) -> Tower:
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
-def mllama(config: Config, model_type: str) -> Tower:
+def mllama_vision(config: Config, model_type: str) -> Tower:
     """All tiles of an image attend to each other; tiles are padded to eight tokens; a second, gated encoder follows
     the first."""
     width = config.size("hidden_size")

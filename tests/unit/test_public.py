@@ -28,7 +28,6 @@ def run(script: str) -> str:
 
 def test_dir_shows_the_public_names_and_every_policy_of_its_own():
     own = {policy.__name__ for policy in REGISTRY.values() if policy.__module__.startswith("planner.")}
-    assert len(own) == 10
     assert dir(planner) == sorted(NAMES | own) == sorted(planner.__all__)
     for name in dir(planner):
         assert getattr(planner, name) is not None

@@ -1,8 +1,8 @@
 """Schedules of one policy side by side, as segments whose numbers are arrays: a fast path of `planner.cost.sweep`.
 
-A policy with a fast path makes a `Layout` from arrays of its parameters (`Policy.layout`). A stage of no layers costs
-nothing, so all its schedules have the same segments. What a layout gives must be what `cost` gives for each schedule,
-as integers; the tests compare them.
+A policy with a fast path makes a `SweepLayout` from arrays of its parameters (`Policy.layout`). A stage of no layers
+costs nothing, so all its schedules have the same segments. What a layout gives must be what `cost` gives for each
+schedule, as integers; the tests compare them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,25 @@ from planner.cost.staircase import Scoring, Segment
 from planner.schedule import Select
 from planner.workload import Workload
 
-__all__ = ["Array", "Arrays", "Layout", "Scoring", "budget", "column", "inside", "segment", "share_of", "whole"]
+__all__ = [
+    "Array",
+    "Columns",
+    "Scoring",
+    "SweepLayout",
+    "budget",
+    "column",
+    "inside",
+    "segment",
+    "share_of",
+    "whole_layers",
+]
 
 Array = NDArray[Any]
 #: Parameters by key, one entry per schedule.
-Arrays = Mapping[str, Array]
+Columns = Mapping[str, Array]
 
 
-class Layout(NamedTuple):
+class SweepLayout(NamedTuple):
     """Many schedules.
 
     Attributes:
@@ -53,7 +64,7 @@ def segment(workload: Workload, first: Any, last: Any, visual: Any, **rule: Any)
     )
 
 
-def column(given: Arrays, key: str, default: Any) -> Array:
+def column(given: Columns, key: str, default: Any) -> Array:
     """A parameter's array, or its default as often."""
     count = len(next(iter(given.values()))) if given else 1
     return given[key] if key in given else np.full(count, default)
@@ -64,7 +75,7 @@ def inside(values: Array, least: float, most: float) -> bool:
     return bool(((values >= least) & (values <= most)).all())
 
 
-def whole(values: Array, least: float, most: float) -> Array | None:
+def whole_layers(values: Array, least: float, most: float) -> Array | None:
     """Layers as integers; None where one is no whole layer in ``[least, most]``."""
     if not inside(values, least, most) or (values != np.floor(values)).any():
         return None
