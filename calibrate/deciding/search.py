@@ -206,9 +206,9 @@ class Search:
         return found
 
     def finalists(self) -> list[Candidate]:
-        """Proposed members that hold; of each window, for each rule and filter, the smallest budgets that hold, with
-        the earliest exit that holds."""
-        found: list[Candidate] = [policy for policy in self.members if self.good(policy)]
+        """Proposed members; of each window, for each rule and filter, the smallest budgets that hold, with the earliest
+        exit that holds."""
+        found: list[Candidate] = [*self.members]
         for window in self.windows:
             start = self._exit(window)
             filtered = [replace(start, filter=k) for k in filters(self.suggested, start.exit)]

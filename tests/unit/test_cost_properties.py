@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from planner.cost import COMPONENTS, CONVENTIONS, cost, latency, sweep
 from planner.cost.hardware import hardware
 from planner.errors import InputError, ScheduleError
-from planner.policies import FastV, Policy, PreLLM, PyramidDrop, Random, VisiPruner, parse, policy_class
+from planner.policies import FastV, Policy, PreLLM, PyramidDrop, Random, SparseVLM, VisiPruner, parse, policy_class
 from planner.policies.base import REGISTRY
 from planner.report.sweeps import sweep_csv
 from planner.report.targets import Target
@@ -273,6 +273,16 @@ def test_a_sweep_beyond_64_bits_stays_exact(monkeypatch: pytest.MonkeyPatch) -> 
         assert found.prefill_flops[0] == one.prefill_flops
         assert found.kv_cache_bytes[0] == one.kv_cache_bytes
         monkeypatch.setattr(FastV, "layout", Policy.layout)
+
+
+def test_integers_between_63_and_64_bits_stay_integers() -> None:
+    """NumPy would take unsigned ones, and floats once these meet signed ones of another chunk."""
+    workload = Workload(visual_tokens=576, batch=1 << 16, text_tokens=5000)
+    spec = ModelSpec.from_config("llava-1.5-13b")
+    one = price(spec, workload, "sparsevlm")
+    assert 1 << 63 < one.prefill_flops < 1 << 64
+    assert sweep(spec, workload, SparseVLM).prefill_flops.tolist() == [one.prefill_flops]
+    assert sweep(spec, workload, SparseVLM).prefill_flops.dtype == object
 
 
 @pytest.mark.parametrize(

@@ -324,6 +324,7 @@ def test_policies_are_frozen() -> None:
 )
 def test_what_happens_before_the_decoder(text: str, before: bool) -> None:
     assert parse(text).before_decoder(SPEC, WORKLOAD) is before
+    assert made(text).empty is (text == "dense"), "what is dropped before the decoder is dropped, too"
 
 
 @pytest.mark.parametrize("name", [name for name in names() if REGISTRY[name].scaled(0.5)])
