@@ -109,7 +109,7 @@ def _data(model_type: str) -> dict[str, Any] | None:
         return data
     if model_type not in extensions.added(extensions.FAMILIES):
         return None
-    data = {"defaults": {}, **extensions.load_json(extensions.FAMILIES, model_type), "model_type": model_type}
+    data = {**extensions.load_json(extensions.FAMILIES, model_type), "model_type": model_type}
     role = str(data.get("role"))
     missing = [key for key in _SAYS[role] if key not in data] if role in _SAYS else []
     if role not in _SAYS or missing:
