@@ -15,7 +15,8 @@ from calibrate.deciding.search import Limits
 from calibrate.inputs.batches import Batches
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import Model, identify
-from calibrate.inputs.load import Loaded, load, reference_path
+from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.samples import Columns, SampleSet, load_samples
 from calibrate.measuring.reuse import take_profile
 from calibrate.measuring.run import calibrate
@@ -43,6 +44,7 @@ class Options:
             user's model no evaluation.
         prompt: for image folders.
         num_samples: how many calibration samples are drawn by `seed`; None: all.
+        loading: how the model is loaded.
         probes, settings: which, and their constructor arguments by name.
         profile: decide from this profile, measured before, in place of measuring.
         out: folder for states; nothing is written there by this function but states.
@@ -62,12 +64,7 @@ class Options:
     evaluation_samples: int | None = None
     seed: int = 0
     batch_size: int = 16
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    attn_implementation: str | None = None
-    device_map: str | None = None
+    loading: LoadOptions = field(default_factory=LoadOptions)
     probes: tuple[str, ...] = DEFAULT
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     profile: Path | None = None
@@ -114,7 +111,7 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
     settings = _settings(options, samples)
     build_probes(options.probes, settings)  # refuses a wrong setting before a model is loaded
     with _Clock(seconds, "load"):
-        loaded = _load(options)
+        loaded = load(options.model, options.loading)
     known = identify(loaded.model, loaded.id, loaded.revision)
     encoder = Encoder(loaded.processor, known.visual_ids)
     profile: Profile | None = None
@@ -226,18 +223,6 @@ def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:
     if source is None:
         return samples, None
     return samples, load_samples(source, **reading).choose(options.evaluation_samples, options.seed)
-
-
-def _load(options: Options) -> Loaded:
-    return load(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-        attn_implementation=options.attn_implementation,
-        device_map=options.device_map,
-    )
 
 
 class _Clock:
