@@ -18,8 +18,9 @@ from calibrate.inputs.identity import Model, identify
 from calibrate.inputs.load import load, reference_path
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.samples import Columns, SampleSet, load_samples
+from calibrate.measuring.measure import Job
 from calibrate.measuring.reuse import take_profile
-from calibrate.measuring.run import calibrate
+from calibrate.measuring.run import calibrate_job
 from calibrate.probes.base import DEFAULT, build_probes
 from calibrate.probes.masking import MaskingProbe
 from calibrate.ranks import Ranks, leave, world
@@ -109,7 +110,7 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
     seconds: dict[str, float] = {}
     samples, evaluation = _samples(options)
     settings = _settings(options, samples)
-    build_probes(options.probes, settings)  # refuses a wrong setting before a model is loaded
+    probes = build_probes(options.probes, settings)  # refuses a wrong setting before a model is loaded
     with _Clock(seconds, "load"):
         loaded = load(options.model, options.loading)
     known = identify(loaded.model, loaded.id, loaded.revision)
@@ -117,14 +118,8 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
     profile: Profile | None = None
     if options.profile is None:
         with _Clock(seconds, "profile"):
-            profile = calibrate(
-                loaded.model,
-                loaded.processor,
-                samples,
-                model_id=loaded.id,
-                revision=loaded.revision,
-                probes=options.probes,
-                settings=settings,
+            profile = calibrate_job(
+                Job(loaded.model, encoder, samples, known, probes),
                 batch_size=options.batch_size,
                 out=options.out,
                 resume=options.resume,
