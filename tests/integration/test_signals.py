@@ -13,7 +13,7 @@ from tests.float64 import float64_throughout
 from tests.reference.attention import LayerRule, forward
 from tests.schedules import LAYERS
 
-FAMILIES = ("llava", "llava-qwen3", "gemma3", "qwen2_vl", "qwen3_vl", "paligemma", "cohere2_vision")
+FAMILIES = ("llava", "llava-qwen3", "gemma3", "qwen2_vl", "qwen3_vl", "paligemma", "paligemma2", "cohere2_vision")
 
 
 def test_influence_is_what_zeroing_each_weight_does() -> None:
