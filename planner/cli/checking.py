@@ -31,11 +31,11 @@ def check_model(name: str, policies: Sequence[tuple[str, Any]], head: Head, fmt:
     from calibrate.inputs.identity import identify
     from calibrate.inputs.load_options import LoadOptions
     from calibrate.inputs.samples import Sample, SampleSet
+    from calibrate.running.check import check
     from planner.cli.options import load_for
     from planner.errors import InputError
     from planner.report.check_view import render_checks
     from planner.report.targets import ORDINARY_PICTURE
-    from planner.runtime.check import check
     from planner.schedule import dense
     from planner.spec import shipped
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from calibrate.inputs.load_options import DTYPES, LoadOptions
+if TYPE_CHECKING:
+    from calibrate.inputs.load_options import LoadOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +38,8 @@ def loading(function: F) -> F:
 
     @functools.wraps(function)
     def gathered(**given: Any) -> Any:
+        from calibrate.inputs.load_options import LoadOptions
+
         chosen = {field.name: given.pop(field.name) for field in fields(LoadOptions)}
         return function(**given, loading_options=LoadOptions(**chosen))
 
@@ -51,7 +54,7 @@ def loading(function: F) -> F:
             ),
             click.option(
                 "--dtype",
-                type=click.Choice(DTYPES),
+                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
                 default="auto",
                 show_default=True,
                 help="Weights' dtype; auto is the checkpoint's own, float32 on a CPU.",

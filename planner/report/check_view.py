@@ -1,4 +1,4 @@
-"""A counted forward beside its prediction, for readers and machines (`planner.runtime.check`)."""
+"""A counted forward beside its prediction, for readers and machines (`calibrate.running.check`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from planner.workload import Workload
 
 
 class CheckRow(Protocol):
-    """One prefill, predicted and counted (`planner.runtime.check.Check`)."""
+    """One prefill, predicted and counted (`calibrate.running.check.Check`)."""
 
     @property
     def policy(self) -> str: ...

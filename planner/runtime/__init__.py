@@ -1,8 +1,8 @@
 """The runtime: an unmodified transformers model executes a `planner.schedule.Schedule`, and shows its attention.
 
 What users call is one file each: attach (the handle), fixed (compiled decoding), signals (for calibration), bench,
-report, count and fvcore_handles (FLOPs that a counter measures), check (those beside the prediction). The
-implementation is in sub-packages, which import downwards only:
+report, count and fvcore_handles (FLOPs that a counter measures). The implementation is in sub-packages, which import
+downwards only:
 
     execution    one forward: execution (what happens when), prefill, decoding, cache_writer, guard, continuation
     selection    which tokens stay: streams (the rows at hand), ranking, scores, select, encoder, redistribute

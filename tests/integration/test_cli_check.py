@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from calibrate.inputs.load import reference_path
+from calibrate.running.check import COMPONENTS, Check
 from planner.cli import cli
 from planner.errors import InputError, ScheduleError
 from planner.report.check_view import render_checks
-from planner.runtime.check import COMPONENTS, Check
 from planner.workload import Workload
 
 FASTV = "fastv:k=2,ratio=0.5"

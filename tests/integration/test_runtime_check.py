@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from planner.runtime.check import COMPONENTS, Check, check
+from calibrate.running.check import COMPONENTS, Check, check
 from planner.spec import ModelSpec
 from tests import tiny
 from tests.integration.test_cost_counted import BATCH, workload_of
