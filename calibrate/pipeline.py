@@ -15,10 +15,12 @@ from calibrate.deciding.search import Limits
 from calibrate.inputs.batches import Batches
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import Model, identify
-from calibrate.inputs.load import Loaded, load, reference_path
+from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.samples import Columns, SampleSet, load_samples
+from calibrate.measuring.measure import Job
 from calibrate.measuring.reuse import take_profile
-from calibrate.measuring.run import calibrate
+from calibrate.measuring.run import calibrate_job
 from calibrate.probes.base import DEFAULT, build_probes
 from calibrate.probes.masking import MaskingProbe
 from calibrate.ranks import Ranks, leave, world
@@ -43,6 +45,7 @@ class Options:
             user's model no evaluation.
         prompt: for image folders.
         num_samples: how many calibration samples are drawn by `seed`; None: all.
+        loading: how the model is loaded.
         probes, settings: which, and their constructor arguments by name.
         profile: decide from this profile, measured before, in place of measuring.
         out: folder for states; nothing is written there by this function but states.
@@ -62,12 +65,7 @@ class Options:
     evaluation_samples: int | None = None
     seed: int = 0
     batch_size: int = 16
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    attn_implementation: str | None = None
-    device_map: str | None = None
+    loading: LoadOptions = field(default_factory=LoadOptions)
     probes: tuple[str, ...] = DEFAULT
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     profile: Path | None = None
@@ -112,22 +110,16 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
     seconds: dict[str, float] = {}
     samples, evaluation = _samples(options)
     settings = _settings(options, samples)
-    build_probes(options.probes, settings)  # refuses a wrong setting before a model is loaded
+    probes = build_probes(options.probes, settings)  # refuses a wrong setting before a model is loaded
     with _Clock(seconds, "load"):
-        loaded = _load(options)
+        loaded = load(options.model, options.loading)
     known = identify(loaded.model, loaded.id, loaded.revision)
     encoder = Encoder(loaded.processor, known.visual_ids)
     profile: Profile | None = None
     if options.profile is None:
         with _Clock(seconds, "profile"):
-            profile = calibrate(
-                loaded.model,
-                loaded.processor,
-                samples,
-                model_id=loaded.id,
-                revision=loaded.revision,
-                probes=options.probes,
-                settings=settings,
+            profile = calibrate_job(
+                Job(loaded.model, encoder, samples, known, probes),
                 batch_size=options.batch_size,
                 out=options.out,
                 resume=options.resume,
@@ -226,18 +218,6 @@ def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:
     if source is None:
         return samples, None
     return samples, load_samples(source, **reading).choose(options.evaluation_samples, options.seed)
-
-
-def _load(options: Options) -> Loaded:
-    return load(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=options.trust_remote_code,
-        attn_implementation=options.attn_implementation,
-        device_map=options.device_map,
-    )
 
 
 class _Clock:

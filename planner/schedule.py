@@ -205,11 +205,6 @@ class Schedule(_Frozen):
         return (self.entry, *inner) if self.entry is not None else inner
 
     @property
-    def static(self) -> bool:
-        """True when every sample keeps the same number of tokens, so that shapes are known in advance."""
-        return not any(isinstance(select.keep, Threshold) for select in self.selects)
-
-    @property
     def executable(self) -> bool:
         """True when bounds and counts are whole numbers."""
         bounds_whole = all(float(stage.last).is_integer() for stage in self.stages)

@@ -13,6 +13,11 @@ NOTHING = Select(rank_by="none", keep=Count(count=0))
 EDIT = Redistribute(sink_dims=(3, 17), tau=1.2, rho=0.2, p=0.6, min_visual=0.1)
 
 
+def static(schedule: Schedule) -> bool:
+    """Every sample keeps the same number of tokens, so that shapes, and with them costs, are known in advance."""
+    return not any(isinstance(select.keep, Threshold) for select in schedule.selects)
+
+
 def select(rank_by: RankBy, keep: Keep | int | float, **options: object) -> Select:
     """A whole number is a count, a part of one a fraction."""
     if isinstance(keep, int):

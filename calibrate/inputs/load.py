@@ -15,11 +15,11 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging
 
+from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.plain_processor import PlainProcessor
 from calibrate.ranks import local_rank
 from planner.errors import InputError, UnsupportedModelError
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: The bundled model that is used when none is named.
 REFERENCE = "windowed"
 
@@ -39,49 +39,35 @@ def reference_path(name: str = REFERENCE) -> Path:
     return Path(str(resources.files("planner.profiles"))) / "reference" / name
 
 
-def load(
-    name: str | None = None,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    attn_implementation: str | None = None,
-    device_map: str | None = None,
-) -> Loaded:
+def load(name: str | None = None, options: LoadOptions | None = None) -> Loaded:
     """A model and its processor.
 
     Args:
         name: hub id or directory; None for the bundled reference model.
-        device: ``auto`` is the first accelerator, else the CPU; ignored with `device_map`.
-        dtype: ``auto`` is the checkpoint's own, except that half precision becomes float32 on a CPU.
-        device_map: ``auto`` to spread a model larger than one GPU.
+        options: how; None leaves all of `LoadOptions` at its defaults.
 
     Raises:
         UnsupportedModelError: not a vision-language model that transformers can load.
-        InputError: the model cannot be found or read, or an argument is invalid.
+        InputError: the model cannot be found or read, or an option is invalid.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown", f"Choose one of {', '.join(DTYPES)}")
-    where = _device(device)
+    options = options or LoadOptions()
+    where, hub = _device(options.device), options.hub
     source = str(reference_path()) if name is None else name
-    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = _attempt(source, AutoConfig.from_pretrained, **hub)
     _check_vision_language(source, config)
-    on_cpu = where.type == "cpu" and device_map is None
-    settings: dict[str, Any] = {**hub, "dtype": "float32" if on_cpu and dtype == "auto" else dtype}
-    if attn_implementation is not None:
-        settings["attn_implementation"] = attn_implementation
-    if device_map is not None:
-        settings["device_map"] = device_map
+    on_cpu = where.type == "cpu" and options.device_map is None
+    settings: dict[str, Any] = {**hub, "dtype": "float32" if on_cpu and options.dtype == "auto" else options.dtype}
+    for setting in ("attn_implementation", "device_map"):
+        if getattr(options, setting) is not None:
+            settings[setting] = getattr(options, setting)
     with _quiet_unless_terminal():
         model, loading = _attempt(
             source, AutoModelForImageTextToText.from_pretrained, output_loading_info=True, **settings
         )
     _check_complete(source, loading)
-    if device_map is None:
+    if options.device_map is None:
         model = model.to(where)
-    return Loaded(model.eval(), _processor(source, config, hub), _identity(source), revision)
+    return Loaded(model.eval(), _processor(source, config, hub), _identity(source), options.revision)
 
 
 def _identity(source: str) -> str:

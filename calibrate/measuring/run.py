@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from calibrate.inputs.encode import Encoder, input_device
-from calibrate.inputs.identity import Model, identify
+from calibrate.inputs.identity import identify
 from calibrate.inputs.samples import SampleSet
 from calibrate.measuring.estimate import announce
 from calibrate.measuring.measure import Job, measure
@@ -42,16 +42,39 @@ def calibrate(
     revision: str | None = None,
     probes: Sequence[str] = DEFAULT,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Profile | None:
+    """Profile a loaded model on samples.
+
+    Args:
+        settings: constructor arguments by probe name.
+        options: as in `calibrate_job`.
+
+    Returns:
+        As `calibrate_job`.
+
+    Raises:
+        UnsupportedModelError: no vision-language model, or of a family whose facts are not known.
+        InputError: an unknown probe or setting.
+        PlannerError: what `calibrate_job` raises.
+    """
+    known = identify(model, model_id, revision)
+    encoder = Encoder(processor, known.visual_ids)
+    return calibrate_job(Job(model, encoder, samples, known, build_probes(probes, settings)), **options)
+
+
+def calibrate_job(
+    job: Job,
+    *,
     batch_size: int = 8,
     out: Path | None = None,
     resume: bool = False,
     shard: tuple[int, int] = (0, 1),
     echo: Any = None,
 ) -> Profile | None:
-    """Profile a model on samples.
+    """Bring a job's probes up to date on all its samples, and summarise them.
 
     Args:
-        settings: constructor arguments by probe name.
         out: folder for the state (needed to resume, and for shards).
         resume: take over what states in `out` hold.
         shard: ``(i, n)`` measures every n-th batch from the i-th; the state is the result, united by `merge_states`.
@@ -65,31 +88,27 @@ def calibrate(
         InputError: invalid arguments.
         SampleError: a sample cannot be read.
     """
-    ranks = world()
-    _check(model, batch_size, shard, ranks, out, resume)
-    known = identify(model, model_id, revision)
-    encoder = Encoder(processor, known.visual_ids)
-    chosen = build_probes(probes, settings)
-    header = _header(known, samples, encoder, chosen, batch_size, model)
+    ranks, total = world(), len(job.samples)
+    _check(job.model, batch_size, shard, ranks, out, resume)
+    header = _header(job, batch_size)
     ranks.agree(digest(header), "samples or settings")
     say = echo if echo is not None else lambda line: print(line, file=sys.stderr)
     say = say if ranks.first else lambda line: None
     if resume and out is not None:
-        _take_over(out, header, chosen, say)
-    units = [range(start, min(start + batch_size, len(samples))) for start in range(0, len(samples), batch_size)]
+        _take_over(out, header, job.probes, say)
+    units = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
     mine = [unit for turn, unit in enumerate(units[shard[0] :: shard[1]]) if turn % ranks.size == ranks.rank]
     name = f"{shard[0]}-of-{shard[1]}" + (f"-rank{ranks.rank}-of-{ranks.size}" if ranks.size > 1 else "")
-    job = Job(model, encoder, samples, known, chosen)
     if ranks.first:
         announce(job, mine, ranks.size, say)
-    save = None if out is None else partial(save_state, out / f"{name}{SUFFIX}", header, chosen)
+    save = None if out is None else partial(save_state, out / f"{name}{SUFFIX}", header, job.probes)
     measure(job, mine, save, ranks.first)
     _tell_spent(job, say)
-    for gathered in ranks.gather({name: probe.table for name, probe in chosen.items()})[1:]:
-        absorb(chosen, gathered)
+    for gathered in ranks.gather({name: probe.table for name, probe in job.probes.items()})[1:]:
+        absorb(job.probes, gathered)
     if not ranks.first or shard[1] > 1:
         return None
-    return _profile(header, chosen)
+    return _profile(header, job.probes)
 
 
 def merge_states(paths: Sequence[Path]) -> Profile:
@@ -124,16 +143,15 @@ def _check(model: Any, batch_size: int, shard: tuple[int, int], ranks: Ranks, ou
         )
 
 
-def _header(
-    known: Model, samples: SampleSet, encoder: Encoder, probes: Mapping[str, Probe], batch_size: int, model: Any
-) -> dict[str, Any]:
+def _header(job: Job, batch_size: int) -> dict[str, Any]:
     """Everything a profile needs besides rows, and everything that must be equal for rows to be united."""
+    samples, model = job.samples, job.model
     return {
-        "model": known.identity.model_dump(mode="json"),
+        "model": job.known.identity.model_dump(mode="json"),
         "samples": {"digest": samples.digest, "n": len(samples), "source": Path(samples.source).name},
-        "processor": encoder.settings(),
-        "probes": list(probes),
-        "settings": {name: probe.settings for name, probe in probes.items()},
+        "processor": job.encoder.settings(),
+        "probes": list(job.probes),
+        "settings": {name: probe.settings for name, probe in job.probes.items()},
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import binomtest
 
 from planner.errors import CalibrationError
 
@@ -140,12 +140,10 @@ def wilson(hits: int, n: int, confidence: float = 0.95, one_sided: bool = False)
     """
     if n == 0:
         return 0.0, 1.0
-    z = float(norm.ppf(confidence if one_sided else (1 + confidence) / 2))
-    share, z2n = hits / n, z * z / n
-    centre = (share + z2n / 2) / (1 + z2n)
-    half = z / (1 + z2n) * float(np.sqrt(share * (1 - share) / n + z2n / (4 * n)))
-    # Exact at the ends, where rounding would leave a trace.
-    return 0.0 if hits == 0 else centre - half, 1.0 if hits == n else centre + half
+    # Two bounds that each hold with confidence c leave out (1 - c) on either side.
+    both = 2 * confidence - 1 if one_sided else confidence
+    interval = binomtest(hits, n).proportion_ci(both, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def proportion(hits: int, n: int, confidence: float = 0.95) -> dict[str, float | int]:

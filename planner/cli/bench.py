@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from planner.cli.options import load_for, loading
 
 if TYPE_CHECKING:
+    from calibrate.inputs.load_options import LoadOptions
     from planner.cost import Cost
     from planner.runtime.bench import BenchResult
 
@@ -48,7 +49,7 @@ def command(
     new_tokens: int,
     fit_hardware: str | None,
     fmt: str,
-    **options: Any,
+    loading_options: LoadOptions,
 ) -> None:
     """Measure time and memory, dense and planned.
 
@@ -70,7 +71,7 @@ def command(
     image = image or _bundled_image(plan.model.id)
     if image is None or not image.is_file():
         raise InputError(f"there is no image {image or ''}".strip(), "Give --image")
-    loaded = load_for(plan.model.id, model, options)
+    loaded = load_for(plan.model.id, model, loading_options)
     plan.check(loaded.model.config.to_dict())
     known = identify(loaded.model, loaded.id)
     encoder = Encoder(loaded.processor, known.visual_ids)

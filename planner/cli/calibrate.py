@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.options import LOADING, loading, sampling
+from planner.cli.options import loading, sampling
 
 if TYPE_CHECKING:
+    from calibrate.inputs.load_options import LoadOptions
     from calibrate.pipeline import Options, Outcome
     from planner.plan import Plan
 
@@ -129,6 +130,7 @@ def command(
     questions: int,
     profile_only: bool,
     fmt: str,
+    loading_options: LoadOptions,
     **rest: Any,
 ) -> None:
     """Measure a model, decide on a plan and evaluate it.
@@ -165,7 +167,8 @@ def command(
         settings=settings,
         limits=Limits(agreement, confidence, answer_tokens=answer_tokens, questions=questions),
         decide=not profile_only,
-        **{name: rest[name] for name in (*LOADING, *_SAME)},
+        loading=loading_options,
+        **{name: rest[name] for name in _SAME},
     )
     _writable(options.out)
     outcome = calibrate_and_plan(options, lambda line: click.echo(line, err=True))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from planner.cli.options import load_for, loading, sampling
+
+if TYPE_CHECKING:
+    from calibrate.inputs.load_options import LoadOptions
 
 
 @click.command("evaluate")
@@ -58,7 +61,7 @@ def command(
     against: tuple[str, ...],
     rounds: int,
     fmt: str,
-    **options: Any,
+    loading_options: LoadOptions,
 ) -> None:
     """Evaluate a plan on other samples.
 
@@ -91,7 +94,7 @@ def command(
         columns=Columns(image_column, prompt_column, answer_column),
         split=split,
     ).choose(num_samples, seed)
-    loaded = load_for(plan.model.id, model, options)
+    loaded = load_for(plan.model.id, model, loading_options)
     plan.check(loaded.model.config.to_dict())
     known = identify(loaded.model, loaded.id)
     found = evaluate(

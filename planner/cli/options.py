@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+
+if TYPE_CHECKING:
+    from calibrate.inputs.load_options import LoadOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -29,9 +34,17 @@ def sampling(function: F) -> F:
 
 
 def loading(function: F) -> F:
-    """How a model is loaded."""
+    """How a model is loaded: the command gets one `LoadOptions` as its argument `loading_options`."""
+
+    @functools.wraps(function)
+    def gathered(**given: Any) -> Any:
+        from calibrate.inputs.load_options import LoadOptions
+
+        chosen = {field.name: given.pop(field.name) for field in fields(LoadOptions)}
+        return function(**given, loading_options=LoadOptions(**chosen))
+
     return _with(
-        function,
+        cast(F, gathered),
         [
             click.option(
                 "--device",
@@ -60,15 +73,11 @@ def _with(function: F, options: list[Callable[[F], F]]) -> F:
     return function
 
 
-#: Names of the loading options, to pass them on.
-LOADING = ("device", "dtype", "revision", "trust_remote_code", "attn_implementation", "device_map")
-
-
-def load_for(plan_model_id: str, model: str | None, options: dict[str, Any]) -> Any:
+def load_for(plan_model_id: str, model: str | None, options: LoadOptions) -> Any:
     """The model a plan is for: `model` where given, else the plan's own id (the bundled models by their names)."""
     from calibrate.inputs.load import load, reference_path
 
     name = model if model is not None else plan_model_id
     if name.startswith("reference/"):
         name = str(reference_path(name.removeprefix("reference/")))
-    return load(name, **{key: options[key] for key in LOADING})
+    return load(name, options)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from planner.cli.options import load_for, loading
+
+if TYPE_CHECKING:
+    from calibrate.inputs.load_options import LoadOptions
 
 
 @click.command("run")
@@ -29,7 +32,7 @@ def command(
     max_new_tokens: int,
     dense: bool,
     overlay: Path | None,
-    **options: Any,
+    loading_options: LoadOptions,
 ) -> None:
     """Answer a prompt about an image under a plan.
 
@@ -47,7 +50,7 @@ def command(
     for image in images:
         if not image.is_file():
             raise InputError(f"there is no image {image}", "Check --image")
-    loaded = load_for(plan.model.id, model, options)
+    loaded = load_for(plan.model.id, model, loading_options)
     known = identify(loaded.model, loaded.id)
     encoder = Encoder(loaded.processor, known.visual_ids)
     inputs = to_device(encoder([Sample(images, prompt, where="the prompt")]), loaded.model)

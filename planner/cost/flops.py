@@ -60,11 +60,6 @@ class Cost:
         """All components of a decode step of one request; a batch's step is `batch` times that."""
         return sum(self.decode.values())
 
-    @property
-    def expanded_kv_cache_bytes(self) -> int:
-        """`kv_cache_bytes` if latent attention's keys and values were cached in place of the latents that make them."""
-        return _cache_bytes(self.spec, self.workload, self.cells, 0, expanded=True)
-
     @cached_property
     def visual_tokens_per_layer(self) -> tuple[float, ...]:
         """Visual rows computed in each layer of one request; where a bound is fractional, the layer's mean."""
@@ -98,15 +93,6 @@ class Cost:
     def decode_flops_at(self, step: int) -> Number:
         """FLOPs of decode step `step` (0 is the first) of one request."""
         return sum(_decode(self.spec, self.cells, step).values())
-
-    def turn_flops(self, question_tokens: int, after: int) -> Number:
-        """FLOPs of prefilling a further question of the same conversation, one request: the image stays in the cache.
-
-        Args:
-            question_tokens: text tokens of the new turn.
-            after: tokens cached since the first prompt (the answer so far, and turns in between).
-        """
-        return sum(_decode(self.spec, self.cells, after, question_tokens).values())
 
     def _shares(self, layer: int) -> list[tuple[Segment, float]]:
         """The segments that overlap a layer, and how much of it each covers."""
@@ -287,11 +273,11 @@ def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[in
     return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks)
 
 
-def decode_step_macs(spec: ModelSpec, cells: Sequence[Cell], step: int, rows: int = 1) -> dict[str, Number]:
-    """New rows of one request over the cache, all layers, by component; the head on the last. Arrays in, arrays out."""
+def decode_step_macs(spec: ModelSpec, cells: Sequence[Cell], step: int) -> dict[str, Number]:
+    """The new row of one request over the cache, all layers and the head, by component. Arrays in, arrays out."""
     projections = scores = ffn = selector = 0
     for segment, layer, layers in cells:
-        macs = formulas.decode_macs(layer, segment, spec.decoder, step, rows)
+        macs = formulas.decode_macs(layer, segment, spec.decoder, step)
         projections += layers * macs[0]
         scores += layers * macs[1]
         ffn += layers * macs[2]
@@ -300,22 +286,20 @@ def decode_step_macs(spec: ModelSpec, cells: Sequence[Cell], step: int, rows: in
     return {**named, "lm_head": spec.decoder.head_macs}
 
 
-def _decode(spec: ModelSpec, cells: Sequence[Cell], step: int, rows: int = 1) -> dict[str, Number]:
-    macs = decode_step_macs(spec, cells, step, rows)
+def _decode(spec: ModelSpec, cells: Sequence[Cell], step: int) -> dict[str, Number]:
+    macs = decode_step_macs(spec, cells, step)
     exact = CONVENTIONS["exact"].flops_per_mac
     return {name: exact * macs.get(name, 0) for name in COMPONENTS}
 
 
-def cache_elements(spec: ModelSpec, cells: Sequence[Cell], tokens: int, expanded: bool = False) -> Number:
+def cache_elements(spec: ModelSpec, cells: Sequence[Cell], tokens: int) -> Number:
     """Elements cached for one request after `tokens` generated ones. Arrays in, arrays out."""
     elements: Number = 0
     for segment, layer, layers in cells:
-        elements += layers * formulas.cached_elements(layer, segment, spec.decoder, tokens, expanded)
+        elements += layers * formulas.cached_elements(layer, segment, spec.decoder, tokens)
     return elements
 
 
-def _cache_bytes(
-    spec: ModelSpec, workload: Workload, cells: Sequence[Cell], tokens: int, expanded: bool = False
-) -> int:
-    bits = cache_elements(spec, cells, tokens, expanded) * workload.batch * workload.kv_bits
+def _cache_bytes(spec: ModelSpec, workload: Workload, cells: Sequence[Cell], tokens: int) -> int:
+    bits = cache_elements(spec, cells, tokens) * workload.batch * workload.kv_bits
     return bits // 8 + (bits % 8 > 0) if isinstance(bits, int) else round(bits / 8)

@@ -149,27 +149,24 @@ def _paper_macs(convention: Convention, segment: Segment, decoder: Decoder) -> t
     )
 
 
-def decode_macs(
-    layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0, rows: int = 1
-) -> tuple[Number, ...]:
-    """New rows over the cache in one layer of one request: projections, scores, feed-forward, selector.
+def decode_macs(layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0) -> tuple[Number, ...]:
+    """The new row over the cache in one layer of one request: projections, scores, feed-forward, selector.
 
     Args:
-        ahead: tokens cached after the prompt before these.
-        rows: one in a decode step; the length of a further question in a later turn.
+        ahead: tokens cached after the prompt before this one.
     """
     attention, ffn = layer.attention, layer.ffn
     if attention.kind == "linear":
-        return rows * attention.projection_macs, rows * attention.state_macs, rows * ffn.macs, 0
+        return attention.projection_macs, attention.state_macs, ffn.macs, 0
     if attention.kind == "cross":
-        asking = rows * (segment.visual > 0)
+        asking = 1 * (segment.visual > 0)
         projected = asking * (attention.query_macs + attention.output_macs)
-        return projected, rows * segment.cached_visual * attention.pair_macs, asking * ffn.macs, 0
-    keys = cached_tokens(attention, segment, decoder, ahead) + rows
-    edited = redistribute_macs(attention, rows, keys) if segment.redistributes else 0
-    # Latents are expanded anew at every step: those of the new rows are part of their projections.
-    projected = rows * attention.projection_macs + (keys - rows) * attention.expand_macs
-    return projected, rows * keys * attention.pair_macs, rows * ffn.macs, edited
+        return projected, segment.cached_visual * attention.pair_macs, asking * ffn.macs, 0
+    keys = cached_tokens(attention, segment, decoder, ahead) + 1
+    edited = redistribute_macs(attention, 1, keys) if segment.redistributes else 0
+    # Latents are expanded anew at every step: the new row's is part of its projections.
+    projected = attention.projection_macs + (keys - 1) * attention.expand_macs
+    return projected, keys * attention.pair_macs, ffn.macs, edited
 
 
 def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahead: int = 0) -> Number:
@@ -192,21 +189,14 @@ def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahea
     return total
 
 
-def cached_elements(
-    layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0, expanded: bool = False
-) -> Number:
-    """Elements a layer's cache holds of one request.
-
-    Args:
-        expanded: of multi-head latent attention, count keys and values in place of the latents that make them.
-    """
+def cached_elements(layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0) -> Number:
+    """Elements a layer's cache holds of one request."""
     attention = layer.attention
     if attention.kind == "linear":
         return attention.state_elements
     if attention.kind == "cross":
         return segment.cached_visual * attention.cached_elements
-    per_token = attention.expanded_elements if expanded and attention.expanded_elements else attention.cached_elements
-    return cached_tokens(attention, segment, decoder, ahead) * per_token
+    return cached_tokens(attention, segment, decoder, ahead) * attention.cached_elements
 
 
 def least(one: Number, other: Number) -> Number:

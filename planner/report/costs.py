@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 import json
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any
 
 from planner.cost import COMPONENTS, CONVENTIONS, Cost, cost
@@ -206,27 +206,15 @@ def _csv(reports: Sequence[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:1em 0}th,td{padding:.3em .8em;border-bottom:1px solid #ddd;text-align:right}"
-    "th:first-child,td:first-child{text-align:left}p{color:#555}"
-)
-
-
 def _html(reports: Sequence[dict[str, Any]]) -> str:
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        f"<title>Cost of token policies</title><style>{_STYLE}</style>",
-    ]
-    for found in reports:
-        parts.append(f"<h1>{html.escape(found['model'])}</h1><p>{html.escape(_title(found))}</p>")
-        for headers, cells in (_columns(found), _components(found)):
-            body = "".join(_tr(cell, "td") for cell in cells)
-            parts.append(f"<table><thead>{_tr(headers, 'th')}</thead><tbody>{body}</tbody></table>")
-    if any("latency_estimate" in found["rows"][0] for found in reports):
-        parts.append("<p>Times are roofline estimates, not measurements.</p>")
-    return "\n".join(parts) + "\n"
+    from jinja2 import Environment
 
-
-def _tr(cells: Sequence[str], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+    template = (resources.files("planner.report") / "costs.html.jinja").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(template).render(
+        reports=[
+            {"model": found["model"], "title": _title(found), "tables": (_columns(found), _components(found))}
+            for found in reports
+        ],
+        estimated=any("latency_estimate" in found["rows"][0] for found in reports),
+    )

@@ -26,7 +26,7 @@ from planner.runtime.model.cache import past_length
 from planner.runtime.tensors.layout import Layout, read
 from planner.runtime.tensors.masks import causal
 from planner.runtime.tensors.rows import Rows, gather
-from planner.runtime.tensors.weights import Influence, attention_weights, influence, sink_value, working_dtype
+from planner.runtime.tensors.weights import Influence, attention_weights, influence, working_dtype
 
 
 @dataclass
@@ -88,10 +88,6 @@ class LayerView:
     def influence(self) -> Influence:
         """Effect on the last valid row's output of zeroing each key's weight, all keys at once (VisiPruner eq. 6-8)."""
         return self._influence
-
-    def phi(self, dims: Collection[int]) -> Tensor:
-        """Sink value of each row at the layer's input, ``[B, n]``: largest ``|x_d| / RMS(x)`` over `dims` (VAR)."""
-        return sink_value(self.hidden, tuple(dims))
 
     def value_norms(self) -> Tensor:
         """L2 norm of each value vector, ``[B, Hkv, k]`` (sparsity appendix)."""

@@ -25,6 +25,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from calibrate.inputs.encode import Encoder, to_device
 from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.samples import load_samples
 from calibrate.probes.attribution.forward import TextRows
 from calibrate.probes.attribution.masks import Ablation, random_masks
@@ -153,7 +154,7 @@ def beside_whole_forwards(masks: int, device: str) -> list[str]:
 @torch.inference_mode()
 def on_reference(name: str, device: str, masks: int = 10_000) -> list[str]:
     """10,000 masks of one sample of a reference model, fit included."""
-    loaded = load(str(reference_path(name)), device=device)
+    loaded = load(str(reference_path(name)), LoadOptions(device=device))
     parts = find_attribution_parts(loaded.model)
     encoder = Encoder(loaded.processor, parts.visual_ids)
     samples = load_samples(reference_path("easy_vqa") / "calibration.jsonl")

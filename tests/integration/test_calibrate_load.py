@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
@@ -15,8 +17,10 @@ from calibrate.inputs import load as loading
 from calibrate.inputs.encode import Encoder, to_device
 from calibrate.inputs.identity import identify
 from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.plain_processor import PlainProcessor
 from calibrate.inputs.samples import Sample, load_samples
+from planner.cli import cli
 from planner.errors import InputError, SampleError, UnsupportedModelError
 
 PLAIN = reference_path("plain")
@@ -40,14 +44,14 @@ def encoder(plain):
 def test_half_precision_weights_run_in_float32_on_a_cpu(plain):
     assert plain.model.dtype == torch.float32 and not plain.model.training
     assert plain.id == "reference/plain", "a bundled model keeps the name that finds it again"
-    assert load(str(PLAIN), dtype="bfloat16").model.dtype == torch.bfloat16
+    assert load(str(PLAIN), LoadOptions(dtype="bfloat16")).model.dtype == torch.bfloat16
 
 
 def test_identity_names_the_model_and_no_path_of_this_machine(plain):
     known = identify(plain.model, plain.id)
     assert (known.layers, known.identity.hidden_size, known.visual_ids) == (10, 128, (3,))
     assert str(PLAIN) not in json.dumps(known.identity.config)
-    again = identify(load(str(PLAIN), dtype="bfloat16").model, "other")
+    again = identify(load(str(PLAIN), LoadOptions(dtype="bfloat16")).model, "other")
     assert again.identity.config_digest == known.identity.config_digest
 
 
@@ -172,4 +176,25 @@ def test_an_unknown_model_says_that_the_hub_is_switched_off(monkeypatch):
 @pytest.mark.parametrize("options", [{"dtype": "int3"}, {"device": "cuda:7"}, {"device": "toaster"}])
 def test_arguments_that_make_no_sense(options):
     with pytest.raises(InputError):
-        load(str(PLAIN), **options)
+        load(str(PLAIN), LoadOptions(**options))
+
+
+def test_every_loading_option_of_the_command_line_reaches_the_model(monkeypatch):
+    """One object from click to `load`, whichever verb reads it."""
+    given = LoadOptions("cpu", "bfloat16", "a-branch", True, "eager", "auto")
+    arguments = ["--device", "cpu", "--dtype", "bfloat16", "--revision", "a-branch", "--trust-remote-code",
+                 "--attn-implementation", "eager", "--device-map", "auto"]  # fmt: skip
+
+    class Seen(Exception):
+        pass
+
+    def stop(name, options):
+        raise Seen(options)
+
+    monkeypatch.setattr("calibrate.inputs.load.load", stop)
+    monkeypatch.setattr("calibrate.pipeline.load", stop)
+    plan = str(Path(__file__).parents[2] / "reports/reference/plain/plan.json")
+    image = str(next((reference_path("easy_vqa") / "images").rglob("*.png")))
+    for verb in (["calibrate"], ["evaluate", plan], ["bench", plan], ["run", plan, "--image", image, "--prompt", "?"]):
+        found = CliRunner().invoke(cli, [*verb, *arguments])
+        assert isinstance(found.exception, Seen) and found.exception.args == (given,), (verb, found.output)

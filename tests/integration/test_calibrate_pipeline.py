@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 from dataclasses import replace
 
 import pytest
@@ -89,7 +90,7 @@ def test_shards_merged_and_decided_from_give_the_plan_of_one_process(outcome, tm
     merged = merge_states(sorted(tmp_path.glob(f"*{SUFFIX}")))
     assert merged == outcome.profile
     merged.save(tmp_path / "profile.json")
-    monkeypatch.setattr("calibrate.pipeline.calibrate", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr("calibrate.pipeline.calibrate_job", lambda *a, **k: pytest.fail("measured again"))
     found = quietly(replace(OPTIONS, profile=tmp_path / "profile.json", timing_rounds=0))
     assert (found.decision, found.profile) == (outcome.decision, outcome.profile)
     untimed = [row.model_copy(update={"prefill_ms": None}) for row in outcome.evaluation.rows]
@@ -196,3 +197,23 @@ def test_refusals():
     few = Options(model=str(PLAIN), data=str(DATA / "calibration.jsonl"), num_samples=10)
     with pytest.raises(InputError, match="10 samples are too few"):
         calibrate_and_plan(few)
+
+
+def test_model_processor_and_probes_are_set_up_once(monkeypatch):
+    """What the pipeline has identified, measuring takes over."""
+    made = []
+
+    def counted(name, function):
+        def call(*args, **kwargs):
+            made.append(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    for module in ("calibrate.pipeline", "calibrate.measuring.run"):
+        for name in ("identify", "Encoder", "build_probes"):
+            whole = f"{module}.{name}"
+            monkeypatch.setattr(whole, counted(name, pkgutil.resolve_name(whole)))
+    found = quietly(replace(OPTIONS, num_samples=4, evaluation_data=None, decide=False, probes=("influence",)))
+    assert found.profile.samples.n == 4
+    assert sorted(made) == ["Encoder", "build_probes", "identify"]

@@ -13,11 +13,11 @@ from planner.schedule import Schedule, Select
 from planner.spec import ModelSpec
 from tests import tiny
 from tests.integration.test_cost_counted import BATCH, cache_bytes, next_token, workload_of
-from tests.schedules import LAYERS, SCHEDULES
+from tests.schedules import LAYERS, SCHEDULES, static
 
 FAMILIES = ("llava-mistral", "gemma3", "aya_vision")
 #: Where text is dropped, which of it was inside the window depends on the sample.
-NAMES = [name for name, schedule in SCHEDULES.items() if schedule.static and not name.startswith("context")]
+NAMES = [name for name, schedule in SCHEDULES.items() if static(schedule) and not name.startswith("context")]
 
 
 def unranked(schedule: Schedule) -> Schedule:

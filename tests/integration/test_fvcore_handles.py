@@ -18,7 +18,7 @@ from tests.integration.test_cost_counted import BATCH, workload_of
 from tests.schedules import LAYERS, SCHEDULES
 
 #: Families in which tracing finds every layer used.
-FAMILIES = ("llama", "paligemma", "internvl", "smolvlm")
+FAMILIES = ("llama", "paligemma", "paligemma2", "internvl", "smolvlm")
 
 
 @pytest.fixture(autouse=True)

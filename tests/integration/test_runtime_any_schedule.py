@@ -17,7 +17,7 @@ from tests.integration.test_cost_counted import BATCH, cache_bytes, next_token
 from tests.integration.test_runtime_counted import WIDE, predicted
 from tests.integration.test_runtime_equality import BATCHES, FAMILIES, TOLERANCE, difference
 from tests.reference import run
-from tests.schedules import EDIT, LAYERS
+from tests.schedules import EDIT, LAYERS, static
 from tests.strategies import schedules
 
 EXAMPLES = int(os.environ.get("RANDOM_SCHEDULES", "20"))
@@ -50,7 +50,7 @@ def test_logits_equal_the_reference(schedule: Schedule, family: str, batch: str,
 @quiet
 @given(schedules(LAYERS, EDIT), st.sampled_from(FAMILIES), st.sampled_from(["sdpa", "eager"]))
 def test_predicted_equals_executed(schedule: Schedule, family: str, attn: str) -> None:
-    assume(schedule.static)
+    assume(static(schedule))
     model = tiny.model(family, attn=attn, layers=LAYERS, window=WIDE)
     inputs = tiny.inputs(family, batch=BATCH)
     expected = predicted(model, family, inputs, schedule)

@@ -23,9 +23,9 @@ from tests.forced import continuation
 from tests.integration.test_cost_counted import BATCH, cache_bytes, next_token, workload_of
 from tests.integration.test_runtime_equality import FAMILIES
 from tests.reference import run
-from tests.schedules import LAYERS, SCHEDULES
+from tests.schedules import LAYERS, SCHEDULES, static
 
-STATIC = [name for name, schedule in SCHEDULES.items() if schedule.static]
+STATIC = [name for name, schedule in SCHEDULES.items() if static(schedule)]
 #: Wider than every tiny prompt. Where a window is narrower, what a pruned cache holds depends on which tokens survived.
 WIDE = 256
 

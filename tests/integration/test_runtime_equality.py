@@ -1,6 +1,6 @@
 """A model with a schedule attached gives the logits of the slow reference, in the prefill and in every decode step.
 
-By default four unlike families meet every schedule and the others every fifth, kernels and kinds of batch taking turns;
+By default five unlike families meet every schedule and the others every fifth, kernels and kinds of batch taking turns;
 ``FULL_MATRIX=1`` runs the whole product, families x schedules x kernels x batches.
 """
 
@@ -28,8 +28,9 @@ BATCHES: dict[str, dict[str, Any]] = {
     "left-padded": {"batch": 2, "left_pad": 3},
     "ragged": {"batch": 2, "left_pad": 2, "ragged": True},
 }
-#: Plain; sliding windows with bidirectional blocks; deepstack with multi-axis rotary positions; a bidirectional prefix.
-THOROUGH = ("llava", "gemma3", "qwen3_vl", "paligemma")
+#: Plain; sliding windows with bidirectional blocks; deepstack with multi-axis rotary positions; a bidirectional prefix;
+#: capped scores and logits.
+THOROUGH = ("llava", "gemma3", "qwen3_vl", "paligemma", "paligemma2")
 TOLERANCE = 1e-10
 
 

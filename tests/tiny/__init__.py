@@ -22,6 +22,8 @@ __all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "tran
 
 #: Families that take an image.
 VISION = tuple(family for family in FAMILIES if family not in TEXT_ONLY)
+#: Families without a fused kernel: transformers refuses sdpa where scores are capped.
+EAGER_ONLY = ("paligemma2",)
 #: Standard deviation of attention scores is about the square of this.
 ATTENTION_GAIN = 1.6
 
@@ -59,7 +61,12 @@ def model(
     window: int | None = None,
     fresh: bool = False,
 ) -> Any:
-    """A model in evaluation mode. The same arguments give the same object again, unless `fresh`."""
+    """A model in evaluation mode. The same arguments give the same object again, unless `fresh`.
+
+    Args:
+        attn: attention implementation; `EAGER_ONLY` families are eager whatever is asked for.
+    """
+    attn = "eager" if family in EAGER_ONLY else attn
     return (_build.__wrapped__ if fresh else _build)(family, dtype, attn, layers, seed, window)
 
 

@@ -271,6 +271,24 @@ FAMILIES: dict[str, tuple[str, Callable[[int], Config]]] = {
             "projection_dim": HIDDEN,
         },
     ),
+    "paligemma2": (
+        "PaliGemmaForConditionalGeneration",
+        lambda n: {
+            "vision_config": _siglip(projection_dim=HIDDEN),
+            "text_config": text(
+                n,
+                model_type="gemma2",
+                head_dim=16,
+                query_pre_attn_scalar=16,
+                sliding_window=12,
+                # Low enough to bend most scores: their standard deviation is about 2.6.
+                attn_logit_softcapping=2.0,
+                final_logit_softcapping=3.0,
+            ),
+            "image_token_index": IMAGE,
+            "projection_dim": HIDDEN,
+        },
+    ),
     "mistral3": (
         "Mistral3ForConditionalGeneration",
         lambda n: {

@@ -167,7 +167,7 @@ def _collate(family: str, samples: list[Sample], left_pad: int) -> dict[str, tor
         batch["mm_token_type_ids"] = is_image.int()
     if family == "gemma3":
         batch["token_type_ids"] = is_image
-    if family == "paligemma":
+    if family in ("paligemma", "paligemma2"):
         batch["token_type_ids"] = torch.zeros_like(ids)
     if family == "mllama":
         seen = (is_image.cumsum(-1) > 0).long() * mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 
 import numpy as np
 import pytest
@@ -54,6 +55,20 @@ def test_wilson_against_published_values():
         assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
     assert wilson(0, 0) == (0, 1)
     assert wilson(9, 10, 0.5, one_sided=True) == pytest.approx((0.9, 0.9))
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+@pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95, 0.999])
+def test_wilson_bounds_are_the_shares_that_the_score_test_just_accepts(confidence, one_sided):
+    """The interval's definition: at a bound p, ``|hits / n - p|`` is z standard errors of p. Exact at the ends."""
+    z = statistics.NormalDist().inv_cdf(confidence if one_sided else (1 + confidence) / 2)
+    for hits, n in itertools.chain(((hits, 29) for hits in range(30)), [(0, 1), (1, 1), (190, 192), (399, 400)]):
+        low, high = wilson(hits, n, confidence, one_sided)
+        for bound in (low, high):
+            assert (hits / n - bound) ** 2 == pytest.approx(z * z * bound * (1 - bound) / n, abs=1e-12)
+        assert low <= hits / n <= high
+        assert hits > 0 or low == 0
+        assert hits < n or high == 1
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says():

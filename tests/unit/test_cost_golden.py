@@ -206,13 +206,6 @@ def test_cached_image_stream_leaves_the_text() -> None:
     assert first.kv_cache_bytes == second.kv_cache_bytes
 
 
-def test_a_further_question_of_the_conversation() -> None:
-    """20 new rows over 650 + 30 cached ones: projections and feed-forward of 20, 20 x 700 pairs, one head position."""
-    d, m = 4096, 11008
-    expected = 32 * 2 * (20 * (4 * d * d + 3 * d * m) + 2 * 20 * 700 * d) + 2 * d * 32064
-    assert price("llava-1.5-7b").turn_flops(20, after=30) == expected
-
-
 def test_a_probe_pays_its_projections_and_saves_the_layer() -> None:
     """Keys and values of all rows and one query at the filtering layer, in place of the dense layer."""
     probed = price("llava-1.5-7b", "visipruner:filter=3,keep=10,exit=6,probe=true")
