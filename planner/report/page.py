@@ -121,7 +121,7 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _tenths(share: float) -> str:
-    """A share in tenths of a with_interval, rounded as the table below rounds it: 0.9925 is 0.993 there."""
+    """A share in tenths of a per cent, rounded as the table below rounds it: 0.9925 is 0.993 there."""
     return f"{round(share, 3):.1%}"
 
 
