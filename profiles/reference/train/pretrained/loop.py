@@ -22,6 +22,7 @@ T = TypeVar("T")
 Figures = dict[str, Tensor]
 WARMUP = 100
 LOG_EVERY = 20
+PILOT = 15
 LAST_LR = 0.02  # share of the peak
 
 
@@ -88,6 +89,8 @@ class Stage:
         state: file that a run is resumed from.
         save: called whenever ``state`` was written.
         decay: weight decay.
+        seconds: choose ``steps`` so that the stage takes about so long on this machine.
+        save_every: steps between two times.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Stage:
     state: Path
     save: Callable[[], None]
     decay: float = 0.0
+    seconds: float | None = None
     save_every: int = 200
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -114,6 +118,8 @@ class Stage:
     ) -> int:
         """Train from where ``state`` left off; returns the number of steps that are done in all.
 
+        A run that is resumed keeps the number of steps that it began with.
+
         Args:
             items: the data of some steps.
             loss: of one item at one step, and figures to log.
@@ -123,10 +129,19 @@ class Stage:
         groups = self._groups()
         parameters = [p for group in groups for p in group["params"]]
         device = parameters[0].device
+        state = torch.load(self.state, map_location="cpu", weights_only=True) if self.state.is_file() else None
+        if state is not None:
+            self.steps = state["steps"]
+        elif self.seconds is not None:
+            self.steps = max(1, int(self.seconds / self._pace(items(range(PILOT)), loss)))
         optimizer = torch.optim.AdamW(
             groups, betas=(0.9, 0.98), weight_decay=self.decay, fused=True if device.type == "cuda" else None
         )
-        first = self._resume(optimizer)
+        first = 0
+        if state is not None:
+            first = int(state["step"])
+            self.module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
         seen: list[Figures] = []
         since, at = first, time.perf_counter()
         done = first
@@ -154,18 +169,27 @@ class Stage:
         self._save(done, optimizer)
         return done
 
+    def _pace(self, items: Iterator[T], loss: Callable[[T, int], tuple[Tensor, Figures]]) -> float:
+        """Seconds a step takes here, from a few that change nothing; the first ones warm up."""
+        start = 0.0
+        for number, item in enumerate(items):
+            value, _ = loss(item, number)
+            value.backward()
+            value.item()
+            if number == PILOT // 3:
+                start = time.perf_counter()
+        self.module.zero_grad()
+        return (time.perf_counter() - start) / (PILOT - 1 - PILOT // 3)
+
     def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        content = {"step": step, "module": self.module.state_dict(), "optimizer": optimizer.state_dict()}
+        content = {
+            "step": step,
+            "steps": self.steps,
+            "module": self.module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
         self.state.parent.mkdir(parents=True, exist_ok=True)
         partial = self.state.with_suffix(".partial")
         torch.save(content, partial)
         partial.replace(self.state)
         self.save()
-
-    def _resume(self, optimizer: torch.optim.Optimizer) -> int:
-        if not self.state.is_file():
-            return 0
-        content = torch.load(self.state, map_location="cpu", weights_only=True)
-        self.module.load_state_dict(content["module"])
-        optimizer.load_state_dict(content["optimizer"])
-        return int(content["step"])

