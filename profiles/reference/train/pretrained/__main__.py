@@ -103,9 +103,12 @@ def train_command(
         run = Run(paths, recipe, pick_device(device), getattr(torch, dtype), seed, workers, Clock(max_seconds))
     except (BaseModelError, SpriteError) as error:
         raise click.ClickException(str(error)) from error
-    if stages != "language":
-        run.train_tower()
-    if stages != "tower":
+    if stages == "language":
+        try:
+            run.load_tower()
+        except FileNotFoundError as error:
+            raise click.ClickException(str(error)) from error
+    if (stages == "language" or run.train_tower()) and stages != "tower":
         run.train_language()
     result = run.judge(judge_pictures)
     click.echo(json.dumps({name: figures["all"] for name, figures in result.items()}))

@@ -123,9 +123,9 @@ def majority(rows: list[Row]) -> dict[str, Any]:
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         answers[row.kind][row.answer] += 1
-    kinds = {kind: answers[kind].most_common(1)[0][1] / answers[kind].total() for kind in QUESTION_KINDS}
-    right = sum(counter.most_common(1)[0][1] for counter in answers.values())
-    return {"all": round(right / len(rows), 4), "kind": {kind: round(value, 4) for kind, value in kinds.items()}}
+    right = {kind: counter.most_common(1)[0][1] for kind, counter in answers.items()}
+    kinds = {kind: round(right[kind] / answers[kind].total(), 4) for kind in QUESTION_KINDS if kind in answers}
+    return {"all": round(sum(right.values()) / len(rows), 4), "kind": kinds}
 
 
 def evaluate(student: Student, tokenizer: Any, folder: Path, pictures: int | None = None) -> dict[str, Any]:

