@@ -6,10 +6,9 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from tokenizers import pre_tokenizers
-
 from planner.profiles.reference.train.pretrained.base import RENAMED_TOKEN
 from planner.profiles.reference.train.pretrained.tower import TARGETS
+from tokenizers import pre_tokenizers
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", RENAMED_TOKEN)
 HIDDEN, LAYERS, HEADS, KEY_VALUE_HEADS, INTERMEDIATE = 64, 2, 4, 2, 96

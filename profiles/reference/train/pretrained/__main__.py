@@ -100,7 +100,9 @@ def train_command(
     recipe = replace(RECIPES[recipe_name], **given)
     paths = Paths(base, sprites, samples, out, state or out / "state")
     try:
-        run = Run(paths, recipe, pick_device(device), getattr(torch, dtype), seed, workers, Clock(max_seconds))
+        run = Run(
+            paths, recipe, pick_device(device), getattr(torch, dtype), seed, workers, Clock(max_seconds), judge_pictures
+        )
     except (BaseModelError, SpriteError) as error:
         raise click.ClickException(str(error)) from error
     if stages == "language":
@@ -110,7 +112,7 @@ def train_command(
             raise click.ClickException(str(error)) from error
     if (stages == "language" or run.train_tower()) and stages != "tower":
         run.train_language()
-    result = run.judge(judge_pictures)
+    result = run.judge()
     click.echo(json.dumps({name: figures["all"] for name, figures in result.items()}))
     click.echo(json.dumps(result["evaluation"]["kind"]))
 

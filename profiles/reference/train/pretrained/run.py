@@ -34,6 +34,7 @@ from .vocabulary import STYLES
 DELTA = "delta.safetensors"
 TOWER_STATE, LANGUAGE_STATE = "tower.pt", "language.pt"
 TOWER_LR, PROJECTOR_LR, FACTORS_LR = 1.5e-3, 3e-4, 6e-4
+THINGS_PICTURES = 128  # of each style, that the tower is judged by
 LANGUAGE_SEED = 1_000_003  # added to the run's, so that the stages see different pictures
 
 
@@ -91,6 +92,7 @@ class Run:
         seed: of everything that is drawn.
         workers: processes that draw layouts and questions ahead.
         clock: that may end it early.
+        pictures: judge by so many pictures of a set or style only.
     """
 
     def __init__(
@@ -102,11 +104,12 @@ class Run:
         seed: int,
         workers: int,
         clock: Clock,
+        pictures: int | None = None,
     ) -> None:
         paths.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
         self.paths, self.recipe, self.device, self.dtype = paths, recipe, device, dtype
-        self.seed, self.workers, self.clock = seed, workers, clock
+        self.seed, self.workers, self.clock, self.pictures = seed, workers, clock, pictures
         self.log = Log(paths.out / "training_log.jsonl")
         self.base: Base = load_base(paths.base)
         self.sprites: Tensor = load_sprites(paths.sprites).to(device)
@@ -156,7 +159,8 @@ class Run:
         )
         make = partial(draw_batch, self.recipe.tower_batch)
         done = stage.run(lambda steps: stream(make, self.seed, steps, self.workers), loss, self.clock, self.log)
-        named = {style: round(things_named(loss, row), 4) for row, style in enumerate(STYLES)}
+        pictures = self.pictures or THINGS_PICTURES
+        named = {style: round(things_named(loss, row, pictures), 4) for row, style in enumerate(STYLES)}
         self._note("tower", steps=done, of=stage.steps, things_named=named)
         self.log(phase="tower, things named", **named, seconds=self.clock.seconds)
         return done == stage.steps
@@ -195,13 +199,13 @@ class Run:
         )
         self._note("language", steps=done, of=stage.steps)
 
-    def judge(self, pictures: int | None = None) -> dict[str, Any]:
+    def judge(self) -> dict[str, Any]:
         """Measure the difference as written; writes ``evaluation.json`` and ``training.json``."""
         delta = load_file(self.paths.out / DELTA)
         self.eyes.load_delta(delta)
         self.student.decoder.load_delta(delta)
         self.student.eval()
-        result = evaluate(self.student, self.tokenizer, self.paths.samples, pictures)
+        result = evaluate(self.student, self.tokenizer, self.paths.samples, self.pictures)
         facts = {
             "recipe": asdict(self.recipe),
             "seed": self.seed,

@@ -146,11 +146,11 @@ class TowerLoss:
 
 
 @torch.no_grad()
-def things_named(loss: TowerLoss, style: int, pictures: int = 64, seed: int = 1, batch: int = 32) -> float:
+def things_named(loss: TowerLoss, style: int, pictures: int, seed: int = 1, batch: int = 32) -> float:
     """Share of things in fresh pictures of one style whose patches, taken together, say their name."""
     rng, right, total = np.random.default_rng(seed), 0, 0
-    for _ in range(0, pictures, batch):
-        layout = draw_layout(rng, batch, (style,))
+    for done in range(0, pictures, batch):
+        layout = draw_layout(rng, min(batch, pictures - done), (style,))
         painted = paint(layout, loss.sprites)
         scores, _ = loss.scores(painted)
         votes = painted.coverage @ scores["name"][..., 1:].softmax(-1)
