@@ -45,7 +45,7 @@ CHAT_TEMPLATE = (
 )
 TOWER_WIDTH, TOWER_LAYERS, TOWER_HEADS = 192, 6, 6
 MAX_NEW_TOKENS = 64
-RANK, LORA_SCALE = 16, 2.0
+RANK, LORA_SCALE = 16, 1.0
 #: The projections with low-rank factors.
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj")
 Delta = dict[str, Tensor]

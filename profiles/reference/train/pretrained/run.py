@@ -53,7 +53,7 @@ class Recipe:
     language_seconds: float | None = None
 
 
-RECIPES = {"gpu": Recipe(2500, 256, 1600, 32), "cpu": Recipe(2500, 24, 800, 4)}
+RECIPES = {"gpu": Recipe(2500, 256, 1600, 32), "cpu": Recipe(2500, 24, 900, 4)}
 
 
 @dataclass(frozen=True)
