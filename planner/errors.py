@@ -3,6 +3,7 @@
 PlannerError                 a refusal: one line of cause, one line of remedy, exit status 1
 ├── InputError               an invalid argument, file or size
 │   └── SampleError          a calibration or evaluation sample cannot be used (names file and line)
+├── ExtensionError           what another package adds by an entry point cannot be used (names the package)
 ├── UnsupportedModelError    a model lacks a part that is needed; the part is named
 ├── ScheduleError            stages that contradict each other
 ├── PlanError                a plan or profile document cannot be used
@@ -36,6 +37,10 @@ class InputError(PlannerError):
 
 class SampleError(InputError):
     """A calibration or evaluation sample cannot be used."""
+
+
+class ExtensionError(PlannerError):
+    """What another package adds by an entry point cannot be used."""
 
 
 class UnsupportedModelError(PlannerError):

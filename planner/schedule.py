@@ -214,7 +214,13 @@ class Schedule(_Frozen):
     @property
     def empty(self) -> bool:
         """True when executing this schedule changes nothing."""
-        return self.entry is None and all(
+        return self.entry is None and self.before_decoder
+
+    @property
+    def before_decoder(self) -> bool:
+        """True when executing this schedule leaves the decoder's layers as they are: all that it drops, it drops before
+        layer 0."""
+        return all(
             stage.visual_attention == "full"
             and stage.text_to_visual == "full"
             and stage.cache_visual == "all"

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from calibrate.deciding.search import Limits, Point, Search, Trial
+from calibrate.deciding.search import Candidate, Limits, Point, Search, Trial
 from calibrate.probes.masking import contradictions
 from calibrate.probes.stats import proportion
 from calibrate.running.trial import Agreement, TrialRunner
 from planner.errors import InputError
-from planner.policies import Dense, Policy, VisiPruner
+from planner.policies import AnyPolicy, parse
 from planner.profile import Profile
-from planner.schedule import Schedule
+from planner.schedule import Schedule, dense
 from planner.spec import ModelSpec
 
 
@@ -28,7 +28,7 @@ from planner.spec import ModelSpec
 class ChosenPlan:
     """The chosen policy, every trial on the way, and what a reader should know."""
 
-    policy: Policy
+    policy: AnyPolicy
     schedule: Schedule
     agreement: Agreement | None
     limits: Limits
@@ -67,7 +67,7 @@ def decide(
             "Give more samples, or ask for less",
         )
     search = Search(profile, spec, proposal, wanted, progress)
-    notes = _notes(profile, wanted)
+    notes = [*search.notes, *_notes(profile, wanted)]
     found = _cheapest_that_holds(search, validation)
     if found is not None:
         chosen, schedule, answers = _trimmed(search, validation, *found)
@@ -76,23 +76,21 @@ def decide(
         f"no candidate kept {wanted.agreement:g} of the dense model's answers with confidence {wanted.confidence:g} "
         f"on {len(validation)} validation samples: the plan is dense"
     )
-    dense = Dense()
-    return ChosenPlan(dense, dense.schedule(spec), None, wanted, tuple(search.trials.values()), tuple(notes))
+    nothing = dense(spec.layers)
+    return ChosenPlan(parse("dense"), nothing, None, wanted, tuple(search.trials.values()), tuple(notes))
 
 
 def _trimmed(
-    search: Search, validation: TrialRunner, point: Point, answers: Agreement
-) -> tuple[VisiPruner, Schedule, Agreement]:
-    """The chosen candidate with the filtering layer's cache trimmed to the kept tokens, if its answers survive that."""
-    chosen = search.policy(point)
-    if chosen.filter_cache == "all":
-        trimmed = chosen.model_copy(update={"filter_cache": "kept"})
-        schedule, allowed = trimmed.schedule(search.spec), search.limits.misses(len(validation))
+    search: Search, validation: TrialRunner, candidate: Candidate, answers: Agreement
+) -> tuple[AnyPolicy, Schedule, Agreement]:
+    """The chosen candidate in its window's trimmed form, if its answers survive that."""
+    if isinstance(candidate, Point) and (trimmed := candidate.window.trimmed(search.member(candidate))) is not None:
+        schedule, allowed = search.schedule_of(trimmed), search.limits.misses(len(validation))
         found = validation.whole_answer(schedule, search.limits.answer_tokens, allowed)
         search.progress(f"validation: {trimmed}: {found.hits} of {found.n} answers kept")
         if found.misses <= allowed:
             return trimmed, schedule, found
-    return chosen, search.schedule(point), answers
+    return search.policy(candidate), search.schedule(candidate), answers
 
 
 class _Validation:
@@ -103,29 +101,32 @@ class _Validation:
         self.allowed = self.limits.misses(len(bench))
         self.seen: dict[str, Agreement] = {}
 
-    def holds(self, point: Point) -> bool:
+    def holds(self, candidate: Candidate) -> bool:
         """Whether the candidate's answers stay the dense model's often enough; False once the trials are used up."""
-        if not self.search.good(point):
+        if not self.search.good(candidate):
             return False
-        trial = self.search.run(point)
+        trial = self.search.run(candidate)
         if trial.policy not in self.seen:
             if len(self.seen) >= self.limits.validation_trials:
                 return False
-            schedule = self.search.schedule(point)
+            schedule = self.search.schedule(candidate)
             found = self.bench.whole_answer(schedule, self.limits.answer_tokens, self.allowed)
             self.seen[trial.policy] = found
             self.search.record(replace(trial, validation=found))
             self.search.progress(f"validation: {trial.policy}: {found.hits} of {found.n} answers kept")
         return self.seen[trial.policy].misses <= self.allowed
 
-    def failed(self, point: Point) -> bool:
+    def failed(self, candidate: Candidate) -> bool:
         """Whether the candidate is known not to hold."""
-        found = self.seen.get(str(self.search.policy(point)))
+        found = self.seen.get(str(self.search.policy(candidate)))
         return found is not None and found.misses > self.allowed
 
-    def smallest_budget(self, start: Point, best: Point | None) -> Point | None:
-        """The smallest budget that holds, `start`'s or by bisection, among those that cost less than `best`."""
+    def smallest_budget(self, start: Candidate, best: Candidate | None) -> Candidate | None:
+        """The smallest budget that holds, `start`'s or by bisection, among those that cost less than `best`; a policy
+        that was proposed as it is has one budget."""
         search = self.search
+        if not isinstance(start, Point):
+            return start if self.holds(start) else None
         budgets = range(start.budget, len(search.budgets))
         options = [point for budget in budgets if search.cheaper(point := replace(start, budget=budget), best)]
         if not options or self.failed(replace(start, budget=budgets[-1])):
@@ -144,11 +145,13 @@ class _Validation:
         return options[high]
 
 
-def _cheapest_that_holds(search: Search, validation: TrialRunner) -> tuple[Point, Agreement] | None:
+def _cheapest_that_holds(search: Search, validation: TrialRunner) -> tuple[Candidate, Agreement] | None:
     """Branch and bound in order of cost: over the finalists, then over what they retreat to."""
-    trials, best = _Validation(search, validation), None
+    trials = _Validation(search, validation)
+    best: Candidate | None = None
     finalists = sorted(search.finalists(), key=search.order)
-    retreats = {other for finalist in finalists for other in search.retreats(finalist)}
+    points = [finalist for finalist in finalists if isinstance(finalist, Point)]
+    retreats = dict.fromkeys(other for point in points for other in search.retreats(point))
     for start in (*finalists, *sorted(retreats, key=lambda point: (search.flops(point), point.rank_by))):
         if search.cheaper(start, best):
             best = trials.smallest_budget(start, best) or best

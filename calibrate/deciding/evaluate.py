@@ -15,13 +15,12 @@ from calibrate.running.timing import prefill_ms
 from calibrate.running.trial import TrialRunner
 from planner.cost import cost
 from planner.plan import Measured, Row
-from planner.policies import Composition, Dense, Policy, parse
-from planner.schedule import Schedule
+from planner.policies import AnyPolicy, parse
+from planner.schedule import Schedule, dense
 from planner.spec import ModelSpec
 
 #: What a plan is always compared with.
 BASELINES = ("fastv", "random")
-AnyPolicy = Policy | Composition
 
 
 @dataclass(frozen=True)
@@ -83,17 +82,17 @@ def evaluate(
     if rounds:
         first = bench.batches.encoder([samples[0]])
         times = prefill_ms(bench.batches.model, bench.batches.place(first), list(chosen.values()), rounds)
-    dense = figures["dense"]
+    whole = figures["dense"]
     rows = [
         Row(
             policy=name,
             accuracy=_accuracy(answers[name], samples) if samples.answered else None,
             agreement=_measured([a == b for a, b in zip(answers[name], answers["dense"], strict=True)]),
             decoder_flops=figures[name].decoder_flops,
-            decoder_flops_ratio=figures[name].decoder_flops / dense.decoder_flops,
-            visual_attention_ratio=figures[name].visual_attention / dense.visual_attention,
+            decoder_flops_ratio=figures[name].decoder_flops / whole.decoder_flops,
+            visual_attention_ratio=figures[name].visual_attention / whole.visual_attention,
             kv_cache_bytes=figures[name].kv_cache_bytes,
-            kv_cache_ratio=figures[name].kv_cache_bytes / dense.kv_cache_bytes,
+            kv_cache_ratio=figures[name].kv_cache_bytes / whole.kv_cache_bytes,
             prefill_ms=time,
         )
         for name, time in zip(chosen, times, strict=True)
@@ -113,7 +112,7 @@ def baselines(
             left out.
     """
     policy, schedule = plan
-    found = {"dense": Dense().schedule(spec)}
+    found = {"dense": dense(spec.layers)}
     if not schedule.empty:
         found[str(policy)] = schedule
     equal = EqualCost(spec, schedule, shapes)

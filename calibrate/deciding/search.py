@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from calibrate.deciding.candidates import UNTOUCHED, ShallowRule, budgets, exits, filters, policy, shallows, suggested
+from calibrate.deciding.candidates import budgets, exits, filters, member, proposals, shallows, suggested
 from calibrate.probes.stats import wilson
 from calibrate.running.trial import Agreement, TrialRunner
 from planner.cost import cost
 from planner.cost.formulas import DECODER_COMPONENTS
 from planner.errors import InputError
-from planner.policies import Dense, VisiPruner
+from planner.policies import AnyPolicy, Policy, ShallowRule, Window
 from planner.profile import Profile
-from planner.schedule import Schedule
+from planner.schedule import Schedule, dense
 from planner.spec import ModelSpec
 from planner.workload import Workload
 
-RankBy = Literal["l2", "cos", "attention", "random"]
 #: Candidates whose decoder FLOPs differ by less than this share count as equally cheap: the smaller divergence wins.
 TIE = 0.005
 
@@ -30,7 +28,7 @@ class Limits:
     Attributes:
         agreement: least share of held-back samples whose answer stays the dense model's.
         confidence: one-sided, with which the share must reach it (Wilson).
-        rank_by: scores that may choose the kept tokens.
+        rank_by: scores that may choose the kept tokens of a window.
         questions: asked about each image, on average: what costs are compared for (`question_flops`).
         validation_trials: candidates that may be executed on the validation split.
         answer_tokens: length of the answers that are compared in the end.
@@ -38,7 +36,7 @@ class Limits:
 
     agreement: float = 0.98
     confidence: float = 0.8
-    rank_by: tuple[RankBy, ...] = ("l2", "attention", "random")
+    rank_by: tuple[str, ...] = ("l2", "attention", "random")
     questions: int = 2
     validation_trials: int = 40
     answer_tokens: int = 16
@@ -78,13 +76,19 @@ class Trial:
 
 @dataclass(frozen=True)
 class Point:
-    """A candidate: rule before the filter, filter layer, budget (an index into `Search.budgets`), exit and score."""
+    """A member of a window: rule before the filter, filter layer, budget (an index into `Search.budgets`), exit and
+    score."""
 
+    window: Window
     rule: ShallowRule
     filter: int
     budget: int
     exit: int
-    rank_by: RankBy
+    rank_by: str
+
+
+#: A member of a window, or a policy that was proposed as it is.
+Candidate = Point | AnyPolicy
 
 
 def profile_workload(profile: Profile) -> Workload:
@@ -129,86 +133,102 @@ class Search:
         self, profile: Profile, spec: ModelSpec, bench: TrialRunner, limits: Limits, progress: Callable[[str], None]
     ) -> None:
         self.profile, self.spec, self.bench, self.limits, self.progress = profile, spec, bench, limits, progress
-        self.proposals = suggested(profile, len(bench))
-        self.budgets = budgets(profile, self.proposals)
+        self.suggested = suggested(profile, len(bench))
+        self.budgets = budgets(profile, self.suggested)
         self.trials: dict[str, Trial] = {}
         self._workload = profile_workload(profile)
-        self._dense_flops = self._flops(Dense().schedule(spec))
+        self._dense_flops = self._flops(dense(spec.layers))
+        proposed, self.windows, self.notes = proposals(profile, spec)
+        self.members = [policy.resolve(spec, self._workload, profile) for policy in proposed]
         # The share itself must reach the limit here; the confidence is asked for on the validation split.
         self._allowed = int((1 - limits.agreement) * len(bench) + 1e-9)
 
-    def policy(self, point: Point) -> VisiPruner:
-        """The candidate as a policy. Where everything is kept the score does not matter: one stands for all."""
-        rank_by = self.limits.rank_by[0] if point.budget == len(self.budgets) - 1 else point.rank_by
-        return policy(self.profile, point.rule, point.filter, self.budgets[point.budget], point.exit, rank_by)
+    def policy(self, candidate: Candidate) -> AnyPolicy:
+        """The candidate as a policy."""
+        return self.member(candidate) if isinstance(candidate, Point) else candidate
 
-    def schedule(self, point: Point) -> Schedule:
+    def member(self, point: Point) -> Policy:
+        """A point of a window as a policy. Where everything is kept the score does not matter: one stands for all."""
+        rank_by = self.limits.rank_by[0] if point.budget == len(self.budgets) - 1 else point.rank_by
+        budget = self.budgets[point.budget]
+        return member(point.window, self.profile, point.rule, point.filter, budget, point.exit, rank_by)
+
+    def schedule(self, candidate: Candidate) -> Schedule:
         """The candidate as a schedule."""
-        return self.policy(point).schedule(self.spec)
+        return self.schedule_of(self.policy(candidate))
+
+    def schedule_of(self, policy: AnyPolicy) -> Schedule:
+        """A policy on this model and its prompts."""
+        return policy.schedule(self.spec, self._workload, self.profile)
 
     def record(self, trial: Trial) -> None:
         """Keep a trial, in place of an earlier one of the same policy."""
         self.trials[trial.policy] = trial
 
-    def run(self, point: Point) -> Trial:
+    def run(self, candidate: Candidate) -> Trial:
         """Execute a candidate, once; one that is clearly too bad is not executed to the end."""
-        name = str(self.policy(point))
+        name = str(self.policy(candidate))
         if name not in self.trials:
-            schedule = self.schedule(point)
+            schedule = self.schedule(candidate)
             agreement = self.bench.first_token(schedule, self._allowed)
             self.record(Trial(name, self._flops(schedule), agreement))
             self.progress(f"{name}: {agreement.hits} of {agreement.n} first answer tokens kept")
         return self.trials[name]
 
-    def good(self, point: Point) -> bool:
+    def good(self, candidate: Candidate) -> bool:
         """Whether a candidate holds on the proposal split."""
-        return self.run(point).proposal.misses <= self._allowed
+        return self.run(candidate).proposal.misses <= self._allowed
 
-    def order(self, point: Point) -> tuple[int, float]:
+    def order(self, candidate: Candidate) -> tuple[int, float]:
         """By cost in steps of `TIE`, then by divergence."""
-        trial = self.run(point)
+        trial = self.run(candidate)
         return round(trial.decoder_flops / self._dense_flops / TIE), trial.proposal.kl
 
     def _flops(self, schedule: Schedule) -> float:
         return question_flops(self.spec, self._workload, schedule, self.limits.questions)
 
-    def flops(self, point: Point) -> float:
+    def flops(self, candidate: Candidate) -> float:
         """Decoder FLOPs of a candidate, which is not executed for it."""
-        return self._flops(self.schedule(point))
+        return self._flops(self.schedule(candidate))
 
-    def cheaper(self, point: Point, other: Point | None) -> bool:
+    def cheaper(self, candidate: Candidate, other: Candidate | None) -> bool:
         """Whether a candidate costs less than another, or than the dense model, by more than a `TIE`."""
         bound = self._dense_flops if other is None else self.flops(other)
-        return self.flops(point) < bound - TIE * self._dense_flops
+        return self.flops(candidate) < bound - TIE * self._dense_flops
 
     def retreats(self, point: Point) -> list[Point]:
         """Where to go if a candidate does not hold, or only with a large budget: later exits, shallower filters."""
         layers = self.spec.layers
         later = sorted({point.exit + 1, point.exit + 2, (point.exit + layers + 1) // 2, layers})
         found = [replace(point, exit=at) for at in later if point.exit < at <= layers]
-        if point.rule != UNTOUCHED:
+        if point.rule != point.window.untouched:
             found += [replace(point, filter=k) for k in (point.filter - 1, point.filter - 2) if k > 0]
         return found
 
-    def finalists(self) -> list[Point]:
-        """For each rule and filter the smallest budgets that hold, with the earliest exit that holds."""
-        everything = len(self.budgets) - 1
-        start = Point(UNTOUCHED, 0, everything, self._exit(everything), self.limits.rank_by[0])
-        skeletons = [*self._shallow(start), *(replace(start, filter=k) for k in filters(self.proposals, start.exit))]
-        return [point for skeleton in skeletons for point in self._smallest_budgets(skeleton)]
+    def finalists(self) -> list[Candidate]:
+        """Proposed members; of each window, for each rule and filter, the smallest budgets that hold, with the earliest
+        exit that holds."""
+        found: list[Candidate] = [*self.members]
+        for window in self.windows:
+            start = self._exit(window)
+            filtered = [replace(start, filter=k) for k in filters(self.suggested, start.exit)]
+            for skeleton in (*self._shallow(start), *filtered):
+                found += self._smallest_budgets(skeleton)
+        return found
 
-    def _exit(self, everything: int) -> int:
+    def _exit(self, window: Window) -> Point:
         """The earliest proposed exit that holds with everything before it untouched."""
-        layers = self.spec.layers
-        for at in exits(self.profile, self.proposals, self.limits.agreement):
-            if at == layers or self.good(Point(UNTOUCHED, 0, everything, at, self.limits.rank_by[0])):
-                return at
-        return layers
+        layers, everything = self.spec.layers, len(self.budgets) - 1
+        whole = Point(window, window.untouched, 0, everything, layers, self.limits.rank_by[0])
+        for at in exits(self.profile, self.suggested, self.limits.agreement):
+            if at == layers or self.good(replace(whole, exit=at)):
+                return replace(whole, exit=at)
+        return whole
 
     def _shallow(self, start: Point) -> list[Point]:
         """For each shallow rule the deepest filter that holds together with the exit."""
         found = []
-        for rule, deepest in shallows(self.profile, self.proposals, self.limits.agreement):
+        for rule, deepest in shallows(start.window, self.profile, self.suggested, self.limits.agreement):
             top = min(deepest + 1, start.exit - 2)  # the exit leaves at least one layer to the kept tokens
             for depth in range(top, max(0, top - 3), -1):
                 point = replace(start, rule=rule, filter=depth)

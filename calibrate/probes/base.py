@@ -7,7 +7,7 @@ two probes, `result` summarises them. There are two kinds:
   All of them share one pass.
 * an `ExecutedProbe` runs the model itself: `run(batch)` once per batch, on the first `samples` samples only.
 
-To add one: write a file with a subclass, and name it in `REGISTRY`.
+To add one: write a file with a subclass, and name it in `BUILT_IN`, or in another package's entry points.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 
 from calibrate.inputs.batches import Batch, segments
 from calibrate.probes.stats import Array, SampleTable
+from planner import extensions
 from planner.errors import InputError
 from planner.policies.base import nearest
 from planner.profile import ProbeResult, PromptShape
@@ -30,8 +31,8 @@ from planner.profile import ProbeResult, PromptShape
 if TYPE_CHECKING:
     from planner.runtime import Influence, LayerView
 
-#: Name to class; modules are imported when asked for.
-REGISTRY: dict[str, str] = {
+#: Name to class; modules are imported when asked for. Other packages add theirs (`planner.extensions`).
+BUILT_IN: dict[str, str] = {
     "prompt": "calibrate.probes.prompt_shape:PromptLengthsProbe",
     "influence": "calibrate.probes.influence:InfluenceProbe",
     "sinks": "calibrate.probes.sinks:SinksProbe",
@@ -187,17 +188,27 @@ class ExecutedProbe(Probe):
         """Measure a batch and add its rows."""
 
 
+def probe_names() -> tuple[str, ...]:
+    """Names of all probes, those of other packages last; nothing is imported for it."""
+    return tuple(dict.fromkeys((*BUILT_IN, *extensions.added(extensions.PROBES))))
+
+
 def probe_class(name: str) -> type[Probe]:
     """The class of a probe.
 
     Raises:
         InputError: there is none of this name.
+        ExtensionError: the package that adds it is broken.
     """
-    if name not in REGISTRY:
-        raise InputError(f"there is no probe '{name}'", f"{nearest(name, REGISTRY)}Probes: {', '.join(REGISTRY)}")
-    module, attribute = REGISTRY[name].split(":")
-    found: type[Probe] = getattr(importlib.import_module(module), attribute)
-    return found
+    found: type[Probe]
+    if name in BUILT_IN:
+        module, attribute = BUILT_IN[name].split(":")
+        found = getattr(importlib.import_module(module), attribute)
+        return found
+    if name in extensions.added(extensions.PROBES):
+        found = extensions.load_class(extensions.PROBES, name, Probe)
+        return found
+    raise InputError(f"there is no probe '{name}'", f"{nearest(name, probe_names())}Probes: {', '.join(probe_names())}")
 
 
 def build_probes(

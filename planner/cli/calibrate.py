@@ -153,9 +153,9 @@ def command(
     from calibrate.deciding.search import Limits
     from calibrate.inputs.samples import Columns
     from calibrate.pipeline import Options, calibrate_and_plan
-    from calibrate.probes.base import DEFAULT, REGISTRY
+    from calibrate.probes.base import DEFAULT, probe_names
 
-    chosen = tuple(REGISTRY) if probes == "all" else tuple(probes.split(",")) if probes else DEFAULT
+    chosen = probe_names() if probes == "all" else tuple(probes.split(",")) if probes else DEFAULT
     measuring = {"--probes": probes, "--set": settings, "--profile-only": profile_only, "--resume": rest["resume"]}
     clash = [name for name, value in {**measuring, "--shard": rest["shard"] != (0, 1)}.items() if value]
     if rest["profile"] is not None and clash:

@@ -73,7 +73,7 @@ def command(
     """
     import json
 
-    from calibrate.deciding.equal_cost import SCALED
+    from calibrate.deciding.equal_cost import comparable
     from calibrate.deciding.evaluate import BASELINES, evaluate
     from calibrate.inputs.batches import Batches
     from calibrate.inputs.encode import Encoder
@@ -107,7 +107,7 @@ def command(
         TrialRunner(Batches(samples, encoder, loaded.model, batch_size)),
         known.spec,
         (parse(plan.decision.policy), plan.decision.schedule),
-        against=[name for item in against or BASELINES for name in (SCALED if item == "all" else (item,))],
+        against=[name for item in against or BASELINES for name in (comparable() if item == "all" else (item,))],
         answer_tokens=answer_tokens,
         rounds=rounds,
         seed=seed,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
+
+_T = TypeVar("_T")
 
 
 @click.command("ls")
@@ -70,29 +72,46 @@ def _models() -> list[dict[str, str]]:
     return found
 
 
+def _usable(names: Iterable[str], read: Callable[[str], _T]) -> Iterator[tuple[str, _T]]:
+    """Each with what is read of it; a warning in place of one whose package is broken."""
+    from planner.errors import ExtensionError
+
+    for name in names:
+        try:
+            yield name, read(name)
+        except ExtensionError as error:
+            click.echo(f"Warning: {error}", err=True)
+
+
 def _families() -> list[dict[str, str]]:
-    from planner.spec.config import families
+    from planner import extensions
+    from planner.spec.config import families, role_of
 
     kinds = {"vlm": "vision-language model", "decoder": "text decoder", "tower": "vision tower"}
+    list(_usable(extensions.added(extensions.FAMILIES), role_of))  # warns of broken ones
     return [{"model type": name, "kind": kind} for role, kind in kinds.items() for name in families(role)]
 
 
 def _policies() -> list[dict[str, str]]:
-    from planner.policies import names
-    from planner.policies.base import REGISTRY
+    from planner.policies import names, policy_class
 
     return [
-        {"policy": name, "keys": ", ".join(REGISTRY[name].model_fields), "what it does": REGISTRY[name].summary}
-        for name in names()
+        {
+            "policy": name,
+            "keys": ", ".join(policy.model_fields),
+            "at equal cost": "yes" if policy.scaled(0.5) else "no",
+            "what it does": policy.summary,
+        }
+        for name, policy in _usable(names(), policy_class)
     ]
 
 
 def _hardware() -> list[dict[str, str]]:
-    from planner.cost.hardware import shipped_row, shipped_rows
+    from planner import extensions
+    from planner.cost.hardware import hardware, shipped_rows
 
     found = []
-    for name in shipped_rows():
-        row = shipped_row(name)
+    for name, row in _usable(dict.fromkeys((*shipped_rows(), *extensions.added(extensions.HARDWARE))), hardware):
         found.append(
             {
                 "hardware": name,
@@ -116,19 +135,22 @@ def _conventions() -> list[dict[str, str]]:
 
 
 def _probes() -> list[dict[str, Any]]:
-    from calibrate.probes.base import ALWAYS, DEFAULT, REGISTRY
+    from calibrate.probes.base import ALWAYS, DEFAULT, probe_class, probe_names
     from calibrate.probes.settings import spelled_defaults
 
     found = []
-    for name, place in REGISTRY.items():
-        module = importlib.import_module(place.partition(":")[0])
+    for name, probe in _usable(probe_names(), probe_class):
         when = "always" if name == ALWAYS else "by default" if name in DEFAULT else "on request"
         found.append(
             {
                 "probe": name,
                 "runs": when,
                 "settings": spelled_defaults(name),
-                "what it measures": " ".join((module.__doc__ or "").split("\n\n")[0].split()),
+                "what it measures": _first_paragraph(sys.modules[probe.__module__].__doc__ or probe.__doc__),
             }
         )
     return found
+
+
+def _first_paragraph(text: str | None) -> str:
+    return " ".join((text or "").split("\n\n")[0].split())

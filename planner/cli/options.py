@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -38,8 +39,6 @@ def loading(function: F) -> F:
 
     @functools.wraps(function)
     def gathered(**given: Any) -> Any:
-        from dataclasses import fields
-
         from calibrate.inputs.load_options import LoadOptions
 
         chosen = {field.name: given.pop(field.name) for field in fields(LoadOptions)}

@@ -87,6 +87,13 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     show_default=True,
     help="Plain text, Markdown, CSV, JSON or HTML.",
 )
+@click.option(
+    "--check",
+    "checked",
+    metavar="MODEL",
+    help="Load MODEL (directory, hub id or reference/plain), run one forward, and show the FLOPs that torch's and "
+    "fvcore's counters measure beside the prediction, dense and with each --policy; takes no TARGET.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write to this file instead of stdout.")
 def command(
     targets: tuple[str, ...],
@@ -95,6 +102,7 @@ def command(
     images: tuple[tuple[int, int], ...],
     device: str | None,
     swept: str | None,
+    checked: str | None,
     published: bool,
     head: Any,
     alone: Any,
@@ -112,11 +120,18 @@ def command(
 
         _write(markdown(), output)
         return
+    if checked is not None:
+        _refuse_beside_check(click.get_current_context(), fmt)
+        from planner.cli.checking import check_model
+        from planner.policies import parse
+
+        _write(check_model(checked, [(text, parse(text)) for text in policies], head, fmt), output)
+        return
     if not targets:
-        raise click.UsageError("Give a TARGET, such as llava-1.5-7b (plan ls models), or --published.")
+        raise click.UsageError("Give a TARGET, such as llava-1.5-7b (plan ls models), --check or --published.")
     from planner.policies import parse
     from planner.report.costs import render, report
-    from planner.report.targets import read_target, workload_of
+    from planner.report.targets import asked_workload, read_target
 
     given = {name: value for name, value in sizes.items() if value is not None and value is not False}
     parsed = [(text, parse(text)) for text in policies]
@@ -124,7 +139,7 @@ def command(
     reports, sheets = [], []
     for text in targets:
         target = read_target(text)
-        workload = workload_of(target, images, given)
+        workload = asked_workload(target, images, given)
         if swept is not None:
             from planner.report.sweeps import sweep_csv
 
@@ -137,6 +152,21 @@ def command(
         chosen = [(name, policy.schedule(target.spec, workload, target.profile)) for name, policy in settled]
         reports.append(report(target, workload, [*target.plans, *chosen], convention, row, head, alone))
     _write("\n".join(sheets) if swept is not None else render(reports, fmt), output)
+
+
+def _refuse_beside_check(ctx: click.Context, fmt: str) -> None:
+    """A check asks one prompt of one model: what shapes other reports has no place beside it."""
+    beside = {"checked", "policies", "head", "fmt", "output"}
+    given = [
+        parameter.opts[0] if isinstance(parameter, click.Option) else "TARGET"
+        for parameter in ctx.command.params
+        if parameter.name not in beside
+        and ctx.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"{', '.join(given)} cannot go with --check: the forward decides")
+    if fmt in ("csv", "html"):
+        raise click.UsageError("--check prints table, md or json")
 
 
 def _hardware(device: str | None) -> Any:

@@ -1,7 +1,12 @@
-"""The cost of a schedule: FLOPs, KV-cache bytes and a latency estimate. Needs NumPy for sweeps only."""
+"""The cost of a schedule: FLOPs, KV-cache bytes and a latency estimate. Needs NumPy for sweeps only.
+
+The package is callable, as its function `cost` is, so that ``planner.cost`` is one thing however it was imported.
+"""
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from planner.cost.conventions import CONVENTIONS, Convention
@@ -23,3 +28,12 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+class _Callable(ModuleType):
+    def __call__(self, *args: Any, **options: Any) -> Cost:
+        """See `planner.cost.flops.cost`."""
+        return cost(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from planner.errors import InputError
+from planner import extensions
+from planner.errors import ExtensionError, InputError, PlannerError
 from planner.files import is_file, parse_json, read_text
 
 # Not just above 0: products of such numbers vanish, and times are quotients.
@@ -85,32 +86,38 @@ def _likeness(known: str, name: str) -> int:
 
 
 def hardware(name: str | os.PathLike[str]) -> Hardware:
-    """A shipped row by name, or a user's own JSON file.
+    """A row by name, shipped or of another package (`planner.extensions`), or a user's own JSON file.
 
     Raises:
         InputError: no such row or file, or a field is missing or absurd.
+        ExtensionError: the package that adds the row is broken.
     """
     text = os.fspath(name)
     if text in shipped_rows():
         return shipped_row(text)
+    added = extensions.added(extensions.HARDWARE)
+    if text in added:
+        where = f"{text}.json of the package {extensions.origin(extensions.HARDWARE, text)}"
+        return _row(extensions.load_json(extensions.HARDWARE, text), where, ExtensionError)
     path = Path(text)
     if not is_file(path):
         from difflib import get_close_matches
 
-        near = get_close_matches(text, shipped_rows(), n=1)
+        known = sorted({*shipped_rows(), *added})
+        near = get_close_matches(text, known, n=1)
         hint = f"Did you mean '{near[0]}'? " if near else ""
-        raise InputError(f"there is no hardware row or file '{text}'", f"{hint}Shipped: {', '.join(shipped_rows())}")
+        raise InputError(f"there is no hardware row or file '{text}'", f"{hint}Known: {', '.join(known)}")
     remedy = "See `plan ls hardware` for what a row holds"
     return _row(parse_json(read_text(path), str(path), InputError, remedy), str(path))
 
 
-def _row(values: Any, where: str) -> Hardware:
+def _row(values: Any, where: str, refusal: type[PlannerError] = InputError) -> Hardware:
     try:
         return Hardware.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the row"
-        raise InputError(f"{where}: {field}: {first['msg']}", "A row is like those of `plan ls hardware`") from error
+        raise refusal(f"{where}: {field}: {first['msg']}", "A row is like those of `plan ls hardware`") from error
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,37 +1,45 @@
-"""Many schedules of one policy at once: parameters in arrays, figures in arrays, the same formulas as a single cost.
+"""Many schedules of one policy: parameters in arrays, figures in arrays, each exactly what `cost` gives.
 
-    found = sweep(spec, workload, "visipruner", filter=filters, keep=keeps, exit=exits)
-    found.prefill_flops        # int64, one entry per schedule, exactly what `cost` gives for each
+    found = sweep(spec, workload, VisiPruner, filter=filters, keep=keeps, exit=exits)
+    found.prefill_flops        # int64, one entry per schedule
 
-A policy takes part by a function here that lays its parameters out as segments with array fields. A stage of no
-layers costs nothing, so every schedule of a policy has the same segments.
+Every policy can be swept, some 100 us a schedule. Policies that lay their parameters out as arrays (`Policy.layout`)
+take a fast path, a thousand times faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from planner.cost.conventions import CONVENTIONS, convention
+from planner.cost.conventions import convention
 from planner.cost.flops import Cell, _vision, cache_elements, cells_of, cost, decode_step_macs, decoder_macs
 from planner.cost.hardware import Hardware
-from planner.cost.roofline import CLASSES, roofline, weight_bytes
-from planner.cost.staircase import Scoring, Segment
+from planner.cost.roofline import CLASSES, latency, roofline, weight_bytes
+from planner.cost.sweep_layout import Array, SweepLayout
 from planner.errors import InputError
-from planner.schedule import Count, RankBy, Schedule, Select, Stage, dense
+from planner.schedule import Schedule, Stage, dense
 from planner.spec.facts import ModelSpec
 from planner.workload import Workload
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    from planner.policies import Policy
+    from planner.profile import Profile
+
 #: Schedules computed at a time: their arrays stay in a core's cache.
 CHUNK = 1 << 14
 #: Beyond this a 64-bit integer might overflow on the way, and Python's own integers are used.
 SAFE = 1 << 61
+
+
+class Scheduled(Protocol):
+    """A policy, or a composition of some."""
+
+    def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule: ...
 
 
 @dataclass(frozen=True)
@@ -60,108 +68,169 @@ class Sweep:
 def sweep(
     spec: ModelSpec,
     workload: Workload,
-    policy: str,
+    policy: type[Policy],
     convention_name: str = "exact",
     hardware: Hardware | None = None,
+    profile: Profile | None = None,
     **parameters: ArrayLike,
 ) -> Sweep:
     """Cost of many schedules of one policy.
 
     Args:
         spec, workload: as for `cost`.
-        policy: one of `POLICIES`.
-        convention_name: `exact` or `causal`.
-        hardware: also estimate latency on it.
-        parameters: the policy's, arrays of one length or single numbers.
+        policy: its class.
+        convention_name: as for `cost`; those of executed work are fast where the policy is.
+        hardware: also estimate latency on it, under a convention of executed work.
+        profile: for policies that take parameters from it.
+        parameters: the policy's, arrays of one length or single values; what is left out has its default.
 
     Raises:
-        InputError: an unknown policy or parameter, arrays of different lengths, or values outside the model.
+        InputError: a parameter that the policy does not have or that does not fit, or arrays of different lengths.
     """
-    rule = convention(convention_name)
-    if not rule.real:
-        raise InputError(f"a sweep counts executed work, '{convention_name}' does not", "Use exact or causal")
-    if policy not in POLICIES:
-        raise InputError(f"policy '{policy}' cannot be swept", f"Policies: {', '.join(POLICIES)}")
-    layout, names = POLICIES[policy]
-    arrays = _arrays(policy, names, parameters)
-    workload = _image_stream(spec, workload, policy, arrays)
-    top = cost(spec, workload, dense(spec.layers), convention_name)
-    huge = max(top.prefill_flops, 2 * workload.batch * top.decode_flops_per_token) > SAFE
-    count = len(next(iter(arrays.values())))
-    kind: Any = object if huge else np.int64
-    results: dict[str, Array] = {name: np.empty(count, kind) for name in ("prefill", "visual", "decode", "cache")}
-    times = {name: np.empty(count) for name in ("prefill_ms", "decode_ms")} if hardware is not None else {}
-    fixed = _Fixed(spec, workload, policy, convention_name)
+    _check(convention_name, hardware)
+    arrays = _arrays(parameters)
+    count = len(next(iter(arrays.values()))) if arrays else 1
+    fast = _Fast(spec, workload, policy, convention_name, hardware)
+    chunks = []
     for start in range(0, count, CHUNK):
-        part = slice(start, start + CHUNK)
-        chosen = {name: array[part] for name, array in arrays.items()}
-        segments = layout(spec, workload, chosen, kind)
-        cells = cells_of(spec, segments)
-        fixed.fill(segments, cells, {name: array[part] for name, array in results.items()})
-        if hardware is not None:
-            fixed.time(cells, hardware, {name: array[part] for name, array in times.items()})
-    return Sweep(
-        parameters=arrays,
-        prefill_flops=results["prefill"],
-        visual_attention=results["visual"],
-        decode_flops_per_token=results["decode"],
-        kv_cache_bytes=results["cache"],
-        prefill_ms=times.get("prefill_ms"),
-        decode_ms=times.get("decode_ms"),
-    )
+        chosen = {name: array[start : start + CHUNK] for name, array in arrays.items()}
+        figures = fast.figures(chosen)
+        if figures is None:
+            made = _members(policy, chosen, min(CHUNK, count - start))
+            figures = _each(spec, workload, made, convention_name, hardware, profile)
+        chunks.append(figures)
+    return _joined(arrays, chunks)
 
 
-def _image_stream(spec: ModelSpec, workload: Workload, policy: str, arrays: dict[str, Array]) -> Workload:
-    """The workload as every schedule of the sweep meets it: only blind shallow layers leave an image stream behind."""
-    if not workload.image_stream_cached:
-        return workload
-    if policy != "visipruner":
-        return workload.model_copy(update={"image_stream_cached": False})
-    least = max(1, spec.decoder.deepstack)
-    if (arrays["filter"] < least).any():
+def sweep_each(
+    spec: ModelSpec,
+    workload: Workload,
+    policies: Iterable[Scheduled],
+    convention_name: str = "exact",
+    hardware: Hardware | None = None,
+    profile: Profile | None = None,
+) -> Sweep:
+    """Cost of policies or compositions, one by one; see `sweep`. The parameters are left out."""
+    _check(convention_name, hardware)
+    return _joined({}, [_each(spec, workload, policies, convention_name, hardware, profile)])
+
+
+def _check(convention_name: str, hardware: Hardware | None) -> None:
+    if hardware is not None and not convention(convention_name).real:
         raise InputError(
-            f"a plan with fewer than {least} shallow layers has no image stream that could be cached",
-            f"Choose filter of {least} or more, or sweep without image_stream_cached",
+            f"'{convention_name}' counts as a paper does, not what a device executes",
+            "Use exact or causal with hardware",
         )
-    return workload
 
 
-class _Fixed:
-    """What does not depend on the schedule: vision, projector, head, weights."""
+def _arrays(given: dict[str, ArrayLike]) -> dict[str, Array]:
+    arrays = {name: np.atleast_1d(np.asarray(values)) for name, values in given.items()}
+    lengths = {len(array) for array in arrays.values()} - {1}
+    if len(lengths) > 1 or any(array.ndim != 1 for array in arrays.values()):
+        raise InputError("the arrays of a sweep must have one length", "Use numpy.meshgrid and ravel for a grid")
+    length = max(lengths, default=1)
+    if not length:
+        raise InputError("a sweep of nothing has no figures", "Give at least one value of each parameter")
+    return {name: np.broadcast_to(array, length) for name, array in arrays.items()}
 
-    def __init__(self, spec: ModelSpec, workload: Workload, policy: str, convention_name: str) -> None:
-        self.spec, self.workload, self.rule = spec, workload, CONVENTIONS[convention_name]
-        entry = Select(rank_by=ENTRY_SCORE[policy], keep=Count(count=1)) if policy in ENTRY_SCORE else None
-        schedule = Schedule(entry=entry, stages=(Stage(first=0, last=spec.layers),))
-        self.vision, self.projector, self.scored = _vision(spec, workload, schedule)
-        self.head = self.rule.flops_per_mac * workload.batch * spec.decoder.head_macs
 
-    def fill(self, segments: tuple[Segment, ...], cells: tuple[Cell, ...], out: dict[str, Array]) -> None:
-        """Write the counts of one chunk."""
-        batch = self.workload.batch
+def _members(policy: type[Policy], arrays: dict[str, Array], count: int) -> Iterator[Policy]:
+    """The policy under each set of parameters."""
+    if not arrays:
+        yield from (policy.make({}) for _ in range(count))
+        return
+    for values in zip(*(array.tolist() for array in arrays.values()), strict=True):
+        yield policy.make(dict(zip(arrays, values, strict=True)))
+
+
+#: Figures of a sweep, in the order of `Sweep`'s fields.
+_Figures = tuple[Array, ...]
+
+
+def _each(
+    spec: ModelSpec,
+    workload: Workload,
+    policies: Iterable[Scheduled],
+    convention_name: str,
+    hardware: Hardware | None,
+    profile: Any,
+) -> _Figures:
+    """Schedules one by one, each through `cost` and `latency`."""
+    rows: list[list[Any]] = []
+    for policy in policies:
+        found = cost(spec, workload, policy.schedule(spec, workload, profile), convention_name)
+        row = [found.prefill_flops, found.visual_attention, found.decode_flops_per_token, found.kv_cache_bytes]
+        if hardware is not None:
+            time = latency(found, hardware)
+            row += [time.prefill_ms, time.decode_ms]
+        rows.append(row)
+    return tuple(_column(values) for values in zip(*rows, strict=True))
+
+
+def _column(values: tuple[Any, ...]) -> Array:
+    """Integers of any size stay exact."""
+    large = any(isinstance(value, int) and value > SAFE for value in values)
+    return np.array(values, dtype=object if large else None)
+
+
+def _joined(parameters: dict[str, Array], chunks: list[_Figures]) -> Sweep:
+    return Sweep(parameters, *(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
+
+
+class _Fast:
+    """Figures of schedules that a policy lays out as arrays."""
+
+    def __init__(
+        self, spec: ModelSpec, workload: Workload, policy: type[Policy], convention_name: str, hardware: Hardware | None
+    ) -> None:
+        self.spec, self.workload, self.policy = spec, workload, policy
+        self.rule, self.hardware = convention(convention_name), hardware
+        top = cost(spec, workload, dense(spec.layers), convention_name)
+        large = max(top.prefill_flops, 2 * workload.batch * top.decode_flops_per_token) > SAFE
+        self.kind: Any = object if large else np.int64
+
+    def figures(self, given: dict[str, Array]) -> _Figures | None:
+        """Figures of some schedules; None where the policy does not lay them out."""
+        numbers = all(array.dtype.kind in "biuf" for array in given.values())
+        if not (self.rule.real and numbers):
+            return None
+        layout = self.policy.layout(self.spec, self.workload, given, self.kind)
+        return None if layout is None else self._figures(layout, len(next(iter(given.values()))) if given else 1)
+
+    def _figures(self, layout: SweepLayout, count: int) -> _Figures:
+        spec, segments, batch = self.spec, layout.segments, self.workload.batch
+        cells = cells_of(spec, segments)
         flops = self.rule.flops_per_mac * batch
-        macs, visual = decoder_macs(self.rule, self.spec, segments, cells, generic=False)
-        self._prefill = {name: flops * value for name, value in macs.items()}
-        self._prefill["selector"] = self._prefill["selector"] + self.scored
-        self._prefill |= {"vision": self.vision, "projector": self.projector, "lm_head": self.head}
-        out["prefill"][:] = sum(self._prefill.values())
-        out["visual"][:] = flops * visual
-        step = decode_step_macs(self.spec, cells, 0)
-        out["decode"][:] = 2 * sum(step.values())
-        bits = cache_elements(self.spec, cells, 0) * batch * self.workload.kv_bits
-        self._cache = (bits + 7) // 8
-        out["cache"][:] = self._cache
+        macs, visual = decoder_macs(self.rule, spec, segments, cells, generic=False)
+        prefill = {name: flops * value for name, value in macs.items()}
+        streamed = self.workload.image_stream_cached and layout.streams
+        request = self.workload.model_copy(update={"image_stream_cached": streamed})
+        whole = Schedule(entry=layout.entry, stages=(Stage(first=0, last=spec.layers),))
+        prefill["vision"], prefill["projector"], scored = _vision(spec, request, whole)
+        prefill["selector"] = prefill["selector"] + scored
+        prefill["lm_head"] = flops * spec.decoder.head_macs
+        step = decode_step_macs(spec, cells, 0)
+        bits = cache_elements(spec, cells, 0) * batch * self.workload.kv_bits
+        cache = (bits + 7) // 8
+        figures = (sum(prefill.values()), flops * visual, 2 * sum(step.values()), cache)
+        columns = tuple(np.broadcast_to(np.asarray(value, self.kind), count) for value in figures)
+        if self.hardware is None:
+            return columns
+        times = self._times(cells, self.hardware, prefill, step, cache)
+        return (*columns, *(np.broadcast_to(np.asarray(time, float), count) for time in times))
 
-    def time(self, cells: tuple[Cell, ...], hardware: Hardware, out: dict[str, Array]) -> None:
-        """Write the latency estimates of the chunk just filled, as `latency` makes them."""
+    def _times(
+        self, cells: tuple[Cell, ...], hardware: Hardware, prefill: dict[str, Any], first: dict[str, Any], cache: Any
+    ) -> tuple[Any, Any]:
+        """Prefill and decode time, as `latency` estimates them."""
         spec, workload = self.spec, self.workload
         weights = weight_bytes(spec, workload, workload.batch * workload.prompt_tokens)
-        work = {name: (self._prefill[name], weights.get(name, 0)) for name in CLASSES}
-        work["attention_scores"] = (self._prefill["attention_scores"], self._cache)
+        work = {name: (prefill[name], weights.get(name, 0)) for name in CLASSES}
+        work["attention_scores"] = (prefill["attention_scores"], cache)
         overhead_ms = spec.layers * hardware.overhead_us / 1000
-        out["prefill_ms"][:] = sum(roofline(_floats(work), hardware).values()) + overhead_ms
+        prefill_ms = sum(roofline(_floats(work), hardware).values()) + overhead_ms
         middle = (workload.output_tokens - 1) // 2
-        first, later = decode_step_macs(spec, cells, 0), decode_step_macs(spec, cells, middle)
+        later = decode_step_macs(spec, cells, middle)
         weights = weight_bytes(spec, workload, workload.batch)
         flops = 2 * workload.batch
         steps = {
@@ -172,7 +241,7 @@ class _Fixed:
         added = sum(later.values()) - sum(first.values())
         bits = cache_elements(spec, cells, middle) * workload.batch * workload.kv_bits
         steps["attention_scores"] = (flops * (first["attention_scores"] + added), (bits + 7) // 8)
-        out["decode_ms"][:] = sum(roofline(_floats(steps), hardware).values()) + overhead_ms
+        return prefill_ms, sum(roofline(_floats(steps), hardware).values()) + overhead_ms
 
 
 def _floats(work: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
@@ -181,140 +250,3 @@ def _floats(work: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
         name: tuple(value.astype(float) if isinstance(value, np.ndarray) else value for value in pair)  # type: ignore[misc]
         for name, pair in work.items()
     }
-
-
-# -- policies laid out as arrays --------------------------------------------------------------------------------------
-
-SweepLayout = Callable[[ModelSpec, Workload, dict[str, Array], Any], tuple[Segment, ...]]
-
-
-def _segment(workload: Workload, first: Any, last: Any, visual: Any, **rule: Any) -> Segment:
-    rule = {"cached_visual": visual, **rule}
-    return Segment(
-        first=first,
-        last=last,
-        system=workload.system_tokens,
-        text=workload.text_tokens,
-        visual=visual,
-        prompt_text=workload.text_tokens,
-        prompt_visual=workload.visual_tokens,
-        **rule,
-    )
-
-
-def _fastv(rank_by: RankBy) -> SweepLayout:
-    def lay(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: Any) -> tuple[Segment, ...]:
-        k, ratio = _layers("k", given["k"], 1, spec.layers - 1, kind), given["ratio"]
-        _inside("ratio", ratio, 0, 1)
-        visual = workload.visual_tokens
-        share = np.round(1 - ratio.astype(float), 12)
-        # `planner.schedule.kept`: the nearest whole number, halves up, at least one; a share of nothing is nothing.
-        left = np.clip((share * visual + 0.5).astype(np.int64), min(1, visual), visual) * (share > 0)
-        select = Select(rank_by=rank_by, keep=Count(count=1))
-        before = _segment(
-            workload, 0, k, visual, scorings=(Scoring(select, visual, workload.text_tokens, np.maximum(k - 1, 0)),)
-        )
-        return before, _segment(workload, k, spec.layers, left.astype(kind))
-
-    return lay
-
-
-def _prellm(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: Any) -> tuple[Segment, ...]:
-    return (
-        _segment(workload, 0, np.full(len(given["keep"]), spec.layers, kind), _budget(given["keep"], workload, kind)),
-    )
-
-
-def _visipruner(probe: bool) -> SweepLayout:
-    def lay(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: Any) -> tuple[Segment, ...]:
-        first = _layers("filter", given["filter"], 1 if probe else 0, spec.layers - 1, kind)
-        last = _layers("exit", given["exit"], 1, spec.layers, kind)
-        middle = first if probe else first + 1
-        wrong = (last <= middle) & (last < spec.layers)
-        if wrong.any():
-            at = int(np.argmax(wrong))
-            raise InputError(
-                f"exit={last[at]} leaves no layer to the kept tokens after filter={first[at]}",
-                "Choose larger exits or smaller filters",
-            )
-        visual, left = workload.visual_tokens, _budget(given["keep"], workload, kind)
-        if (left == 0).any() and visual:
-            raise InputError("a sweep of visipruner keeps at least one token", "Choose keep of 1 or more")
-        select = Select(rank_by="influence_l2", keep=Count(count=1), probe=probe)
-        scoring = (Scoring(select, visual, workload.text_tokens, first),)
-        shallow = _segment(
-            workload, 0, first, visual, cached_visual=0, alone=True, reads=False, streamed=workload.image_stream_cached,
-            scorings=scoring if probe else (),
-        )  # fmt: skip
-        filtering = _segment(workload, first, middle, visual, cached_visual=left, scorings=() if probe else scoring)
-        kept = _segment(workload, middle, last, left)
-        return shallow, filtering, kept, _segment(workload, last, spec.layers, 0)
-
-    return lay
-
-
-def _pyramiddrop(spec: ModelSpec, workload: Workload, given: dict[str, Array], kind: Any) -> tuple[Segment, ...]:
-    from planner.policies.pyramiddrop import scaled
-
-    _inside("keep", given["keep"], 1e-9, 1)
-    present: Any = np.full(len(given["keep"]), workload.visual_tokens, kind)
-    select = Select(rank_by="last_attention", keep=Count(count=1))
-    bounds, segments = (0, *scaled((8, 16, 24), spec.layers), spec.layers), []
-    for first, last in pairwise(bounds):
-        scoring = (Scoring(select, present, workload.text_tokens, last - 1),) if last < spec.layers else ()
-        segments.append(_segment(workload, first, last, present, scorings=scoring))
-        left = (given["keep"] * present.astype(float) + 0.5).astype(np.int64)
-        present = np.clip(left, min(1, workload.visual_tokens), present.astype(np.int64)).astype(kind)
-    return tuple(segments)
-
-
-def _budget(keep: Array, workload: Workload, kind: Any) -> Array:
-    """A budget as policies take it: below 1 a share, else a whole number."""
-    visual = workload.visual_tokens
-    _inside("keep", keep, 0, 1 << 31)
-    if ((keep >= 1) & (keep != np.floor(keep))).any():
-        raise InputError("a budget of tokens must be whole", "Round keep, or give shares below 1")
-    share = (keep > 0) & (keep < 1)
-    counts = np.where(share, np.maximum((keep * visual + 0.5).astype(np.int64), min(1, visual)), keep.astype(np.int64))
-    return np.minimum(counts, visual).astype(kind)
-
-
-def _layers(name: str, values: Array, least: int, most: int, kind: Any) -> Array:
-    _inside(name, values, least, most)
-    whole = values.astype(np.int64)
-    if (whole != values).any():
-        raise InputError(f"{name} must be whole layers", "Round it")
-    return whole.astype(kind)
-
-
-def _inside(name: str, values: Array, least: float, most: float) -> None:
-    if not ((values >= least) & (values <= most)).all():
-        raise InputError(f"{name} must lie between {least:g} and {most:g}", "Check the sweep's ranges")
-
-
-#: Name -> layout and parameters with their defaults (None: must be given).
-POLICIES: dict[str, tuple[SweepLayout, dict[str, float | None]]] = {
-    "fastv": (_fastv("last_attention"), {"k": None, "ratio": None}),
-    "random": (_fastv("random"), {"k": None, "ratio": None}),
-    "prellm": (_prellm, {"keep": None}),
-    "pyramiddrop": (_pyramiddrop, {"keep": None}),
-    "visipruner": (_visipruner(probe=False), {"filter": None, "keep": None, "exit": None}),
-    "visipruner-probe": (_visipruner(probe=True), {"filter": None, "keep": None, "exit": None}),
-}
-#: Policies whose selection happens before the decoder, and by which score.
-ENTRY_SCORE: dict[str, RankBy] = {"prellm": "encoder_attention"}
-
-
-def _arrays(policy: str, names: Mapping[str, float | None], given: Mapping[str, ArrayLike]) -> dict[str, Array]:
-    for name in given:
-        if name not in names:
-            raise InputError(f"a sweep of '{policy}' has no parameter '{name}'", f"Parameters: {', '.join(names)}")
-    missing = [name for name in names if name not in given]
-    if missing:
-        raise InputError(f"a sweep of '{policy}' needs {', '.join(missing)}", "Give each as a number or a range")
-    arrays = {name: np.atleast_1d(np.asarray(given[name])) for name in names}
-    lengths = {len(array) for array in arrays.values()} - {1}
-    if len(lengths) > 1 or any(array.ndim != 1 for array in arrays.values()):
-        raise InputError("the arrays of a sweep must have one length", "Use numpy.meshgrid and ravel for a grid")
-    length = max(lengths, default=1)
-    return {name: np.broadcast_to(array, length) for name, array in arrays.items()}

@@ -1,44 +1,63 @@
 """What a policy is: a frozen, named set of parameters that becomes a schedule. One policy, one file, one class.
 
 A subclass registers itself under its `name`, and is written on a command line as ``name:key=value,...``; lists as
-``8/16/24``.
+``8/16/24``. `schedule` is all that it must say. The rest of what reports, comparisons and the decision ask of a policy
+has a default here: nothing to turn to a cost (`scaled`), nothing to propose (`candidates`), no fast path (`layout`).
 """
 
 from __future__ import annotations
 
 import types
 import typing
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from planner.errors import InputError
+from planner.policies.on_model import OnModel
 from planner.schedule import Count, Fraction, Keep, Schedule
 
 if TYPE_CHECKING:
+    from planner.cost.sweep_layout import Columns, SweepLayout
+    from planner.policies.window import Window
+    from planner.profile import Profile
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
-#: Name -> class, in the order of registration.
+P = TypeVar("P", bound="Policy")
+#: Name -> class, in the order of registration. `planner.policies.known` adds those of other packages.
 REGISTRY: dict[str, type[Policy]] = {}
+#: Depth of the models that published layers refer to.
+PUBLISHED_DEPTH = 32
 
 
-class Policy(BaseModel):
+class Policy(OnModel, BaseModel):
     """Parameters of a token policy.
 
     Attributes:
         name: how it is called on a command line and in tables.
         summary: one line for ``plan ls policies``.
+        variants: settings under which it is compared a second time: ``{"norm": {...}}`` makes NAME-norm of `scaled`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: ClassVar[str]
     summary: ClassVar[str]
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        REGISTRY[cls.name] = cls
+        if "name" not in cls.__dict__:
+            return  # a specialisation, or a base of several policies
+        have = REGISTRY.setdefault(cls.name, cls)
+        if (have.__module__, have.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InputError(
+                f"{cls.__module__}.{cls.__qualname__} calls itself '{cls.name}', as {have.__module__} does already",
+                "Give it another name",
+            )
+        REGISTRY[cls.name] = cls  # defined again, as in a notebook
 
     def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
         """The schedule of this policy on a model.
@@ -63,12 +82,50 @@ class Policy(BaseModel):
         """
         return self
 
+    @classmethod
+    def scaled(cls, dropped: float) -> tuple[Policy, ...]:
+        """Members of this policy that drop the more, the nearer `dropped` in [0, 1] is to 1: what is turned until it
+        costs what another plan does (`calibrate.deciding.equal_cost`).
+
+        Several where the first form cannot reach every cost; the first that can is used. Always as many, whatever
+        `dropped` is. Empty: nothing in this policy can be turned to a cost.
+        """
+        return ()
+
+    @classmethod
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy | Window]:
+        """What is worth executing on a model, as its profile proposes it.
+
+        The decision executes each member on samples, and keeps the cheapest that answers like the dense model. A
+        `Window` is a space of members that it searches itself. Empty: this policy proposes nothing.
+        """
+        return ()
+
+    @classmethod
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+        """Many schedules at once, laid out as arrays: an optional fast path of sweeps, see `planner.cost.sweep_layout`.
+
+        Args:
+            given: keys to arrays of equal length; keys that are not there have their defaults.
+            kind: dtype for numbers that costs are counted from.
+
+        Returns:
+            None where these parameters are not laid out, or one does not fit: each schedule is then made and costed by
+            itself, which also refuses what is wrong.
+        """
+        return None
+
     @field_validator("*", mode="before")
     @classmethod
     def _split_lists(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, str) and _is_list(cls.model_fields[info.field_name].annotation):
+        if isinstance(value, str) and cls.takes_list(info.field_name):
             return [part for part in value.split("/") if part]
         return value
+
+    @classmethod
+    def takes_list(cls, key: str) -> bool:
+        """Whether a parameter is a list, written ``8/16/24``."""
+        return _is_list(cls.model_fields[key].annotation)
 
     def __str__(self) -> str:
         """The spelling that `parse` reads back."""
@@ -81,8 +138,8 @@ class Policy(BaseModel):
         return f"{self.name}:{','.join(shown)}" if shown else self.name
 
     @classmethod
-    def make(cls, values: dict[str, str]) -> Policy:
-        """A policy from its spelled parameters.
+    def make(cls: type[P], values: Mapping[str, Any]) -> P:
+        """A policy from its parameters, spelled or as values.
 
         Raises:
             InputError: an unknown key (the nearest valid one is named), a missing one, or a value that makes no sense.
@@ -119,6 +176,20 @@ def keep_of(value: float) -> Keep:
     if 0 < value < 1:
         return Fraction(fraction=value)
     return Count(count=int(value) if float(value).is_integer() else value)
+
+
+def share_kept(dropped: float) -> float:
+    """What `scaled` forms keep: neither everything nor nothing, which are no shares; one token in ten thousand less or
+    more."""
+    return min(max(round(1 - dropped, 4), 1e-4), 1 - 1e-4)
+
+
+def relative_layers(layers: Sequence[int], depth: int) -> tuple[int, ...]:
+    """Published layers on a model of another depth: the same relative depth, distinct, and at least 1."""
+    chosen: list[int] = []
+    for layer in layers:
+        chosen.append(max(round(layer * depth / PUBLISHED_DEPTH), (chosen[-1] if chosen else 0) + 1))
+    return tuple(chosen)
 
 
 def check_layer(policy: str, key: str, layer: float, layers: int) -> None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from planner.errors import InputError
 from planner.policies.base import Policy
+from planner.policies.on_model import OnModel
 from planner.schedule import Schedule, Stage
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _CACHE = ("all", "kept", "none")
 
 
 @dataclass(frozen=True)
-class Composition:
+class Composition(OnModel):
     """Policies applied together, from the first to the last. Behaves as a `Policy`."""
 
     parts: tuple[Policy, ...]
@@ -38,7 +39,7 @@ class Composition:
         """
         result = self.parts[0].schedule(spec, workload, profile)
         for part in self.parts[1:]:
-            result = overlay(result, part.schedule(spec, workload, profile))
+            result = combine(result, part.schedule(spec, workload, profile))
         return result
 
     def resolve(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Composition:
@@ -49,7 +50,11 @@ class Composition:
         return "+".join(str(part) for part in self.parts)
 
 
-def overlay(below: Schedule, above: Schedule) -> Schedule:
+#: What is costed, planned and attached.
+AnyPolicy = Policy | Composition
+
+
+def combine(below: Schedule, above: Schedule) -> Schedule:
     """One schedule that does what both do: stages are cut at both's bounds, the stricter rule holds, selections
     follow each other.
 

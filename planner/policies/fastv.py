@@ -11,6 +11,7 @@ from planner.policies.base import Policy, check_layer
 from planner.schedule import Count, Fraction, RankBy, Schedule, Select, Stage
 
 if TYPE_CHECKING:
+    from planner.cost.sweep_layout import Columns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -36,6 +37,15 @@ class FastV(Policy):
             )
         return drop_after(self.name, spec.layers, self.k, self.ratio, "last_attention")
 
+    @classmethod
+    def scaled(cls, dropped: float) -> tuple[FastV, ...]:
+        # After layer 0 already where two whole layers cost more than they may.
+        return cls(k=2, ratio=dropped), cls(k=1, ratio=dropped)
+
+    @classmethod
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+        return drop_after_layout(spec, workload, given, kind, "last_attention")
+
 
 def drop_after(policy: str, layers: int, k: int, ratio: float, rank_by: RankBy, seed: int = 0) -> Schedule:
     """Everything in layers ``[0, k)``, a share `ratio` fewer visual tokens from layer k on."""
@@ -47,3 +57,24 @@ def drop_after(policy: str, layers: int, k: int, ratio: float, rank_by: RankBy, 
     else:
         select = Select(rank_by="none", keep=Count(count=0))
     return Schedule(stages=(Stage(first=0, last=k, selects=(select,)), Stage(first=k, last=layers)))
+
+
+def drop_after_layout(
+    spec: ModelSpec, workload: Workload, given: Columns, kind: Any, rank_by: RankBy
+) -> SweepLayout | None:
+    """`drop_after` for arrays of ``k`` and ``ratio``, see `Policy.layout`."""
+    import numpy as np
+
+    from planner.cost.sweep_layout import Scoring, SweepLayout, column, inside, segment, share_of, whole_layers
+
+    share = np.round(1 - column(given, "ratio", 0.5).astype(float), 12)
+    k = whole_layers(column(given, "k", 2), 1, spec.layers - 1)
+    # Dropping everything needs no scores.
+    if given.keys() - {"k", "ratio"} or k is None or not inside(share, 1e-12, 1):
+        return None
+    visual = workload.visual_tokens
+    left = share_of(share, visual)
+    select = Select(rank_by=rank_by, keep=Count(count=1))
+    scoring = Scoring(select, visual, workload.text_tokens, np.maximum(k - 1, 0).astype(kind))
+    before = segment(workload, 0, k.astype(kind), visual, scorings=(scoring,))
+    return SweepLayout((before, segment(workload, k.astype(kind), spec.layers, left.astype(kind))))

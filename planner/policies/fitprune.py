@@ -46,6 +46,10 @@ class FitPrune(Policy):
                 first, present = layer + 1, count
         return Schedule(stages=(*stages, Stage(first=first, last=spec.layers)))
 
+    @classmethod
+    def scaled(cls, dropped: float) -> tuple[FitPrune, ...]:
+        return (cls(reduction=min(max(dropped, 1e-4), 1 - 1e-4)),)
+
     def _geometric(self, spec: ModelSpec, workload: Workload | None) -> tuple[int, ...]:
         if workload is None or not workload.visual_tokens:
             raise InputError(

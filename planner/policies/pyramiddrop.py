@@ -3,22 +3,24 @@ Reduction")."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from planner.errors import InputError
-from planner.policies.base import Policy, check_layer
+from planner.policies.base import Policy, check_layer, relative_layers, share_kept
 from planner.schedule import Count, Fraction, Keep, RankBy, Schedule, Select, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from planner.cost.sweep_layout import Columns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
-#: Depth of the model the published layers refer to.
-PUBLISHED_DEPTH = 32
+#: As published, for models of 32 layers.
+PUBLISHED_LAYERS = (8, 16, 24)
 
 
 class PyramidDrop(Policy):
@@ -35,16 +37,31 @@ class PyramidDrop(Policy):
     keep: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
-        layers = self.layers if self.layers is not None else scaled((8, 16, 24), spec.layers)
+        layers = self.layers if self.layers is not None else relative_layers(PUBLISHED_LAYERS, spec.layers)
         return drop_at(self.name, spec.layers, layers, [Fraction(fraction=self.keep)] * len(layers), "last_attention")
 
+    @classmethod
+    def scaled(cls, dropped: float) -> tuple[PyramidDrop, ...]:
+        # From layer 1 on where the published depths alone cost more than they may.
+        return cls(keep=share_kept(dropped)), cls(layers=(1, 2, 3), keep=share_kept(dropped))
 
-def scaled(layers: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Published layers on a model of another depth: the same relative depth, distinct, and at least 1."""
-    chosen: list[int] = []
-    for layer in layers:
-        chosen.append(max(round(layer * depth / PUBLISHED_DEPTH), (chosen[-1] if chosen else 0) + 1))
-    return tuple(chosen)
+    @classmethod
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+        import numpy as np
+
+        from planner.cost.sweep_layout import Scoring, SweepLayout, column, inside, segment, share_of
+
+        keep = column(given, "keep", 0.5)
+        if given.keys() - {"keep"} or not inside(keep, 1e-9, 1):
+            return None
+        select = Select(rank_by="last_attention", keep=Count(count=1))
+        bounds, segments = (0, *relative_layers(PUBLISHED_LAYERS, spec.layers), spec.layers), []
+        present: Any = np.full(len(keep), workload.visual_tokens, kind)
+        for first, last in pairwise(bounds):
+            scorings = (Scoring(select, present, workload.text_tokens, last - 1),) if last < spec.layers else ()
+            segments.append(segment(workload, first, last, present, scorings=scorings))
+            present = share_of(keep, present).astype(kind)
+        return SweepLayout(tuple(segments))
 
 
 def drop_at(policy: str, depth: int, layers: Sequence[int], keeps: Sequence[Keep], rank_by: RankBy) -> Schedule:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from planner.policies.base import Policy
-from planner.policies.fastv import drop_after
+from planner.policies.fastv import drop_after, drop_after_layout
 from planner.schedule import Count, Fraction, Schedule, Select, Stage
 
 if TYPE_CHECKING:
+    from planner.cost.sweep_layout import Columns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -33,3 +34,11 @@ class Random(Policy):
         return Schedule(
             entry=Select(rank_by="random", keep=keep, seed=self.seed), stages=(Stage(first=0, last=spec.layers),)
         )
+
+    @classmethod
+    def scaled(cls, dropped: float) -> tuple[Random, ...]:
+        return cls(k=2, ratio=dropped), cls(k=1, ratio=dropped)
+
+    @classmethod
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+        return drop_after_layout(spec, workload, given, kind, "random")

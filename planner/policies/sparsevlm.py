@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
-from planner.policies.base import Policy, keep_of
-from planner.policies.pyramiddrop import drop_at, scaled
+from planner.policies.base import Policy, keep_of, relative_layers, share_kept
+from planner.policies.pyramiddrop import drop_at
 from planner.schedule import Schedule
 
 if TYPE_CHECKING:
     from planner.spec import ModelSpec
     from planner.workload import Workload
+
+
+#: Of the second and third budget to the one before: 300, 200 and 110 of 576.
+_PROPORTIONS = (round(200 / 300, 4), round(110 / 200, 4))
 
 
 class SparseVLM(Policy):
@@ -40,5 +44,11 @@ class SparseVLM(Policy):
         return self
 
     def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
-        layers = self.layers if self.layers is not None else scaled((2, 6, 15), spec.layers)
+        layers = self.layers if self.layers is not None else relative_layers((2, 6, 15), spec.layers)
         return drop_at(self.name, spec.layers, layers, [keep_of(budget) for budget in self.keep], "text_raters")
+
+    @classmethod
+    def scaled(cls, dropped: float) -> tuple[SparseVLM, ...]:
+        # The published proportions of its budgets; from layer 1 on where the published depths cost more than they may.
+        keep = (share_kept(dropped), *_PROPORTIONS)
+        return cls(keep=keep), cls(layers=(1, 2, 3), keep=keep)

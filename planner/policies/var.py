@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
-Share = Annotated[float, Field(ge=0, le=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class VAR(Policy):
@@ -31,9 +31,9 @@ class VAR(Policy):
 
     dims: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     tau: Annotated[float, Field(gt=0)] = 20
-    rho: Share = 0.8
-    p: Share = 0.6
-    min_visual: Share = 0.2
+    rho: _Share = 0.8
+    p: _Share = 0.6
+    min_visual: _Share = 0.2
     first: Annotated[int, Field(ge=0)] = 2
     last: Annotated[int, Field(ge=1)] | None = None
 

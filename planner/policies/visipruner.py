@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from planner.errors import InputError
 from planner.policies.base import Policy, check_layer, keep_of
+from planner.policies.window import ShallowRule, Window
 from planner.schedule import Count, Keep, RankBy, Schedule, Select, Stage, Threshold
 
 if TYPE_CHECKING:
+    from planner.cost.sweep_layout import Columns, SweepLayout
+    from planner.profile import Profile
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
-SCORES: dict[str, RankBy] = {
+_SCORES: dict[str, RankBy] = {
     "l2": "influence_l2",
     "cos": "influence_cos",
     "attention": "last_attention",
     "random": "random",
 }
 Layer = Annotated[float, Field(ge=0)]
+#: For the layers before the filter, from cheapest to dearest per layer.
+SHALLOW_RULES = (
+    ShallowRule("alone_before", ()),
+    ShallowRule("merged_before", (("merge_first", True),)),
+    ShallowRule("self_before", (("text_to_visual", "full"),)),
+    ShallowRule("masked_before", (("visual_attention", "full"),)),
+)
+#: Layers before the filter run as the model has them: the shallow stage is empty.
+UNTOUCHED = ShallowRule("", (("visual_attention", "full"), ("text_to_visual", "full")))
 
 
 class VisiPruner(Policy):
@@ -106,6 +119,53 @@ class VisiPruner(Policy):
         deep = (Stage(first=last, last=spec.layers),) if last < spec.layers else ()
         return Schedule(stages=(*shallow, *filtering, *kept, *deep))
 
+    @classmethod
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy | Window]:
+        return (Window(SHALLOW_RULES, UNTOUCHED, cls._member, cls._trimmed),)
+
+    @classmethod
+    def _member(cls, filter: int, keep: float, exit: int | None, rank_by: str, shallow: dict[str, Any]) -> VisiPruner:
+        end = {} if exit is None else {"exit": exit}
+        return cls.make({"filter": filter, "keep": keep, **shallow, "filter_cache": "all", **end, "rank_by": rank_by})
+
+    @staticmethod
+    def _trimmed(chosen: Policy) -> Policy | None:
+        """With the filtering layer's cache cut to the kept tokens as well."""
+        whole = isinstance(chosen, VisiPruner) and chosen.filter_cache == "all"
+        return chosen.model_copy(update={"filter_cache": "kept"}) if whole else None
+
+    @classmethod
+    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+        from planner.cost.sweep_layout import Scoring, SweepLayout, budget, column, segment, whole_layers
+
+        visual, probes = workload.visual_tokens, column(given, "probe", False).astype(bool)
+        probe = bool(probes[0])
+        filters = whole_layers(given["filter"], 1 if probe else 0, spec.layers - 1) if "filter" in given else None
+        exits = whole_layers(column(given, "exit", spec.layers), 1, spec.layers)
+        kept = budget(column(given, "keep", 10), visual)
+        if given.keys() - {"filter", "keep", "exit", "probe"} or filters is None or exits is None or kept is None:
+            return None
+        # Only blind shallow layers leave an image stream behind.
+        least = max(1, spec.decoder.deepstack) if workload.image_stream_cached else 0
+        middle = filters if probe else filters + 1
+        if (
+            (probes != probe).any()
+            or (filters < least).any()
+            or ((exits <= middle) & (exits < spec.layers)).any()
+            or (kept == 0).any()
+        ):
+            return None
+        first, middle, last, left = (values.astype(kind) for values in (filters, middle, exits, kept))
+        select = Select(rank_by="influence_l2", keep=Count(count=1), probe=probe)
+        scoring = (Scoring(select, visual, workload.text_tokens, first),)
+        shallow = segment(
+            workload, 0, first, visual, cached_visual=0, alone=True, reads=False, streamed=workload.image_stream_cached,
+            scorings=scoring if probe else (),
+        )  # fmt: skip
+        filtering = segment(workload, first, middle, visual, cached_visual=left, scorings=() if probe else scoring)
+        rest = segment(workload, middle, last, left), segment(workload, last, spec.layers, 0)
+        return SweepLayout((shallow, filtering, *rest), streams=True)
+
     def _select(self, probing: bool) -> Select:
         if self.threshold is not None and self.at_most is not None:
             keep: Keep = Threshold(
@@ -115,7 +175,7 @@ class VisiPruner(Policy):
             keep = keep_of(self.keep)
         if self.keep == 0 and self.threshold is None:
             return Select(rank_by="none", keep=keep)
-        score = SCORES[self.rank_by]
+        score = _SCORES[self.rank_by]
         return Select(rank_by=score, keep=keep, probe=probing and score != "random")
 
     def _shallow(self, filter_layer: float, selects: tuple[Select, ...]) -> tuple[Stage, ...]:

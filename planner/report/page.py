@@ -121,7 +121,7 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _tenths(share: float) -> str:
-    """A share in tenths of a with_interval, rounded as the table below rounds it: 0.9925 is 0.993 there."""
+    """A share in tenths of a per cent, rounded as the table below rounds it: 0.9925 is 0.993 there."""
     return f"{round(share, 3):.1%}"
 
 
@@ -144,7 +144,7 @@ def _profile_tiles(profile: Profile) -> list[tuple[str, str]]:
 
 
 def _plan_charts(plan: Plan, trials: Sequence[TrialRow]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str | None]] = [("Visual tokens per decoder layer", plan_charts.staircase(plan))]
+    found: list[tuple[str, str | None]] = [("Visual tokens per decoder layer", plan_charts.visual_tokens(plan))]
     if plan.evidence and plan.evidence.rows:
         title = "Accuracy against cost on samples the decision never saw, with 95 % intervals"
         found.append((title, plan_charts.accuracy_against_cost(plan.evidence.rows)))

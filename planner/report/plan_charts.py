@@ -8,7 +8,7 @@ from planner.plan import Plan, Row
 from planner.report.drawing import COLOURS, DENSE, MARK, MARKERS, OTHER, PALE, PLAN, draw_level, new_figure, to_svg
 
 
-def staircase(plan: Plan) -> str | None:
+def visual_tokens(plan: Plan) -> str | None:
     """Visual tokens per layer, dense and planned; None when the plan carries no prediction."""
     if not plan.prediction:
         return None

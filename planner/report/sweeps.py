@@ -1,47 +1,57 @@
 """Sweeps for a spreadsheet: every combination of a policy's parameters, one line each.
 
 A sweep is spelled like a policy with ranges: ``visipruner:filter=2..12,keep=5/10/20,exit=20..30``; both ends belong
-to a range, and a step follows a second ``..``.
+to a range, and its step, which fractional ends need, follows a second ``..``. Where a parameter is a list itself, ``|``
+stands between alternatives: ``sparsevlm:keep=300/200/110|66/30/17``. Compositions are swept over the parameters of all
+their parts.
 """
 
 from __future__ import annotations
 
 import io
-from itertools import pairwise
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise, product
+from typing import TYPE_CHECKING, Any
 
 from planner.errors import InputError
+from planner.policies import AnyPolicy, Composition, Policy, policy_class
+from planner.policies.base import nearest
 from planner.report.targets import Target
 from planner.text import csv_text
 from planner.workload import Workload
 
+if TYPE_CHECKING:
+    from planner.cost.sweeping import Sweep
+
 #: More lines than this are a mistake in a range.
-LARGEST = 5_000_000
+MOST_LINES = 5_000_000
+#: Values of each parameter.
+Axes = Mapping[str, Sequence[Any]]
+_WORDS = {"true": True, "false": False}
 
 
 def sweep_csv(target: Target, workload: Workload, spelled: str, convention: str, hardware: Any = None) -> str:
     """CSV of a sweep: parameters, FLOPs, bytes, ratios to dense, and with hardware estimated times.
 
     Raises:
-        InputError: a range that cannot be read, or more combinations than make sense.
+        InputError: a range that cannot be read, parameters that do not fit, or more combinations than make sense.
     """
-    import numpy as np
-
-    from planner.cost import cost, sweep
+    from planner.cost import cost
     from planner.schedule import dense
 
-    policy, axes = parse_sweep(spelled)
-    size = 1
-    for values in axes.values():
-        size *= len(values)
-    if size > LARGEST:
-        raise InputError(f"the sweep has {size:,} combinations", f"Keep it below {LARGEST:,}")
-    grid = np.meshgrid(*axes.values(), indexing="ij") if axes else []
-    arrays = {name: values.ravel() for name, values in zip(axes, grid, strict=True)}
-    found = sweep(target.spec, workload, policy, convention, hardware, **arrays)
+    parts = parse_sweep(spelled)
+    size = math.prod(len(values) for _, axes in parts for values in axes.values())
+    if size > MOST_LINES:
+        raise InputError(f"the sweep has {size:,} combinations", f"Keep it below {MOST_LINES:,}")
+    name = "+".join(policy.name for policy, _ in parts)
+    if len(parts) == 1:
+        parameters, found = _one(target, workload, *parts[0], convention, hardware)
+    else:
+        parameters, found = _composed(target, workload, parts, convention, hardware)
     whole = cost(target.spec, workload, dense(target.spec.layers), convention)
     columns: dict[str, Any] = {
-        **found.parameters,
+        **parameters,
         "prefill_flops": found.prefill_flops,
         "prefill_ratio": found.prefill_flops / whole.prefill_flops,
         "visual_attention_ratio": found.visual_attention / (whole.visual_attention or 1),
@@ -52,42 +62,105 @@ def sweep_csv(target: Target, workload: Workload, spelled: str, convention: str,
         columns |= {"estimated_prefill_ms": found.prefill_ms, "estimated_decode_ms": found.decode_ms}
     text = io.StringIO()
     text.write(",".join(["policy", *columns]) + "\n")
-    for line in zip(*(values.tolist() for values in columns.values()), strict=True):
-        text.write(f"{csv_text(policy)},{','.join(map(str, line))}\n")
+    for line in zip(
+        *(values if isinstance(values, list) else values.tolist() for values in columns.values()), strict=True
+    ):
+        text.write(f"{csv_text(name)},{','.join(map(_cell, line))}\n")
     return text.getvalue()
 
 
-def parse_sweep(spelled: str) -> tuple[str, dict[str, list[float]]]:
-    """Policy and the values of each parameter.
+def _one(
+    target: Target, workload: Workload, policy: type[Policy], axes: Axes, convention: str, hardware: Any
+) -> tuple[dict[str, Any], Sweep]:
+    import numpy as np
+
+    from planner.cost import sweep
+
+    grid = np.meshgrid(*axes.values(), indexing="ij") if axes else []
+    arrays: dict[str, Any] = {name: values.ravel() for name, values in zip(axes, grid, strict=True)}
+    found = sweep(target.spec, workload, policy, convention, hardware, target.profile, **arrays)
+    return dict(found.parameters), found
+
+
+def _composed(
+    target: Target, workload: Workload, parts: Sequence[tuple[type[Policy], Axes]], convention: str, hardware: Any
+) -> tuple[dict[str, Any], Sweep]:
+    from planner.cost.sweeping import sweep_each
+
+    found = sweep_each(target.spec, workload, _members(parts), convention, hardware, target.profile)
+    places = [(place, key) for place, (_, axes) in enumerate(parts) for key in axes]
+    lines = list(product(*(parts[place][1][key] for place, key in places)))
+    heads = [f"{parts[place][0].name}.{key}" for place, key in places]
+    return {head: [line[index] for line in lines] for index, head in enumerate(heads)}, found
+
+
+def _members(parts: Sequence[tuple[type[Policy], Axes]]) -> Iterator[AnyPolicy]:
+    """Compositions in the order of a table: the last parameter changes from line to line."""
+    options = [[dict(zip(axes, values, strict=True)) for values in product(*axes.values())] for _, axes in parts]
+    for chosen in product(*options):
+        yield Composition(tuple(policy.make(values) for (policy, _), values in zip(parts, chosen, strict=True)))
+
+
+def parse_sweep(spelled: str) -> list[tuple[type[Policy], dict[str, list[Any]]]]:
+    """The policies, and the values of each parameter.
 
     Raises:
-        InputError: something is not ``key=values``.
+        InputError: an unknown policy or parameter, or something that is not ``key=values``.
+        ExtensionError: the package that adds a policy is broken.
     """
-    policy, _, rest = spelled.partition(":")
-    axes: dict[str, list[float]] = {}
+    return [_parse_part(part.strip()) for part in spelled.split("+")]
+
+
+def _parse_part(spelled: str) -> tuple[type[Policy], dict[str, list[Any]]]:
+    name, _, rest = spelled.partition(":")
+    policy = policy_class(name)
+    axes: dict[str, list[Any]] = {}
     for pair in filter(None, rest.split(",")):
-        key, equals, values = pair.partition("=")
+        key, equals, values = pair.strip().partition("=")
         if not equals or not values:
             raise InputError(f"sweep: '{pair}' is not key=values", "Write it like filter=2..12 or keep=5/10/20")
-        axes[key] = [value for part in values.split("/") for value in _range(key, part)]
+        if key not in policy.model_fields:
+            keys = ", ".join(policy.model_fields) or "none"
+            raise InputError(
+                f"policy '{name}' has no key '{key}'", f"{nearest(key, policy.model_fields)}Its keys: {keys}"
+            )
+        if key in axes:
+            raise InputError(f"sweep: '{key}' is given twice", "Give it once")
+        listed = policy.takes_list(key)
+        axes[key] = values.split("|") if listed else [one for part in values.split("/") for one in _values(key, part)]
     return policy, axes
 
 
-def _range(key: str, text: str) -> list[float]:
+def _values(key: str, text: str) -> list[Any]:
+    """A word, a number, or those of a range."""
+    if ".." not in text:
+        return [_number(text)]
     try:
         bounds = [float(part) for part in text.split("..")]
     except ValueError:
         raise InputError(
             f"sweep: {key}={text} is not a number or a range", "Write it like 2..12 or 0.1..0.9..0.1"
         ) from None
-    if len(bounds) == 1:
-        return [_number(bounds[0])]
+    if len(bounds) == 2 and not all(bound.is_integer() for bound in bounds):
+        raise InputError(f"sweep: {key}={text} has fractional ends and no step", f"Write it like {key}={text}..0.1")
     first, last, step = (*bounds, 1.0)[:3]
     if len(bounds) > 3 or step <= 0 or not all(a <= b for a, b in pairwise(bounds[:2])):
         raise InputError(f"sweep: {key}={text} is not a rising range", "Write it like 2..12 or 0.1..0.9..0.1")
-    count = min(int((last - first) / step + 1e-9) + 1, LARGEST + 1)
-    return [_number(round(first + index * step, 12)) for index in range(count)]
+    count = min(int((last - first) / step + 1e-9) + 1, MOST_LINES + 1)
+    return [_whole(round(first + index * step, 12)) for index in range(count)]
 
 
-def _number(value: float) -> float:
+def _number(text: str) -> Any:
+    """A number where it is one; else a word, as ``rank_by=l2/cos`` has them."""
+    try:
+        return _whole(float(text))
+    except ValueError:
+        return _WORDS.get(text, text)
+
+
+def _whole(value: float) -> float:
     return int(value) if value.is_integer() else value
+
+
+def _cell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -91,7 +91,7 @@ def _visual_tokens(spec: ModelSpec) -> int:
     return encode(spec, *ORDINARY_PICTURE).visual_tokens if spec.images is not None else 0
 
 
-def workload_of(target: Target, images: tuple[tuple[int, int], ...], given: dict[str, Any]) -> Workload:
+def asked_workload(target: Target, images: tuple[tuple[int, int], ...], given: dict[str, Any]) -> Workload:
     """The workload of a report: what the user gave, else what the target suggests, else the defaults.
 
     Args:

@@ -56,26 +56,28 @@ HANDLES: dict[str, Any] = {
 
 
 class _Positional(torch.nn.Module):
-    """A model whose keyword arguments are given by position, as tracing needs them."""
+    """A model whose keyword arguments are given by position, as tracing needs them; those without tensors are fixed."""
 
-    def __init__(self, model: torch.nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: torch.nn.Module, names: tuple[str, ...], fixed: dict[str, Any]) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.names, self.fixed = model, names, {**fixed, "use_cache": False, "return_dict": True}
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        output = self.model(**dict(zip(self.names, tensors, strict=True)), use_cache=False, return_dict=True)
+        output = self.model(**dict(zip(self.names, tensors, strict=True)), **self.fixed)
         return output[0]  # type: ignore[no-any-return]
 
 
-def analysis(model: torch.nn.Module, **inputs: torch.Tensor) -> FlopCountAnalysis:
+def analysis(model: torch.nn.Module, **inputs: Any) -> FlopCountAnalysis:
     """fvcore's analysis of one forward pass with our handles set; warnings about elementwise operators are off.
 
     Args:
         model: a transformers model, with or without a plan attached.
-        inputs: tensors by name.
+        inputs: tensors by name, and other arguments of the forward, such as ``logits_to_keep=1``.
     """
-    wrapped = _Positional(model, tuple(inputs)).eval()
-    found = FlopCountAnalysis(wrapped, tuple(inputs.values()))
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    fixed = {name: value for name, value in inputs.items() if name not in tensors}
+    wrapped = _Positional(model, tuple(tensors), fixed).eval()
+    found = FlopCountAnalysis(wrapped, tuple(tensors.values()))
     for name, handle in HANDLES.items():
         found.set_op_handle(name, handle)
     found.unsupported_ops_warnings(False)

@@ -1,27 +1,42 @@
 """Typed access to a Hugging Face configuration, with the defaults of its model type filled in.
 
 Hub files leave out what equals a class default, and the same fact has several spellings over families and releases.
-The defaults are data: ``profiles/families/<model_type>.json``, one file per model type.
+What a model type is made of is data: ``profiles/families/<model_type>.json``, one file per model type, or such a file
+of another package (`planner.extensions`):
+
+    role        ``vlm`` (a whole model), ``decoder`` or ``tower``
+    defaults    for what a configuration leaves out
+    traits      what only its reader asks for
+    text, vision, projector      of a vlm: the model types of its parts, and the reader of its projector
+    reader                       of a tower
+    attention, ffn, ...          of a decoder, see `planner.spec.decoder`
+
+A reader is a function in `planner.spec.projectors` or `planner.spec.towers` by its name, or any other as
+``package.module:function``.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from planner.errors import InputError, UnsupportedModelError
+from planner import extensions
+from planner.errors import ExtensionError, InputError, UnsupportedModelError
 
 #: Sizes beyond this are a mistake in the file, not a model.
 LARGEST = 1 << 31
 #: As many layers, and entries of a list, at most: what is counted one by one. Large models have some hundred.
 MOST_LAYERS = 4096
+#: What a family's file must say, by role.
+_SAYS = {"vlm": ("text", "vision", "projector"), "decoder": ("attention", "ffn"), "tower": ("reader",)}
+_KINDS = {"vlm": "model family", "decoder": "text decoder", "tower": "vision tower"}
 
 
-@functools.cache
 def family(model_type: str, role: str) -> dict[str, Any]:
     """The data file of a model type.
 
@@ -31,33 +46,88 @@ def family(model_type: str, role: str) -> dict[str, Any]:
 
     Raises:
         UnsupportedModelError: there is none, or it is another kind of model.
+        ExtensionError: the package that adds it is broken.
     """
-    known = families(role)
-    if model_type not in known:
+    data = _data(model_type)
+    if data is None:
         from difflib import get_close_matches
 
+        known = families(role)
         near = get_close_matches(model_type, known, n=1, cutoff=0.7)
-        kind = {"vlm": "model family", "decoder": "text decoder", "tower": "vision tower"}[role]
         hint = f"Did you mean '{near[0]}'? " if near else ""
         raise UnsupportedModelError(
-            f"{kind} '{model_type}' is not known, and its cost is not guessed", f"{hint}Known: {', '.join(known)}"
+            f"{_KINDS[role]} '{model_type}' is not known, and its cost is not guessed",
+            f"{hint}Known: {', '.join(known)}",
         )
-    data: dict[str, Any] = json.loads(_folder().joinpath(f"{model_type}.json").read_text())
     if data["role"] != role:
         raise UnsupportedModelError(
-            f"'{model_type}' is a {data['role']}, not a {role}", "Give the whole model's config.json"
+            f"'{model_type}' is a {_KINDS[data['role']]}, not a {_KINDS[role]}", "Give the whole model's config.json"
         )
     return data
 
 
+def role_of(model_type: str) -> str:
+    """``vlm``, ``decoder`` or ``tower``; empty where the model type is not known."""
+    data = _data(model_type)
+    return "" if data is None else str(data["role"])
+
+
 def families(role: str) -> tuple[str, ...]:
-    """Every known model type of a role, sorted."""
-    return _index()[role]
+    """Every known model type of a role, sorted; those of broken packages are left out (`plan ls families` tells)."""
+    found = set(_shipped()[role])
+    for name in extensions.added(extensions.FAMILIES):
+        try:
+            found |= {name} if role_of(name) == role else set()
+        except ExtensionError:
+            continue
+    return tuple(sorted(found))
+
+
+def reader(data: Mapping[str, Any], key: str, home: str) -> Callable[..., Any]:
+    """The function that a family's file names under `key`.
+
+    Args:
+        home: the module of readers that are named without one.
+
+    Raises:
+        ExtensionError: there is no such function.
+    """
+    module, _, name = str(data[key]).rpartition(":")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module or home), name)
+    except Exception as error:
+        raise ExtensionError(
+            f"the {_KINDS[data['role']]} '{data['model_type']}' names the {key} '{data[key]}', which cannot be used: "
+            f"{type(error).__name__}: {error}",
+            f"Name a function of {home}, or package.module:function",
+        ) from error
+    return found
+
+
+@functools.cache
+def _data(model_type: str) -> dict[str, Any] | None:
+    """The file of a model type, of any role; what is shipped first."""
+    if any(model_type in names for names in _shipped().values()):
+        data: dict[str, Any] = json.loads(_folder().joinpath(f"{model_type}.json").read_text())
+        return data
+    if model_type not in extensions.added(extensions.FAMILIES):
+        return None
+    data = {**extensions.load_json(extensions.FAMILIES, model_type), "model_type": model_type}
+    role = str(data.get("role"))
+    missing = [key for key in _SAYS[role] if key not in data] if role in _SAYS else []
+    if role not in _SAYS or missing:
+        what = f"does not say {', '.join(missing)}" if missing else f"has the role {data.get('role')!r}"
+        raise ExtensionError(
+            f"{model_type}.json of the package {extensions.origin(extensions.FAMILIES, model_type)} {what}",
+            f"A file's role is one of {', '.join(_SAYS)}, and a {role if missing else 'vlm'} says "
+            f"{', '.join(_SAYS[role if missing else 'vlm'])}",
+        )
+    return data
 
 
 @functools.lru_cache(maxsize=1)
-def _index() -> dict[str, tuple[str, ...]]:
-    index: dict[str, list[str]] = {"vlm": [], "decoder": [], "tower": []}
+def _shipped() -> dict[str, tuple[str, ...]]:
+    index: dict[str, list[str]] = {role: [] for role in _SAYS}
     for entry in _folder().iterdir():
         if entry.name.endswith(".json"):
             index[json.loads(entry.read_text())["role"]].append(entry.name[: -len(".json")])
@@ -74,13 +144,14 @@ class Config:
     Args:
         values: the block.
         where: how errors name it (``text_config``).
-        defaults: for what the block leaves out.
+        data: the model type's file: its defaults stand for what the block leaves out, its traits are for readers.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, values: Mapping[str, Any], where: str, data: Mapping[str, Any] | None = None) -> None:
         self.values = values
         self.where = where
-        self.defaults = defaults or {}
+        self.defaults: Mapping[str, Any] = (data or {}).get("defaults", {})
+        self.traits: Mapping[str, Any] = (data or {}).get("traits", {})
 
     def get(self, *names: str, default: Any = None) -> Any:
         """The first spelling the block sets; then the first that has a default; then `default`."""

@@ -11,7 +11,7 @@ from planner.spec.config import Config, family
 from planner.spec.facts import Attention, Decoder, FeedForward, LayerSpec
 
 #: ``layer_types`` entry -> kind of attention. Anything else is refused by name.
-KINDS = {
+_KINDS = {
     "full_attention": "full",
     "attention": "full",
     "sliding_attention": "sliding",
@@ -34,7 +34,7 @@ def read_decoder(values: Mapping[str, Any], model_type: str, where: str = "text_
         UnsupportedModelError: the model type or a layer type is unknown.
     """
     data = family(model_type, "decoder")
-    config = Config(values, where, data["defaults"])
+    config = Config(values, where, data)
     types = _layer_types(config, data)
     window_of = {"sliding": _window(config), "chunked": config.size("attention_chunk_size", default=LARGEST_WINDOW)}
     attention_of = {}
@@ -77,13 +77,13 @@ def _layer_types(config: Config, data: Mapping[str, Any]) -> tuple[str, ...]:
             f"{config.where}.layer_types lists {len(listed)} layers and num_hidden_layers says {count}",
             "Check the configuration",
         )
-    unknown = next((name for name in listed if name not in KINDS), None)
+    unknown = next((name for name in listed if name not in _KINDS), None)
     if unknown is not None:
         raise UnsupportedModelError(
             f"layer type '{unknown}' of '{data['model_type']}' is not known, and its cost is not guessed",
-            f"Known: {', '.join(KINDS)}",
+            f"Known: {', '.join(_KINDS)}",
         )
-    kinds = [KINDS[name] for name in listed]
+    kinds = [_KINDS[name] for name in listed]
     crossing = config.numbers("cross_attention_layers")
     if data.get("cross_attention"):
         kinds = ["cross" if index in crossing else kind for index, kind in enumerate(kinds)]

@@ -13,11 +13,9 @@ from typing import Any
 
 from planner.errors import InputError
 from planner.files import is_file, is_folder, parse_json, read_text
-from planner.spec.config import Config, families, family
+from planner.spec.config import Config, family, reader, role_of
 from planner.spec.decoder import read_decoder
-from planner.spec.facts import ModelSpec
-from planner.spec.projectors import read_projector
-from planner.spec.towers import read_tower
+from planner.spec.facts import ImageRule, ModelSpec, Projector, Tower
 
 
 def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
@@ -123,17 +121,22 @@ def _from_values(values: Mapping[str, Any], name: str) -> ModelSpec:
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
         raise InputError("the configuration has no field 'model_type'", "Give the model's complete config.json")
-    if model_type in families("decoder"):
+    if role_of(model_type) == "decoder":
         return ModelSpec(
             family=model_type, decoder=read_decoder(values, model_type, where="config"), name=name or model_type
         )
     data = family(model_type, "vlm")
-    # `where` doubles as the family's name for whoever needs its defaults.
-    config = Config(values, model_type, data["defaults"])
+    config = Config(values, model_type, data)
     text, vision = _block(values, "text_config", data["text"]), _block(values, "vision_config", data["vision"])
     decoder = read_decoder(text, _type_of(text, data["text"]))
-    tower, vision_config = read_tower(vision, _type_of(vision, data["vision"]))
-    projector, images = read_projector(model_type, config, vision_config, tower, decoder.hidden_size)
+    tower_type = _type_of(vision, data["vision"])
+    tower_data = family(tower_type, "tower")
+    vision_config = Config(vision, "vision_config", tower_data)
+    tower: Tower = reader(tower_data, "reader", "planner.spec.towers")(vision_config, tower_type)
+    parts: tuple[Projector, ImageRule] = reader(data, "projector", "planner.spec.projectors")(
+        config, vision_config, tower, decoder.hidden_size
+    )
+    projector, images = parts
     deepstack = len(vision_config.numbers("deepstack_visual_indexes"))
     return ModelSpec(
         family=model_type,
@@ -164,6 +167,6 @@ def _block(values: Mapping[str, Any], name: str, model_type: str) -> Mapping[str
 #: Towers and decoders that carry the whole model's type, or none, in older files.
 def _type_of(block: Mapping[str, Any], default: str) -> str:
     model_type = block.get("model_type")
-    known = (*families("decoder"), *families("tower"))
-    same_family = model_type is not None and model_type not in known and default.startswith(str(model_type))
+    part = model_type is not None and role_of(str(model_type)) in ("decoder", "tower")
+    same_family = model_type is not None and not part and default.startswith(str(model_type))
     return default if model_type in (None, "") or same_family else str(model_type)

@@ -1,28 +1,13 @@
-"""The vision towers' facts, one reader per architecture.
+"""The vision towers' facts, one reader per architecture; a family's file names its reader (`planner.spec.config`).
 
-Readers take the vision configuration and give a `Tower`. Feature layers behind the selected one still run in
-transformers, so they count.
+Readers take the vision configuration and its model type, and give a `Tower`. Feature layers behind the selected one
+still run in transformers, so they count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from planner.spec.config import Config, family
+from planner.spec.config import Config
 from planner.spec.facts import Block, Tower
-
-
-def read_tower(values: Mapping[str, Any], model_type: str) -> tuple[Tower, Config]:
-    """Facts of a vision tower, and its configuration with defaults for whoever needs more of it.
-
-    Raises:
-        InputError: a field is missing or absurd.
-        UnsupportedModelError: the tower is unknown.
-    """
-    data = family(model_type, "tower")
-    config = Config(values, "vision_config", data["defaults"])
-    return READERS[model_type](config, model_type), config
 
 
 def _patch_macs(config: Config, width: int) -> int:
@@ -32,14 +17,14 @@ def _patch_macs(config: Config, width: int) -> int:
     return width * config.size("num_channels", "in_channels", "in_chans", default=3) * frames * patch * patch
 
 
-def _clip(config: Config, model_type: str) -> Tower:
+def clip(config: Config, model_type: str) -> Tower:
     """CLIP, SigLIP and their kin: square tiles, four square projections, a plain two-layer block."""
     width = config.size("hidden_size")
     block = _plain(config, width, config.layers("num_hidden_layers"))
-    class_token = int(model_type in ("clip_vision_model", "internvl_vision", "llama4_vision_model"))
+    class_token = int(bool(config.traits.get("class_token")))
     # SigLIP's pooling head: one learned query attends to all patches, then a block of its own. Its result is not
     # used by a decoder, yet computed.
-    pooled = model_type == "siglip_vision_model" and bool(config.get("vision_use_head", default=True))
+    pooled = bool(config.traits.get("pooling_head")) and bool(config.get("vision_use_head", default=True))
     feed_forward = 2 * width * config.size("intermediate_size")
     return Tower(
         family=model_type,
@@ -59,7 +44,7 @@ def _plain(config: Config, width: int, repeat: int, span: str = "tile") -> Block
     return Block(repeat, macs, 2 * width, span)  # type: ignore[arg-type]
 
 
-def _pixtral(config: Config, model_type: str) -> Tower:
+def pixtral(config: Config, model_type: str) -> Tower:
     """Pixtral: gated blocks; all images stand in one masked sequence."""
     width = config.size("hidden_size")
     macs = 4 * width * width + 3 * width * config.size("intermediate_size")
@@ -67,7 +52,7 @@ def _pixtral(config: Config, model_type: str) -> Tower:
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
-def _qwen2(config: Config, model_type: str) -> Tower:
+def qwen2(config: Config, model_type: str) -> Tower:
     width = config.size("embed_dim")
     ratio = config.get("mlp_ratio", default=4)
     macs = 4 * width * width + 2 * width * int(width * ratio)
@@ -75,7 +60,7 @@ def _qwen2(config: Config, model_type: str) -> Tower:
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
-def _qwen2_5(config: Config, model_type: str) -> Tower:
+def qwen2_5(config: Config, model_type: str) -> Tower:
     """Windows in all blocks but a few; gated blocks."""
     width, depth = config.size("hidden_size"), config.layers("depth", "num_hidden_layers")
     macs = 4 * width * width + 3 * width * config.size("intermediate_size")
@@ -85,13 +70,13 @@ def _qwen2_5(config: Config, model_type: str) -> Tower:
     return Tower(model_type, width, _patch_macs(config, width), blocks, window=window, score_macs=width)
 
 
-def _qwen3(config: Config, model_type: str) -> Tower:
+def qwen3(config: Config, model_type: str) -> Tower:
     width = config.size("hidden_size")
     block = _plain(config, width, config.layers("depth", "num_hidden_layers"), "image")
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
-def _glm4v(config: Config, model_type: str) -> Tower:
+def glm4v_vision(config: Config, model_type: str) -> Tower:
     """Gated blocks as wide as the output, not as `intermediate_size`, which is the merger's."""
     width = config.size("hidden_size")
     macs = 4 * width * width + 3 * width * config.size("out_hidden_size")
@@ -99,7 +84,7 @@ def _glm4v(config: Config, model_type: str) -> Tower:
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
 
 
-def _mllama(config: Config, model_type: str) -> Tower:
+def mllama_vision(config: Config, model_type: str) -> Tower:
     """All tiles of an image attend to each other; tiles are padded to eight tokens; a second, gated encoder follows
     the first."""
     width = config.size("hidden_size")
@@ -116,22 +101,3 @@ def _mllama(config: Config, model_type: str) -> Tower:
         score_rows=1,
         score_macs=width,
     )
-
-
-READERS: dict[str, Callable[[Config, str], Tower]] = {
-    "clip_vision_model": _clip,
-    "siglip_vision_model": _clip,
-    "internvl_vision": _clip,
-    "idefics3_vision": _clip,
-    "smolvlm_vision": _clip,
-    "llama4_vision_model": _clip,
-    "pixtral": _pixtral,
-    "qwen2_vl_vision": _qwen2,
-    "qwen2_5_vl_vision": _qwen2_5,
-    "qwen3_vl_vision": _qwen3,
-    "qwen3_vl_moe_vision": _qwen3,
-    "qwen3_5_vision": _qwen3,
-    "glm4v_vision": _glm4v,
-    "glm4v_moe_vision": _glm4v,
-    "mllama_vision_model": _mllama,
-}

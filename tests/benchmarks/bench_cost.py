@@ -24,7 +24,7 @@ import numpy as np
 from planner.cost import cost, latency, sweep
 from planner.cost.hardware import hardware
 from planner.document import write_atomic
-from planner.policies import parse
+from planner.policies import VisiPruner, parse
 from planner.spec import ModelSpec
 from planner.workload import Workload
 
@@ -113,7 +113,7 @@ def counters() -> dict[str, float]:
 
 def memory_mb(given: dict[str, Any]) -> float:
     tracemalloc.start()
-    sweep(SPEC, PROMPT, "visipruner", hardware=hardware("h100-sxm"), **given)
+    sweep(SPEC, PROMPT, VisiPruner, hardware=hardware("h100-sxm"), **given)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak / 1e6
@@ -146,10 +146,10 @@ def table() -> str:
         "ours, single: roofline latency of a cost": 1e6 * best(lambda: latency(one, device), 100),
         f"ours, batch of {SCHEDULES:,}: FLOPs, decode step, KV bytes": 1e6
         / SCHEDULES
-        * best(lambda: sweep(SPEC, PROMPT, "visipruner", **given)),
+        * best(lambda: sweep(SPEC, PROMPT, VisiPruner, **given)),
         f"ours, batch of {SCHEDULES:,}: the same and roofline latency": 1e6
         / SCHEDULES
-        * best(lambda: sweep(SPEC, PROMPT, "visipruner", hardware=device, **given)),
+        * best(lambda: sweep(SPEC, PROMPT, VisiPruner, hardware=device, **given)),
         f"plain NumPy loop over layers, batch of {SCHEDULES:,}: prefill FLOPs only": 1e6
         / SCHEDULES
         * best(lambda: plain_numpy(given)),

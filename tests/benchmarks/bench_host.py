@@ -129,8 +129,8 @@ def main() -> None:
         "# Host time of a plan",
         "",
         f"Processor time of one thread, {LAYERS} layers, hidden size {HIDDEN}, {SYSTEM + SIDE * SIDE + TEXT} tokens, "
-        f"{SIDE * SIDE} of them visual. Medians (quartiles) over {options.rounds} rounds, every variant right after the "
-        "dense model.",
+        f"{SIDE * SIDE} of them visual. Medians (quartiles) over {options.rounds} rounds, every variant right after "
+        "the dense model.",
         f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}.",
         "",
         "| plan | prefill ms | over dense | decode step ms | over dense |",

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 
 from calibrate.deciding.candidates import (
-    SHALLOW_RULES,
-    UNTOUCHED,
     budgets,
     deepest,
     earliest,
     exits,
     filters,
-    policy,
+    member,
+    proposals,
     shallows,
     suggested,
 )
@@ -22,8 +21,10 @@ from calibrate.deciding.search import Limits, decoder_flops, profile_workload, q
 from calibrate.probes.stats import proportion, wilson
 from calibrate.running.trial import Agreement
 from planner.cost import cost
-from planner.errors import InputError
-from planner.policies import VisiPruner
+from planner.errors import ExtensionError, InputError
+from planner.policies import FastV, Policy, VisiPruner
+from planner.policies.base import REGISTRY
+from planner.policies.visipruner import SHALLOW_RULES, UNTOUCHED
 from planner.profile import ModelIdentity, ProbeResult, Profile, PromptShape, SampleIdentity
 from planner.spec import ModelSpec
 
@@ -217,7 +218,8 @@ def test_proposals_come_from_both_influence_and_curves():
     stages = suggested(found, 4)
     assert {s["exit"] for s in stages} == {2} and {s["keep"] for s in stages} == {5}
     assert exits(found, stages, 0.98) == [2, 6, 7, 8, 10]
-    assert shallows(found, stages, 0.98) == [(SHALLOW_RULES[0], 3)], (
+    (window,) = VisiPruner.candidates(found, SPEC)
+    assert shallows(window, found, stages, 0.98) == [(SHALLOW_RULES[0], 3)], (
         "rules without a curve follow influence, which says 0"
     )
     assert filters(stages, 7) == [0, 3, 5]
@@ -225,12 +227,66 @@ def test_proposals_come_from_both_influence_and_curves():
 
 
 def test_a_budget_is_a_number_of_tokens_only_where_prompts_are_alike():
-    assert policy(profile(), UNTOUCHED, 0, 0.5, 10, "l2").keep == 72
-    assert policy(profile(least=100), UNTOUCHED, 0, 0.5, 10, "l2").keep == 0.5
-    assert policy(profile(least=100), UNTOUCHED, 0, 1.0, 10, "l2").keep == 144, (
-        "everything is a count that nobody exceeds"
-    )
-    assert policy(profile(), UNTOUCHED, 2, 0.5, 7, "l2").visual_attention == "full"
+    (window,) = VisiPruner.candidates(profile(), SPEC)
+
+    def candidate(least=144, filter_layer=0, keep=0.5, exit_layer=10):
+        return member(window, profile(least=least), UNTOUCHED, filter_layer, keep, exit_layer, "l2")
+
+    assert candidate().keep == 72 and candidate().exit is None
+    assert candidate(least=100).keep == 0.5
+    assert candidate(least=100, keep=1.0).keep == 144, "everything is a count that nobody exceeds"
+    shallow = candidate(filter_layer=2, exit_layer=7)
+    assert shallow.visual_attention == "full" and shallow.exit == 7
+
+
+class _Proposing(Policy):
+    """Members of FastV's kind, proposed as they are."""
+
+    name = "proposing"
+    summary = "for this test"
+    ratio: float
+
+    def schedule(self, spec, workload=None, profile=None):
+        return FastV(k=2, ratio=self.ratio).schedule(spec)
+
+    @classmethod
+    def candidates(cls, profile, spec):
+        return [cls(ratio=0.5), cls(ratio=0.9)]
+
+
+del REGISTRY[_Proposing.name]  # known where a test asks for it only
+
+
+class Fewest(Truth):
+    """Any schedule holds that keeps some 14 of 144 tokens from layer 2 on, and never fewer, and has no blind layers."""
+
+    def _agreement(self, schedule, budget):
+        shares = [s.keep.fraction for stage in schedule.stages for s in stage.selects if hasattr(s.keep, "fraction")]
+        return Agreement(self.n if shares and min(shares) >= self.budget else 0, self.n, 0.0)
+
+
+@pytest.fixture
+def proposing(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "proposing", _Proposing)
+    return _Proposing
+
+
+def test_what_other_policies_propose_is_executed_and_can_be_the_plan(proposing):
+    found = decide(profile(), SPEC, Fewest(64, 0, 0.05, 7), Fewest(192, 0, 0.05, 7), Limits())
+    assert found.policy == proposing(ratio=0.9) and found.measured == proportion(192, 192)
+    found = decide(profile(), SPEC, Fewest(64, 0, 0.05, 7), Fewest(192, 0, 0.3, 7), Limits())
+    assert found.policy == proposing(ratio=0.5), "the cheaper one fails on the validation split"
+    found = decide(profile(), SPEC, Fewest(64, 0, 0.6, 7), Fewest(192, 0, 0.6, 7), Limits())
+    assert str(found.policy) == "dense"
+
+
+def test_all_policies_are_asked_and_a_broken_one_is_noted(proposing, monkeypatch):
+    members, windows, notes = proposals(profile(), SPEC)
+    assert members == [proposing(ratio=0.5), proposing(ratio=0.9)] and len(windows) == 1 and not notes
+    broken = ExtensionError("the package toy adds 'toy', which cannot be used", "Mend it")
+    monkeypatch.setattr("calibrate.deciding.candidates.usable", lambda: iter([broken, proposing]))
+    members, windows, notes = proposals(profile(), SPEC)
+    assert len(members) == 2 and not windows and "the package toy" in notes[0]
 
 
 def test_decoder_flops_leave_the_tower_out():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.probes.base import REGISTRY, build_probes, probe_class
+from calibrate.probes.base import BUILT_IN, build_probes, probe_class
 from calibrate.probes.context.probe import ContextProbe
 from calibrate.probes.masking import MaskingProbe
 from calibrate.probes.settings import parse_settings, setting_types, spelled_defaults
@@ -40,7 +40,7 @@ def test_auto_leaves_the_choice_to_the_probe():
     }
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_defaults_are_spelled_so_that_they_are_read_back(name):
     spelled, probe = spelled_defaults(name), probe_class(name)
     assert list(spelled) == list(setting_types(probe)) == list(probe().settings), "a constructor argument is a setting"

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from planner.cost import cost, sweep
-from planner.errors import InputError
-from planner.policies import parse
+from planner.policies import FastV, VisiPruner, parse
 from planner.schedule import dense
 from planner.spec import ModelSpec
 from planner.spec.images import encode
@@ -235,11 +234,12 @@ def test_an_image_stream_holds_all_layers_that_deepstack_adds_to(layers, streame
 def test_a_sweep_over_cached_image_streams_leaves_plans_without_one_out():
     again = PROMPT.model_copy(update={"image_stream_cached": True})
     spec = ModelSpec.from_config("llava-1.5-7b")
-    found = sweep(spec, again, "visipruner", filter=[1, 8], keep=10, exit=24)
+    found = sweep(spec, again, VisiPruner, filter=[1, 8], keep=10, exit=24)
     expected = [price("llava-1.5-7b", f"visipruner:filter={f},keep=10,exit=24", workload=again) for f in (1, 8)]
     assert list(found.prefill_flops) == [one.prefill_flops for one in expected]
-    with pytest.raises(InputError, match="image stream"):
-        sweep(spec, again, "visipruner", filter=[0, 8], keep=10, exit=24)
-    assert list(sweep(spec, again, "fastv", k=2, ratio=0.5).prefill_flops) == [
+    one, other = sweep(spec, again, VisiPruner, filter=[0, 8], keep=10, exit=24).prefill_flops
+    assert one == price("llava-1.5-7b", "visipruner:filter=0,keep=10,exit=24", workload=PROMPT).prefill_flops
+    assert other == expected[1].prefill_flops
+    assert list(sweep(spec, again, FastV, k=2, ratio=0.5).prefill_flops) == [
         price("llava-1.5-7b", "fastv:k=2,ratio=0.5", workload=PROMPT).prefill_flops
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,11 @@ from hypothesis import strategies as st
 
 from planner.cost import COMPONENTS, CONVENTIONS, cost, latency, sweep
 from planner.cost.hardware import hardware
-from planner.cost.sweeping import POLICIES
 from planner.errors import InputError, ScheduleError
-from planner.policies import parse
+from planner.policies import FastV, Policy, PreLLM, PyramidDrop, Random, SparseVLM, VisiPruner, parse, policy_class
+from planner.policies.base import REGISTRY
+from planner.report.sweeps import sweep_csv
+from planner.report.targets import Target
 from planner.schedule import dense
 from planner.spec import ModelSpec
 from planner.workload import Workload
@@ -170,21 +174,38 @@ RANGES = {
 }
 
 
+#: Policies that lay themselves out as arrays, and which of their parameters.
+FAST = {
+    "fastv": ("k", "ratio"),
+    "random": ("k", "ratio"),
+    "prellm": ("keep",),
+    "pyramiddrop": ("keep",),
+    "visipruner": ("filter", "keep", "exit"),
+    "visipruner:probe=true": ("filter", "keep", "exit"),
+}
+
+
+def test_every_fast_path_is_tested() -> None:
+    assert {name for name, policy in REGISTRY.items() if "layout" in vars(policy)} == {n.split(":")[0] for n in FAST}
+
+
 @pytest.mark.parametrize("name", sorted(SPECS))
-@pytest.mark.parametrize("policy", sorted(POLICIES))
-def test_a_sweep_is_the_scalar_path(policy: str, name: str) -> None:
+@pytest.mark.parametrize("policy", FAST)
+def test_the_fast_path_of_a_sweep_is_the_scalar_path(policy: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly: every integer, and the estimated times to rounding."""
     spec, draw = SPECS[name], np.random.default_rng(3)
     workload = Workload(visual_tokens=57, text_tokens=21, system_tokens=5, batch=2, output_tokens=9)
-    names = POLICIES[policy][1]
     axes: dict[str, Any] = {}
-    for key in names:
+    for key in FAST[policy]:
         shares = key == "ratio" or (key == "keep" and policy == "pyramiddrop")
         axes[key] = draw.uniform(0.01, 0.99, 25).round(3) if shares else draw.integers(*RANGES[key], 25, endpoint=True)
+    if policy == "prellm":
+        axes["keep"] = axes["keep"] + (axes["keep"] == 1)  # which is everything, and not laid out
     device = hardware("l4")
-    spelled = {"visipruner-probe": "visipruner:probe=true,"}.get(policy, f"{policy}:")
+    spelled, fixed = f"{policy}{',' if ':' in policy else ':'}", {"probe": True} if "probe" in policy else {}
+    monkeypatch.setattr("planner.cost.sweeping._each", lambda *_: pytest.fail("not the fast path"))
     for rule in ("exact", "causal"):
-        found = sweep(spec, workload, policy, rule, device, **axes)
+        found = sweep(spec, workload, policy_class(policy.split(":")[0]), rule, device, **axes, **fixed)
         assert found.prefill_ms is not None and found.decode_ms is not None
         for index in range(25):
             one = price(spec, workload, spelled + ",".join(f"{key}={axes[key][index]}" for key in axes), rule)
@@ -197,32 +218,95 @@ def test_a_sweep_is_the_scalar_path(policy: str, name: str) -> None:
             assert found.decode_ms[index] == pytest.approx(time.decode_ms, rel=1e-12)
 
 
-def test_a_sweep_beyond_64_bits_stays_exact() -> None:
+@pytest.mark.parametrize(
+    ("policy", "axes"),
+    [
+        (FastV, {"k": [2, 3, 3], "ratio": [0.0, 0.5, 1.0]}),
+        (Random, {"ratio": [0.25, 0.5, 0.999]}),
+        (PreLLM, {"keep": [0.01, 0.5, 7]}),
+        (PyramidDrop, {"keep": [0.01, 0.5, 1]}),
+        (VisiPruner, {"filter": [0, 3, 5], "keep": [1, 0.5, 10**6]}),
+    ],
+)
+@pytest.mark.parametrize("visual", [0, 1, 57])
+def test_defaults_and_edges_of_the_fast_path(
+    policy: type[Policy], axes: dict[str, Any], visual: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Workload(visual_tokens=visual, text_tokens=21)
+    fast = sweep(SPECS["plain"], request, policy, **axes)
+    monkeypatch.setattr(policy, "layout", Policy.layout)
+    slow = sweep(SPECS["plain"], request, policy, **axes)
+    for figure in ("prefill_flops", "visual_attention", "decode_flops_per_token", "kv_cache_bytes"):
+        assert getattr(fast, figure).tolist() == getattr(slow, figure).tolist()
+        assert getattr(fast, figure).dtype == getattr(slow, figure).dtype == np.int64
+
+
+@pytest.mark.parametrize("spelled", POLICIES_SEEN)
+@pytest.mark.parametrize("rule", ["exact", "pdrop"])
+def test_every_policy_and_composition_can_be_swept(spelled: str, rule: str) -> None:
+    spec, workload = SPECS["plain"], Workload(visual_tokens=57, text_tokens=21, system_tokens=5, batch=2)
+    target = Target("plain", spec)
+    header, line = sweep_csv(target, workload, spelled, rule).splitlines()
+    row = dict(zip(header.split(","), line.split(","), strict=True))
+    assert float(row["prefill_flops"]) == price(spec, workload, spelled, rule).prefill_flops
+    assert row["policy"] == "+".join(part.split(":")[0] for part in spelled.split("+"))
+
+
+def test_compositions_are_swept_over_the_parameters_of_all_their_parts() -> None:
+    spec, workload = SPECS["plain"], Workload(visual_tokens=40)
+    text = sweep_csv(Target("plain", spec), workload, "prellm:keep=0.25/0.5+visipruner:filter=2..3,keep=4", "exact")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    order = [("0.25", "2"), ("0.25", "3"), ("0.5", "2"), ("0.5", "3")]
+    assert [(row["prellm.keep"], row["visipruner.filter"]) for row in rows] == order
+    for row, (keep, first) in zip(rows, order, strict=True):
+        one = price(spec, workload, f"prellm:keep={keep}+visipruner:filter={first},keep=4")
+        assert int(row["prefill_flops"]) == one.prefill_flops
+
+
+def test_a_sweep_beyond_64_bits_stays_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec.from_config("llava-1.5-13b")
     workload = Workload(visual_tokens=1 << 20, batch=1 << 10, text_tokens=100)
     one = price(spec, workload, "fastv:k=3,ratio=0.5")
     assert one.prefill_flops > 1 << 64
-    found = sweep(spec, workload, "fastv", k=[3], ratio=[0.5])
-    assert found.prefill_flops[0] == one.prefill_flops
-    assert found.kv_cache_bytes[0] == one.kv_cache_bytes
+    for _ in range(2):
+        found = sweep(spec, workload, FastV, k=[3], ratio=[0.5])
+        assert found.prefill_flops[0] == one.prefill_flops
+        assert found.kv_cache_bytes[0] == one.kv_cache_bytes
+        monkeypatch.setattr(FastV, "layout", Policy.layout)
+
+
+def test_integers_between_63_and_64_bits_stay_integers() -> None:
+    """NumPy would take unsigned ones, and floats once these meet signed ones of another chunk."""
+    workload = Workload(visual_tokens=576, batch=1 << 16, text_tokens=5000)
+    spec = ModelSpec.from_config("llava-1.5-13b")
+    one = price(spec, workload, "sparsevlm")
+    assert 1 << 63 < one.prefill_flops < 1 << 64
+    assert sweep(spec, workload, SparseVLM).prefill_flops.tolist() == [one.prefill_flops]
+    assert sweep(spec, workload, SparseVLM).prefill_flops.dtype == object
 
 
 @pytest.mark.parametrize(
     ("policy", "axes", "says"),
     [
-        ("fastvv", {"k": 3}, "cannot be swept"),
-        ("fastv", {"k": 3}, "needs ratio"),
-        ("fastv", {"k": 3, "ratio": 0.5, "z": 1}, "no parameter 'z'"),
-        ("fastv", {"k": [0, 3], "ratio": 0.5}, "k must lie between 1"),
-        ("fastv", {"k": [2, 3], "ratio": [0.1, 0.2, 0.3]}, "one length"),
-        ("visipruner", {"filter": 5, "keep": 3, "exit": 6}, "no layer to the kept"),
-        ("visipruner", {"filter": 5.5, "keep": 3, "exit": 9}, "whole layers"),
-        ("prellm", {"keep": 3.5}, "must be whole"),
+        (FastV, {"k": 3, "ratio": 0.5, "z": 1}, "no key 'z'"),
+        (FastV, {"k": [0, 3], "ratio": 0.5}, "no attention to rank by"),
+        (FastV, {"k": [3, LAYERS], "ratio": 0.5}, "outside the model's layers"),
+        (FastV, {"k": [2, 3], "ratio": [0.1, 0.2, 0.3]}, "one length"),
+        (FastV, {"k": []}, "nothing"),
+        (VisiPruner, {"keep": 3}, "filter: Field required"),
+        (VisiPruner, {"filter": 5, "keep": 3, "exit": 6}, "no layer to the kept"),
+        (VisiPruner, {"filter": 5.5, "keep": 3, "exit": 9}, "cannot be executed"),
+        (PreLLM, {"keep": 3.5}, "cannot be executed"),
     ],
 )
-def test_bad_sweeps(policy: str, axes: dict[str, Any], says: str) -> None:
+def test_bad_sweeps(policy: type[Policy], axes: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         sweep(SPECS["plain"], Workload(visual_tokens=40), policy, **axes)
+
+
+def test_a_paper_s_convention_has_no_times() -> None:
+    with pytest.raises(InputError, match="not what a device executes"):
+        sweep(SPECS["plain"], Workload(visual_tokens=40), FastV, "pdrop", hardware("l4"))
 
 
 def test_fractions_are_refused_where_work_is_executed() -> None:

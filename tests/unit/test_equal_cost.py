@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from calibrate.deciding.equal_cost import SCALED, EqualCost, mean_flops
+from calibrate.deciding.equal_cost import EqualCost, comparable, mean_flops
 from calibrate.deciding.evaluate import baselines
 from planner.cost import cost
 from planner.errors import InputError
@@ -34,7 +34,7 @@ def test_mean_flops():
     assert mean_flops(SPEC, PLAN, SHAPES) == pytest.approx(flops(PLAN), rel=1e-15)
 
 
-@pytest.mark.parametrize("name", sorted(SCALED))
+@pytest.mark.parametrize("name", comparable())
 def test_rivals_cost_what_the_plan_costs_or_little_more(name):
     equal = EqualCost(SPEC, PLAN, SHAPES)
     found = equal.schedule(equal.policy(name))
@@ -57,6 +57,20 @@ def test_a_budget_nobody_reaches_gives_the_cheapest_member():
     baseline = EqualCost(SPEC, tiny, SHAPES).policy("fastv")
     assert (baseline.k, baseline.ratio) == (1, 0.9999)
     assert flops(baseline.schedule(SPEC)) > flops(tiny)
+
+
+def test_every_policy_that_can_be_turned_is_compared_under_its_name_and_variants():
+    assert set(comparable()) == {
+        "fastv", "fitprune", "prellm", "prellm-norm", "pyramiddrop", "random", "sparsevlm",
+    }  # fmt: skip
+    variant = EqualCost(SPEC, PLAN, SHAPES).policy("prellm-norm")
+    assert variant.rank_by == "norm" and str(variant).endswith("rank_by=norm")
+
+
+@pytest.mark.parametrize("name", ["visipruner", "prellm-random", "dense", "norm"])
+def test_what_cannot_be_turned_to_a_cost_is_refused(name):
+    with pytest.raises(InputError, match=r"no form for a given cost.*prellm-norm"):
+        EqualCost(SPEC, PLAN, SHAPES).policy(name)
 
 
 def test_unknown_names_are_refused_with_the_nearest():

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from planner.cost import cost
 from planner.errors import InputError
-from planner.policies import Composition, Context, Policy, VisiPruner, names, overlay, parse
+from planner.policies import Composition, Context, Policy, VisiPruner, combine, names, parse
 from planner.policies.base import REGISTRY
 from planner.schedule import Count, Fraction, Schedule, Select, Stage, Threshold, dense
 from planner.spec import ModelSpec
@@ -212,12 +213,12 @@ def test_composition() -> None:
     assert found.entry is not None and found.stages == alone.stages
 
 
-def test_overlay_cuts_at_both_bounds_and_keeps_the_stricter_rule() -> None:
+def test_a_combination_cuts_at_both_bounds_and_keeps_the_stricter_rule() -> None:
     found = made("visipruner:filter=8,keep=10,exit=24+var:dims=3")
     assert [stage.last for stage in found.stages] == [2, 8, 9, 24, 31, 32]
     assert [stage.redistribute is not None for stage in found.stages] == [False, False, True, True, True, False]
     assert found.stages[1].visual_attention == "self"
-    both = overlay(made("fastv:k=3,ratio=0.5"), made("context:layers=3,rate=0.3"))
+    both = combine(made("fastv:k=3,ratio=0.5"), made("context:layers=3,rate=0.3"))
     assert [select.of for select in both.stages[2].selects] == ["visual", "context"]
 
 
@@ -305,3 +306,62 @@ def test_policies_are_frozen() -> None:
     assert isinstance(policy, Policy)
     with pytest.raises(ValueError, match="frozen"):
         policy.k = 4  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "before"),
+    [
+        ("dense", True),
+        ("prellm:keep=0.5", True),
+        ("random:k=0,ratio=0.5", True),
+        ("random:k=2,ratio=0.5", False),
+        ("fastv", False),
+        ("visipruner:filter=8,keep=10", False),
+        ("var:dims=3", False),
+        ("prellm:keep=0.5+dense", True),
+        ("prellm:keep=0.5+fastv", False),
+    ],
+)
+def test_what_happens_before_the_decoder(text: str, before: bool) -> None:
+    assert parse(text).before_decoder(SPEC, WORKLOAD) is before
+    assert made(text).empty is (text == "dense"), "what is dropped before the decoder is dropped, too"
+
+
+@pytest.mark.parametrize("name", [name for name in names() if REGISTRY[name].scaled(0.5)])
+def test_scaled_forms_drop_the_more_the_nearer_to_one(name: str) -> None:
+    shares = [0.0, 0.1, 0.5, 0.9, 1.0]
+    forms = [REGISTRY[name].scaled(dropped) for dropped in shares]
+    assert len({len(form) for form in forms}) == 1
+    for form in zip(*forms, strict=True):
+        flops = [cost(SPEC, WORKLOAD, policy.schedule(SPEC, WORKLOAD)).prefill_flops for policy in form]
+        assert flops == sorted(flops, reverse=True) and flops[0] > 1.5 * flops[-1]
+
+
+def test_a_name_belongs_to_one_policy() -> None:
+    with pytest.raises(InputError, match=r"calls itself 'fastv', as planner.policies.fastv does already"):
+
+        class Other(Policy):
+            name = "fastv"
+            summary = "another"
+
+    class Special(VisiPruner):
+        """Without a name of its own: no policy more."""
+
+    assert REGISTRY["visipruner"] is VisiPruner and "Special" not in str(REGISTRY)
+
+
+def test_a_policy_that_is_defined_again_takes_the_place_of_the_first() -> None:
+    """As when a notebook's cell runs twice."""
+
+    def define() -> type[Policy]:
+        class Again(Policy):
+            name = "again"
+            summary = "for this test"
+
+        return Again
+
+    try:
+        first, second = define(), define()
+        assert REGISTRY["again"] is second is not first
+    finally:
+        del REGISTRY["again"]

@@ -17,6 +17,7 @@ from planner.cli.ls import command as ls
 from planner.cli.report import command as report
 from planner.cost import COMPONENTS
 from planner.errors import PlannerError
+from planner.policies import FastV, PreLLM
 from planner.report.costs import staircase_text
 from planner.report.published import comparisons, markdown
 from planner.report.sweeps import parse_sweep
@@ -172,7 +173,10 @@ def test_sweep_is_csv(tmp_path: Path) -> None:
 
 
 def test_sweep_spelling() -> None:
-    assert parse_sweep("fastv:k=2..4,ratio=0.1..0.3..0.1") == ("fastv", {"k": [2, 3, 4], "ratio": [0.1, 0.2, 0.3]})
+    assert parse_sweep("fastv:k=2..4,ratio=0.1..0.3..0.1") == [(FastV, {"k": [2, 3, 4], "ratio": [0.1, 0.2, 0.3]})]
+    (prellm, words), (_, lists) = parse_sweep("prellm:keep=0.5,rank_by=norm/attention+sparsevlm:keep=3/2/1|9/6/4")
+    assert (prellm, words) == (PreLLM, {"keep": [0.5], "rank_by": ["norm", "attention"]})
+    assert lists == {"keep": ["3/2/1", "9/6/4"]}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,11 @@ def test_sweep_spelling() -> None:
         (("llava-1.5-7b", "--image", "0x480"), "makes no sense"),
         (("llava-1.5-7b", "--hardware", "h101"), "no hardware row"),
         (("llava-1.5-7b", "--sweep", "fastv:k=5..2,ratio=0.5"), "not a rising range"),
-        (("llava-1.5-7b", "--sweep", "fastv:k=a,ratio=0.5"), "not a number or a range"),
+        (("llava-1.5-7b", "--sweep", "fastv:k=a..5,ratio=0.5"), "not a number or a range"),
+        (("llava-1.5-7b", "--sweep", "fastv:k=a,ratio=0.5"), "valid integer"),
+        (("llava-1.5-7b", "--sweep", "fastv:k=2,ratio=0.1..0.9"), "no step. Write it like ratio=0.1..0.9..0.1"),
+        (("llava-1.5-7b", "--sweep", "fastv:kk=2"), "has no key 'kk'. Did you mean 'k'"),
+        (("llava-1.5-7b", "--sweep", "fastvv:k=2"), "Did you mean 'fastv'"),
         (("llava-1.5-7b", "--sweep", "fastv:k=1..31,ratio=0..1..0.000001"), "combinations"),
         (("llava-1.5-7b", "--policy", "visipruner:filter=3.5,keep=3"), "cannot be executed"),
     ],

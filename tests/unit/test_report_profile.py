@@ -242,3 +242,34 @@ def test_words_for_numbers():
     assert shown({"value": 2, "low": 1.5, "high": None, "n": 3}) == "2 (1.5-)"
     assert shown({"value": None, "low": None, "high": None, "n": 0}) == ""
     assert shown(made.entry(0.5), True) == "0.500 (0.450-0.550)"
+
+
+def test_a_probe_that_nothing_knows_shows_its_values_lists_too():
+    values = {
+        "highest": 0.1234567,
+        "named": {"deep": {"count": 1200, "kind": "cosine", "ok": True, "none": None}},
+        "by_layer": {"value": [0.5, 0.25], "low": [0.1, None], "count": [3]},
+        "matrix": [[1, 2], [3, 4]],
+        "heads": [{"layer": 3, "head": 1}],
+    }
+    found = one("toy_probe", values)
+    assert found.title == "Toy probe" and found.about
+    tables = [(table.title, list(table.headers), [list(row) for row in table.rows]) for table in found.tables]
+    assert tables == [
+        (
+            "Values",
+            ["value", ""],
+            [
+                ["highest", "0.123"],
+                ["named, deep, count", "1,200"],
+                ["named, deep, kind", "cosine"],
+                ["named, deep, ok", "true"],
+                ["named, deep, none", ""],
+                ["heads, 0, layer", "3"],
+                ["heads, 0, head", "1"],
+            ],
+        ),
+        ("By layer", ["", "value", "low"], [["0", "0.5", "0.1"], ["1", "0.25", ""]]),
+        ("By layer", ["", "count"], [["0", "3"]]),
+        ("Matrix", ["", "0", "1"], [["0", "1", "2"], ["1", "3", "4"]]),
+    ]

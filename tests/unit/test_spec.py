@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from planner.errors import InputError, UnsupportedModelError
-from planner.spec import ModelSpec, shipped
-from planner.spec.config import families, family
+from planner.errors import ExtensionError, InputError, UnsupportedModelError
+from planner.spec import ModelSpec, projectors, shipped, towers
+from planner.spec.config import Config, families, family, reader
 from planner.spec.images import assumed, encode
 
 LLAVA: dict[str, Any] = {
@@ -131,6 +131,37 @@ def test_every_family_names_parts_that_exist() -> None:
         data = family(model_type, "vlm")
         assert data["text"] in families("decoder"), model_type
         assert data["vision"] in families("tower"), model_type
+
+
+def test_every_reader_that_a_family_names_is_there() -> None:
+    for role, key, home in (("vlm", "projector", projectors), ("tower", "reader", towers)):
+        for model_type in families(role):
+            found = reader(family(model_type, role), key, home.__name__)
+            assert found.__module__ == home.__name__ and not found.__name__.startswith("_")
+
+
+@pytest.mark.parametrize("spelled", ["lava", "planner.nowhere:llava", "planner.spec.projectors:lava"])
+def test_a_reader_that_is_not_there_is_refused(spelled: str) -> None:
+    data = {**family("llava", "vlm"), "projector": spelled}
+    with pytest.raises(ExtensionError, match=f"names the projector '{spelled}'"):
+        reader(data, "projector", projectors.__name__)
+
+
+def test_a_reader_of_another_module() -> None:
+    data = {**family("llava", "vlm"), "projector": "planner.spec.projectors:mllama"}
+    assert reader(data, "projector", "planner.spec.towers") is projectors.mllama
+
+
+def test_a_part_in_place_of_the_whole_is_named() -> None:
+    with pytest.raises(UnsupportedModelError, match="'clip_vision_model' is a vision tower, not a model family"):
+        ModelSpec.from_config({"model_type": "clip_vision_model"})
+
+
+def test_tiles_without_resolutions_are_refused() -> None:
+    vision, tower = Config(LLAVA["vision_config"], "vision_config"), ModelSpec.from_config(LLAVA).vision
+    assert tower is not None
+    with pytest.raises(InputError, match="no 'image_grid_pinpoints'"):
+        projectors.anyres(Config({}, "toy"), vision, tower, 64)
 
 
 def test_head_size_apart_from_hidden_over_heads() -> None:

@@ -43,9 +43,9 @@ def fit_rates(lengths: Sequence[float], best: Sequence[float], highest: float) -
         )
     # Scaled to about 1 while solving: squares of thousands of tokens beside the constant lose digits.
     scale = max(lengths)
-    scaled_layers = np.asarray(lengths, np.float64) / scale
-    solved, *_ = np.linalg.lstsq(np.vander(scaled_layers, 3), np.asarray(best, np.float64), rcond=None)
-    residual = np.asarray(best) - np.vander(scaled_layers, 3) @ solved
+    scaled_lengths = np.asarray(lengths, np.float64) / scale
+    solved, *_ = np.linalg.lstsq(np.vander(scaled_lengths, 3), np.asarray(best, np.float64), rcond=None)
+    residual = np.asarray(best) - np.vander(scaled_lengths, 3) @ solved
     spread = float(((np.asarray(best) - np.mean(best)) ** 2).sum())
     c2, c1, c0 = (float(c) for c in solved / [scale**2, scale, 1])
     r2 = 1 - float((residual**2).sum()) / spread if spread > 1e-12 else None

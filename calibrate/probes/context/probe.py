@@ -25,11 +25,12 @@ from calibrate.inputs.samples import Sample
 from calibrate.probes.base import ExecutedProbe
 from calibrate.probes.context.attention import FLOWS, Attended, attended
 from calibrate.probes.context.fit import ADJACENT, best_rate, fit_rates
-from calibrate.probes.context.schedule import LAYERS, OF_LAYERS, OTHER_LAYERS, pruning, scaled_layers
+from calibrate.probes.context.schedule import LAYERS, OTHER_LAYERS, pruning
 from calibrate.probes.context.texts import ContextTexts, read_texts
 from calibrate.probes.stats import Array, mean, plain, proportion
 from calibrate.running.execute import accepted_first_tokens, divergence, first_logits
 from planner.errors import CalibrationError, InputError
+from planner.policies.base import PUBLISHED_DEPTH, relative_layers
 from planner.profile import PromptShape
 from planner.schedule import Schedule
 
@@ -38,7 +39,7 @@ DEFAULT_RATE = 0.3
 #: By default five lengths, equally spaced up to the paper's longest or to what the model has positions for.
 LENGTHS, LONGEST = 5, 2500
 #: How the variants at the default rate are called.
-VARIANTS = ("max", "mean", "random", *(f"first {layers} of {OF_LAYERS} layers" for layers in OTHER_LAYERS))
+VARIANTS = ("max", "mean", "random", *(f"first {layers} of {PUBLISHED_DEPTH} layers" for layers in OTHER_LAYERS))
 
 
 class ContextProbe(ExecutedProbe):
@@ -191,13 +192,13 @@ class ContextProbe(ExecutedProbe):
         except CalibrationError as error:
             fit = {"none": error.cause}
         entropy, visual = self.table.column("entropy"), self.table.column("visual")
-        after = scaled_layers(LAYERS, entropy.shape[-1])
+        (after,) = relative_layers((LAYERS,), entropy.shape[-1])
         rise = entropy[:, :, 1, after:] - entropy[:, :, 0, after:]
         return {
             "lengths": lengths,
             "rates": list(self.rates),
             "layers": {
-                f"{layers} of {OF_LAYERS}": scaled_layers(layers, entropy.shape[-1])
+                f"{layers} of {PUBLISHED_DEPTH}": relative_layers((layers,), entropy.shape[-1])[0]
                 for layers in (LAYERS, *OTHER_LAYERS)
             },
             "judged_by": "first_token_accuracy" if answered else "agreement",

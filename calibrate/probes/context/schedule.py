@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from planner.policies.base import relative_layers
 from planner.policies.context import Context
 from planner.schedule import Schedule
 from planner.spec import ModelSpec
 
 #: The paper counts layers of 32-layer models: 10 is its choice, 7 and 13 are its ablation.
-OF_LAYERS, LAYERS, OTHER_LAYERS = 32, 10, (7, 13)
-
-
-def scaled_layers(layers: int, depth: int) -> int:
-    """Layers of a 32-layer model, in a model of another depth."""
-    return max(1, round(layers * depth / OF_LAYERS))
+LAYERS, OTHER_LAYERS = 10, (7, 13)
 
 
 def pruning(
@@ -23,7 +19,8 @@ def pruning(
     Args:
         rank_by: ``attention_received``, or ``random`` for the comparison.
     """
-    schedule = Context(layers=scaled_layers(of_layers, spec.layers), rate=rate, protect=protect).schedule(spec)
+    (layers,) = relative_layers((of_layers,), spec.layers)
+    schedule = Context(layers=layers, rate=rate, protect=protect).schedule(spec)
     if rank_by == "attention_received":
         return schedule
     return Schedule(

@@ -1,6 +1,7 @@
 """What each probe shows: one function a probe, from its findings to a `Section`.
 
-To show another probe: write a function ``Subject -> Section`` and name it in `SECTIONS`.
+To show another probe: write a function ``Subject -> Section`` and name it in `SECTIONS`. Without one its values are
+shown as they are (`plain`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 from planner.errors import PlanDigestError, PlanError
 from planner.plan import Plan
 from planner.profile import Arrays, ProbeResult, Profile
-from planner.report.section import Section, Subject, Table, figure
+from planner.report.probes import plain
+from planner.report.section import Section, Subject
 
 #: Probe to the function that shows it, in the order of a report; modules are imported when asked for.
 SECTIONS: dict[str, str] = {
@@ -73,7 +75,7 @@ def _sections(profile: Profile, plan: Plan | None, arrays: Arrays) -> list[Secti
 
 def _shown(name: str, subject: Subject) -> Section:
     if name not in SECTIONS:
-        return _plain(name, subject)
+        return plain.section(name, subject)
     module, function = SECTIONS[name].split(":")
     show: Callable[[Subject], Section] = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     try:
@@ -113,23 +115,6 @@ def _marks(plan: Plan | None, suggested: Mapping[str, Any]) -> dict[str, float]:
                 at = stage.last if exits else stage.last - 1
                 marks[f"plan {'exit' if exits else 'selects'} {at:g}"] = at
     return marks
-
-
-def _plain(name: str, subject: Subject) -> Section:
-    """Single values of a probe that nothing here knows."""
-    rows = [[key, value if isinstance(value, str) else figure(float(value))] for key, value in _flat(subject.values)]
-    table = Table("Values", ("value", ""), rows)
-    return Section(name, name.replace("_", " ").capitalize(), "A probe of your own.", [], (), [table])
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{before}{key}, ")
-        elif isinstance(value, (str, int, float)):
-            found.append((before + key, value))
-    return found
 
 
 def _empty(name: str, probe: ProbeResult) -> Section:

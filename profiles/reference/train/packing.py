@@ -6,6 +6,7 @@ start again behind the image in every segment. So the logits equal those of sepa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,8 +28,8 @@ class Pack:
         input_ids: ``[B, S]``.
         positions: ``[B, S]`` rotary positions.
         segment: ``[B, S]``: 0 is the prefix, 1.. the questions, -1 padding.
-        visual: ``[B, S]``, true at the 144 visual tokens.
-        labels: ``[B, S]``, the *next* token where it is trained on (answer and ``</s>``), else -100.
+        visual: ``[B, S]``, true at the visual tokens.
+        labels: ``[B, S]``, the *next* token where it is trained on (answer and end of text), else -100.
         ask: ``[n, 2]``, row and column of the last prompt token of each question, questions in the order given.
     """
 
@@ -52,25 +53,41 @@ class Pack:
 
 
 class Packer:
-    """Builds packs with one tokenizer."""
+    """Builds packs with one tokenizer.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: of the model.
+        prompt: how a question is asked; holds ``<image>`` once, unless there are no visual tokens, and ``{question}``.
+        visual_tokens: of one image.
+        multiple: sequences are padded to a multiple of this.
+    """
+
+    def __init__(
+        self, tokenizer: Any, prompt: str = PROMPT, visual_tokens: int = VISUAL_TOKENS, multiple: int = 1
+    ) -> None:
         self.tokenizer = tokenizer
         self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
         self.image = tokenizer.convert_tokens_to_ids("<image>")
-        before, self._after = PROMPT.split("<image>")
-        self.prefix: list[int] = tokenizer(before + "<image>" * VISUAL_TOKENS)["input_ids"]
-        self._segment = lru_cache(maxsize=None)(self._tokenize)
+        self.multiple = multiple
+        before, self._after = prompt.split("<image>") if visual_tokens else ("", prompt)
+        self.prefix: list[int] = tokenizer(before + "<image>" * visual_tokens)["input_ids"]
+        self._segment = lru_cache(maxsize=1 << 16)(self._tokenize)
 
-    def _tokenize(self, prompt: str, answer: str) -> tuple[int, ...]:
+    def _tokenize(self, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         text = self._after.format(question=prompt)
-        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], *answer_ids(self.tokenizer, answer))
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), tuple(
+            answer_ids(self.tokenizer, answer)
+        )
+
+    def length(self, prompt: str, answer: str) -> int:
+        """Tokens that a question and its answer take up in a pack."""
+        return sum(map(len, self._segment(prompt, answer)))
 
     def pack(self, groups: list[list[tuple[str, str]]]) -> Pack:
         """Pack (question, answer) pairs, one list per image."""
         rows = [[self._segment(prompt, answer) for prompt, answer in group] for group in groups]
-        size = len(self.prefix) + max(sum(map(len, row)) for row in rows)
-        shape = (len(rows), size)
+        size = len(self.prefix) + max(sum(len(q) + len(a) for q, a in row) for row in rows)
+        shape = (len(rows), math.ceil(size / self.multiple) * self.multiple)
         input_ids = torch.full(shape, self.pad)
         positions, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
         segment = torch.full(shape, PADDING)
@@ -81,12 +98,13 @@ class Packer:
             positions[row, :start] = torch.arange(start)
             segment[row, :start] = 0
             at = start
-            for number, part in enumerate(parts, start=1):
-                end = at + len(part)
-                input_ids[row, at:end] = torch.tensor(part)
-                positions[row, at:end] = torch.arange(start, start + len(part))
+            for number, (asked, answer) in enumerate(parts, start=1):
+                answered = at + len(asked)
+                end = answered + len(answer)
+                input_ids[row, at:end] = torch.tensor(asked + answer)
+                positions[row, at:end] = torch.arange(start, start + end - at)
                 segment[row, at:end] = number
-                labels[row, end - 2], labels[row, end - 1] = part[-1], self.end
-                ask.append((row, end - 2))
+                labels[row, answered - 1 : end] = torch.tensor((*answer, self.end))
+                ask.append((row, answered - 1))
                 at = end
         return Pack(input_ids, positions, segment, input_ids == self.image, labels, torch.tensor(ask))
