@@ -280,7 +280,7 @@ FAMILIES: dict[str, tuple[str, Callable[[int], Config]]] = {
                 model_type="gemma2",
                 head_dim=16,
                 query_pre_attn_scalar=16,
-                sliding_window=12,
+                sliding_window=16,
                 # Low enough to bend most scores: their standard deviation is about 2.6.
                 attn_logit_softcapping=2.0,
                 final_logit_softcapping=3.0,
