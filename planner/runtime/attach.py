@@ -147,6 +147,24 @@ class Handle:
         finally:
             thread.prompt_lengths = before
 
+    def compile_prefill(self, buckets: Sequence[int] | None = None, **options: Any) -> None:
+        """From now on run prompts through compiled graphs: one, without a break, for every length bucket.
+
+            handle.compile_prefill(buckets=(512, 1024, 2048), mode="reduce-overhead")  # CUDA graphs
+
+        A graph is made when its bucket, batch size and number of visual tokens first occur. Prompts that graphs cannot
+        serve run as before: those longer than the last bucket, batches whose samples have other numbers of visual
+        tokens, prompts whose image stream is cached. The vision encoder and the output head are not compiled.
+
+        Args:
+            buckets: lengths of prompts, in tokens, up to which they are padded. None: multiples of 64.
+            options: of `torch.compile`: mode, backend and so on.
+
+        Raises:
+            InputError: the plan has no fixed shapes: it has thresholds, prunes text, or ranks by scores of text.
+        """
+        self._execution.compile_prefill(buckets, options)
+
     def detach(self) -> None:
         """Put the model back as it was, once the forwards that run now are through. Safe to call twice.
 

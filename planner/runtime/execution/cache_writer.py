@@ -21,7 +21,8 @@ class CacheWriter:
 
     def __init__(self, caches: list[PrunedLayer], streams: Streams) -> None:
         self.caches, self.streams = caches, streams
-        self._held: list[Rows] = []
+        #: Per layer the rows held, and how many of them are visual.
+        self._held: list[tuple[Rows, tuple[int, ...]]] = []
 
     def fill(self, layer: int, state: LayerState) -> None:
         """Put into a layer that has run what decoding may attend to; the end of its stage may `trim` it."""
@@ -29,17 +30,18 @@ class CacheWriter:
             return
         cache, streams = self.caches[layer], self.streams
         rows, isolated, stage = streams.main, state.isolated, state.stage
+        visual = streams.visual.counts if isolated is None else (0,) * len(rows.counts)
         cache.fill(cache.keys, cache.values, rows)
         if isolated is None:
             if stage.cache_visual == "none" and streams.visual.width:
                 cache.keep(streams.text, rows)
-                rows = streams.text
+                rows, visual = streams.text, (0,) * len(rows.counts)
         elif stage.cache_visual != "none" and isolated.key is not None and isolated.shown is not None:
             key, value, added = isolated.key, isolated.shown, isolated.rows
             if isolated.merged is not None:
                 slot, added = added.slots_of(isolated.merged), isolated.merged
                 key, value = gather(key, slot, dim=2), gather(value, slot, dim=2)
-            rows = streams.beside(added)
+            rows, visual = streams.beside(added), added.counts
             order = streams.order(rows, added)
             cache.fill(
                 gather(torch.cat([key, cache.keys], dim=2), order, dim=2),
@@ -48,7 +50,7 @@ class CacheWriter:
             )
         if state.sinks is not None:
             cache.visual, cache.sinks = streams.layout.visual, state.keys.spread(state.sinks)
-        self._held.append(rows)
+        self._held.append((rows, visual))
 
     def trim(self, stage: Stage) -> None:
         """After the selections of a stage: keep the visual rows that survived, where the stage says so."""
@@ -56,12 +58,12 @@ class CacheWriter:
             return
         visual = self.streams.visual
         for layer in range(int(stage.first), int(stage.last)):
-            held = self._held[layer]
+            held, seen = self._held[layer]
             text = held.mask & ~self.streams.layout.visual
-            counts = tuple(int(count) for count in text.sum(1).tolist())
-            rows = Rows.of(text | visual.mask, tuple(t + v for t, v in zip(counts, visual.counts, strict=True)))
+            counts = (all_ - gone + v for all_, gone, v in zip(held.counts, seen, visual.counts, strict=True))
+            rows = Rows.of(text | visual.mask, tuple(counts))
             self.caches[layer].keep(rows, held)
-            self._held[layer] = rows
+            self._held[layer] = (rows, visual.counts)
 
     def close(self) -> None:
         """The prompt is through."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -26,9 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from planner.errors import RuntimeStateError
 from planner.runtime.execution import guard
+from planner.runtime.execution.compiled import CompiledPrefill
 from planner.runtime.execution.continuation import prompt_ends, split
 from planner.runtime.execution.decoding import Decoding
 from planner.runtime.execution.gate import Gate
@@ -68,6 +70,7 @@ class Execution:
         #: Of steps that are compiled, whose code cannot look at what belongs to a thread; empty between them.
         self._compiled = Decoding(schedule)
         self._diversion = Diversion()
+        self.compiled: CompiledPrefill | None = None
         self._encoder: EncoderScores | None = None
         self._signature = inspect.signature(parts.model.forward)
         self._isolated_layers = tuple(
@@ -138,6 +141,8 @@ class Execution:
                 if torch.compiler.is_compiling():
                     if _over_fixed_buffers(kwargs):
                         return fixed(original, args, kwargs)
+                    if self.thread.forward is not None and self.thread.forward.traced:
+                        return eager(original, args, kwargs)
                     return outside(original, args, kwargs)
                 return eager(original, args, kwargs)
 
@@ -273,12 +278,18 @@ class Execution:
             caches = install(cache, len(self.parts.layers), self._attachment, layout.length, list(self.parts.windows))
         self._positions.note(kwargs)
         ranked = None if self._encoder is None else self._encoder.take(layout)
-        features = kwargs.pop("deepstack_visual_embeds", None)
-        prefill = Prefill(
-            self.schedule, layout, self._isolated_layers, caches, self.seed, ranked, forward.stream, self.parts.windows
-        )
-        prefill.deepstack = list(features) if features is not None else []
+        features = list(kwargs.pop("deepstack_visual_embeds", None) or [])
+        prefill = self._prefill(layout, caches, ranked, forward.stream)
+        prefill.check_sight()
         forward.prefill = prefill
+        if self.compiled is not None and not args and self.compiled.serves(layout, forward):
+            hidden, record = self.compiled(original, layout, caches, ranked, features, kwargs)
+            for layer in caches:
+                layer.close()
+            prefill.complete = len(record.tokens) == self.schedule.layers
+            self._last = self.thread.last = record
+            return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+        prefill.deepstack = features
         output = original(*args, **kwargs)
         prefill.close()
         self._last = self.thread.last = prefill.record
@@ -291,6 +302,20 @@ class Execution:
             return (wide, *output[1:])
         output.last_hidden_state = wide
         return output
+
+    def _prefill(
+        self,
+        layout: Layout,
+        caches: list[PrunedLayer],
+        ranked: Tensor | None = None,
+        stream: PromptStream | None = None,
+    ) -> Prefill:
+        parts = self.parts
+        return Prefill(self.schedule, layout, self._isolated_layers, caches, self.seed, ranked, stream, parts.windows)
+
+    def compile_prefill(self, buckets: Sequence[int] | None, options: dict[str, Any]) -> None:
+        """From now on run prompts through compiled graphs, see `CompiledPrefill`."""
+        self.compiled = CompiledPrefill(self.schedule, self._prefill, self.thread, self.parts.windows, buckets, options)
 
     def _fixed_tower(self, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._compiled.layers = list(kwargs["past_key_values"].layers)
@@ -327,14 +352,14 @@ class Execution:
     # -- their attention ---------------------------------------------------------------------------------------------
 
     def _traced(self) -> bool:
-        return bool(self._compiled.layers)
+        return bool(self._compiled.layers) or (self.thread.forward is not None and self.thread.forward.traced)
 
     def _idle(self) -> bool:
         forward = self.thread.forward
         return forward is not None and forward.decoding is not None and forward.decoding.plain_attention
 
     def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and self._compiled.layers:
             return self._compiled.attend(call)
         handler, forward = self._diversion.handler, self.thread.forward
         if handler is not None:

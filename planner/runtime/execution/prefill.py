@@ -22,7 +22,7 @@ from planner.runtime.model.cache import PrunedLayer
 from planner.runtime.model.isolated import IsolatedLayer, first, part_of_kwargs, with_first
 from planner.runtime.selection.ranking import Ranking, ranked_rows, reads_attention
 from planner.runtime.selection.redistribute import redistribute_rows
-from planner.runtime.selection.scores import Scored
+from planner.runtime.selection.scores import BY_ATTENTION, Scored
 from planner.runtime.selection.select import survivors
 from planner.runtime.selection.streams import Streams
 from planner.runtime.tensors.layout import Layout
@@ -119,7 +119,6 @@ class Prefill:
             scored, asking = self._scored_by(state, call, output), self.streams.text_after()
             output, state.sinks = redistribute_rows(scored, asking, stage.redistribute)
         if call.layer == stage.last - 1 and any(reads_attention(select) for select in stage.selects):
-            self._check_sight(call.layer)
             self._scored = self._scored_by(state, call, output)
         return output, weights
 
@@ -175,7 +174,6 @@ class Prefill:
             return hidden
         scored = self._scored
         if select.probe and kwargs is not None:
-            self._check_sight(layer)
             scored = self.ranking.probe(select, self.isolated_layers[layer], hidden, kwargs, self._known)
         stays = survivors(self.ranking.score(select, layer, ranked, scored, hidden), ranked, select.keep)
         self.record.kept.append(stays)
@@ -183,15 +181,24 @@ class Prefill:
             return self.streams.keep_context(ranked, stays, hidden)
         return self.streams.keep_visual(stays, hidden)
 
-    def _check_sight(self, layer: int) -> None:
-        """Refuse to rank by the attention of a layer whose window shows the last row no visual token."""
-        window = self.windows[layer]
+    def check_sight(self) -> None:
+        """Refuse selections by the attention of a layer whose window shows the last row no visual token.
+
+        Raises:
+            RuntimeStateError: naming the layer, and those that would do.
+        """
+        for stage in self.schedule.stages:
+            for select in stage.selects:
+                layer = int(stage.last) - (not select.probe)
+                if select.rank_by in BY_ATTENTION and select.of == "visual":
+                    self._check_sight(layer, self.windows[layer])
+
+    def _check_sight(self, layer: int, window: int | None) -> None:
         if window is None:
             return
         position = torch.arange(self.layout.length, device=self.layout.ids.device)
-        nearest = torch.where(self.streams.visual.mask, position, -1).amax(1)
-        blind = (nearest >= 0) & (self.layout.last - nearest >= window)
-        if bool(blind.any()):
+        nearest = torch.where(self.layout.visual, position, -1).amax(1)
+        if bool(((nearest >= 0) & (self.layout.last - nearest >= window)).any()):
             full = [i for i, other in enumerate(self.windows) if other is None]
             raise RuntimeStateError(
                 f"layer {layer} would rank visual tokens by its attention, but its sliding window of {window} tokens "

@@ -27,12 +27,14 @@ class Forward:
         stream: their image stream, where one is asked for.
         prefill: the prompt on its way through the layers.
         decoding: a step over a pruned cache.
+        traced: its layers are being compiled.
     """
 
     layout: Layout | None = None
     stream: PromptStream | None = None
     prefill: Prefill | None = None
     decoding: Decoding | None = None
+    traced: bool = False
 
 
 class Thread(threading.local):

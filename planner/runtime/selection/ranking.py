@@ -27,6 +27,13 @@ def ranked_rows(select: Select, streams: Streams) -> Rows:
     return Rows.of(flags, tuple(int(count) for count in flags.sum(1).tolist()))
 
 
+def not_finite(score: str) -> RuntimeStateError:
+    """The error for a score that is NaN or infinite."""
+    return RuntimeStateError(
+        f"the score {score} is not finite", "Check the pixel values and the model for NaN or infinite numbers"
+    )
+
+
 def reads_attention(select: Select) -> bool:
     """Whether a selection is scored by the attention of the layer that has just run."""
     return select.rank_by in scores.BY_ATTENTION and not select.probe
@@ -43,6 +50,8 @@ class Ranking:
 
     def __init__(self, streams: Streams, seed: int, entry_scores: Tensor | None) -> None:
         self.streams, self.seed, self.entry_scores = streams, seed, entry_scores
+        #: In compiled code, whether scores are numbers: flags that are looked at after it.
+        self.finite: list[Tensor] = []
 
     def score(self, select: Select, layer: int, ranked: Rows, scored: Scored | None, hidden: Tensor) -> Tensor:
         """Scores of the ranked rows, ``[B, r]``.
@@ -69,11 +78,11 @@ class Ranking:
         else:
             assert self.entry_scores is not None
             found = self.entry_scores.gather(1, ranked.index.clamp(min=0))
-        if not bool(torch.isfinite(found).all()):
-            raise RuntimeStateError(
-                f"the score '{select.rank_by}' after layer {layer - 1} is not finite",
-                "Check the pixel values and the model for NaN or infinite numbers",
-            )
+        finite = torch.isfinite(found).all()
+        if torch.compiler.is_compiling():
+            self.finite.append(finite)
+        elif not bool(finite):
+            raise not_finite(f"'{select.rank_by}' after layer {layer - 1}")
         return found.to(ranked.index.device)
 
     def probe(

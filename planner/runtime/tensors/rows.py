@@ -8,8 +8,8 @@ taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Rows:
     counts: tuple[int, ...]
     length: int
     whole: bool = False
+    #: What has been derived so far. A plain table, since compilers trace it, and no cached property.
+    _derived: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def all(batch: int, length: int, device: torch.device) -> Rows:
@@ -58,19 +60,27 @@ class Rows:
         """True when some slot is empty."""
         return min(self.counts) != self.width
 
-    @cached_property
+    @property
     def filled(self) -> Tensor:
         """``[B, m]``: the slots that hold a row."""
-        return self.index >= 0
+        return self._once("filled", lambda: self.index >= 0)
 
-    @cached_property
+    @property
     def mask(self) -> Tensor:
         """``[B, n]``: the rows that are held."""
-        return self.spread(self.filled)
+        return self._once("mask", lambda: self.spread(self.filled))
 
-    @cached_property
+    @property
     def slots(self) -> Tensor:
         """``[B, n]``: the slot that holds each row (0 for rows that are not held)."""
+        return self._once("slots", self._slots)
+
+    def _once(self, name: str, derive: Callable[[], Tensor]) -> Tensor:
+        if name not in self._derived:
+            self._derived[name] = derive()
+        return self._derived[name]
+
+    def _slots(self) -> Tensor:
         batch, width = self.index.shape
         slots = torch.zeros(batch, self.length + 1, dtype=torch.long, device=self.index.device)
         target = torch.where(self.filled, self.index, self.length)

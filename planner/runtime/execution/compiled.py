@@ -1,0 +1,244 @@
+"""A prefill as compiled graphs, one for every length bucket.
+
+Static budgets make every shape a function of the prompt's length. Prompts are padded on the left to the length of their
+bucket, and inside the graph padding is text that the mask hides, so that the number of rows in every layer is fixed.
+Images are encoded and tokens embedded before the graph begins; the cache that comes out of it is that of an ordinary
+pruned prefill.
+"""
+
+from __future__ import annotations
+
+import types
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from planner.errors import InputError
+from planner.runtime.execution.prefill import Prefill, Record
+from planner.runtime.execution.thread import Forward, Thread
+from planner.runtime.model.cache import Attachment, PrunedLayer, install
+from planner.runtime.model.exchange import Function
+from planner.runtime.selection.ranking import not_finite
+from planner.runtime.tensors.layout import Layout
+from planner.runtime.tensors.rows import Rows
+from planner.schedule import Schedule, Threshold
+
+#: Scores that do not depend on which text is padding.
+RANKED_BY = ("none", "last_attention", "influence_l2", "influence_cos", "encoder_norm", "encoder_attention")
+#: Where no buckets are given, lengths are rounded up to multiples of this.
+STEP = 64
+#: Arguments of a text tower with one entry per token, in their last dimension; embeddings in the last but one.
+_PER_TOKEN = ("position_ids", "visual_pos_masks", "token_type_ids", "mm_token_type_ids")
+
+#: Makes the prefill of a layout over some caches, given the entry's scores.
+Make = Callable[[Layout, list[PrunedLayer], Tensor | None], Prefill]
+
+
+def check_compilable(schedule: Schedule) -> None:
+    """Refuse a schedule whose prefill has no fixed shapes.
+
+    Raises:
+        InputError: naming what makes them depend on the image, or on the text.
+    """
+    if schedule.empty:
+        raise InputError("a plan that changes nothing has nothing to compile", "Use torch.compile on the model itself")
+    for select in schedule.selects:
+        if isinstance(select.keep, Threshold):
+            raise InputError("a plan with thresholds has no fixed shapes", "Compile one that keeps counts or shares")
+        if select.of == "context":
+            raise InputError(
+                "a plan that prunes text has no fixed shapes", "Compile one that prunes visual tokens only"
+            )
+        if select.rank_by not in RANKED_BY:
+            raise InputError(
+                f"a plan that ranks by '{select.rank_by}' cannot be compiled",
+                f"Compile one that ranks by {', '.join(RANKED_BY[1:])}",
+            )
+    if any(stage.redistribute is not None for stage in schedule.stages):
+        raise InputError("a plan that redistributes attention cannot be compiled", "Leave 'var' out of it")
+
+
+class CompiledPrefill:
+    """Runs prompts through compiled graphs. Graphs are made on first use, and kept.
+
+    Args:
+        schedule: what to execute.
+        make: makes a prefill.
+        thread: where the forward of the calling thread is.
+        windows: sliding window per layer, None for full attention.
+        buckets: lengths of prompts, in tokens. None: multiples of `STEP`, as prompts come.
+        options: of `torch.compile`, such as ``mode="reduce-overhead"`` for CUDA graphs.
+
+    Raises:
+        InputError: the schedule has no fixed shapes, or a bucket is no length.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        make: Make,
+        thread: Thread,
+        windows: Sequence[int | None],
+        buckets: Sequence[int] | None,
+        options: dict[str, Any],
+    ) -> None:
+        check_compilable(schedule)
+        if buckets is not None and (not buckets or min(buckets) < 1):
+            raise InputError(f"buckets {list(buckets)} are no lengths of prompts", "Give lengths of 1 token or more")
+        self.schedule, self.make, self.thread, self.windows = schedule, make, thread, list(windows)
+        self.buckets = None if buckets is None else sorted(buckets)
+        self.options = {"fullgraph": True, "dynamic": False, **options}
+        self._graphs: dict[tuple[int | str, ...], Callable[..., Any]] = {}
+
+    def bucket(self, length: int) -> int | None:
+        """The length that a prompt is padded to; None where it is longer than the longest bucket."""
+        if self.buckets is None:
+            return -(-length // STEP) * STEP
+        place = bisect_left(self.buckets, length)
+        return self.buckets[place] if place < len(self.buckets) else None
+
+    def serves(self, layout: Layout, forward: Forward) -> bool:
+        """Whether a batch has fixed shapes: every sample as many visual tokens, a bucket, no image stream."""
+        return forward.stream is None and len(set(layout.visual_counts)) == 1 and self.bucket(layout.length) is not None
+
+    def __call__(
+        self,
+        original: Function,
+        layout: Layout,
+        caches: list[PrunedLayer],
+        ranked: Tensor | None,
+        features: list[Tensor],
+        kwargs: dict[str, Any],
+    ) -> tuple[Tensor, Record]:
+        """The hidden states ``[B, n, d]`` of a batch that this serves, and what was done. Fills the caches.
+
+        Args:
+            original: the text tower's own forward.
+            layout: parts of the prompts.
+            caches: the cache's layers, empty without a cache.
+            ranked: scores of visual rows that exist before the decoder, ``[B, n]``.
+            features: visual features that the family adds after each of the first layers.
+            kwargs: arguments of the text tower.
+
+        Raises:
+            RuntimeStateError: a score is not a number.
+        """
+        length, bucket = layout.length, self.bucket(layout.length)
+        assert bucket is not None
+        pad, batch = bucket - length, len(layout.ids)
+        arguments = _padded(kwargs, pad, layout)
+        # Positions, for instance, come from `generate` and not from a bare forward.
+        shape = (bucket, batch, layout.visual_counts[0], *sorted(n for n, x in arguments.items() if x is not None))
+        if shape not in self._graphs:
+            self._graphs[shape] = torch.compile(_with_code_of_its_own(self._traced()), **self.options)
+        visual = nn.functional.pad(layout.visual, (pad, 0))
+        scores = None if ranked is None else nn.functional.pad(ranked, (pad, 0))
+        before = self.thread.forward
+        try:
+            hidden, keys, values, index, kept, finite, tokens = self._graphs[shape](
+                original, visual, layout.visual_counts[0], scores, features, arguments
+            )
+        finally:
+            self.thread.forward = before
+        if not all(bool(flag) for flag in finite):
+            raise not_finite("of a selection")
+        for cache, *held in zip(caches, keys, values, index, strict=False):
+            k, v, rows = (x.clone() for x in held)  # graphs on a GPU write into the same memory again
+            cache.fill(k[:, :, pad:], v[:, :, pad:], _rows(rows[:, pad:] - pad, length))
+        record = Record(self.schedule, layout.visual, [_rows(x.clone() - pad, length) for x in kept], [])
+        text = tuple(v - n for v, n in zip(layout.valid_counts, layout.visual_counts, strict=True))
+        record.tokens.extend((visual, text) for visual, _ in tokens)
+        return hidden[:, pad:].clone(), record
+
+    def _traced(self) -> Callable[..., Any]:
+        """What is compiled: the prefill of a padded batch, all tensors out."""
+        make, thread, windows = self.make, self.thread, self.windows
+
+        def run(
+            original: Function,
+            visual: Tensor,
+            count: int,
+            ranked: Tensor | None,
+            features: list[Tensor],
+            arguments: dict[str, Any],
+        ) -> Any:
+            length = visual.shape[1]
+            cache = DynamicCache()
+            caches = install(cache, len(windows), Attachment(), length, windows)
+            prefill = make(_layout_of_padded(visual, count), caches, ranked)
+            prefill.deepstack = features
+            thread.forward = Forward(prefill.layout, None, prefill, traced=True)
+            output = original(**arguments, past_key_values=cache, use_cache=True)
+            thread.forward = None
+            return (
+                prefill.streams.main.restore(output[0]),
+                [layer.keys for layer in caches],
+                [layer.values for layer in caches],
+                [layer.index for layer in caches],
+                [rows.index for rows in prefill.record.kept],
+                prefill.ranking.finite,
+                prefill.record.tokens,
+            )
+
+        return run
+
+
+def _layout_of_padded(visual: Tensor, count: int) -> Layout:
+    """The layout of a batch in which padding on the left is text."""
+    batch, length = visual.shape
+    everything = torch.ones_like(visual)
+    last = torch.full((batch,), length - 1, device=visual.device)
+    after = (visual.cumsum(1) > 0) & ~visual
+    # Nothing that is compiled asks how much text comes after the image, nor which text it is.
+    return Layout(visual, visual, everything, after, last, (length,) * batch, (count,) * batch, (0,) * batch)
+
+
+def _padded(kwargs: dict[str, Any], pad: int, layout: Layout) -> dict[str, Any]:
+    """A text tower's arguments, `pad` hidden rows longer on the left."""
+    found = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "use_cache")}
+    mask = found.get("attention_mask")
+    if mask is None and pad:
+        mask = torch.ones(layout.ids.shape, dtype=torch.long, device=layout.ids.device)
+    if mask is not None:
+        found["attention_mask"] = _padded_mask(mask, pad)
+    found["inputs_embeds"] = nn.functional.pad(found["inputs_embeds"], (0, 0, pad, 0))
+    for name in _PER_TOKEN:
+        if isinstance(found.get(name), Tensor):
+            found[name] = nn.functional.pad(found[name], (pad, 0))
+    if isinstance(found.get("cache_position"), Tensor):
+        found["cache_position"] = torch.arange(layout.length + pad, device=layout.ids.device)
+    return found
+
+
+def _padded_mask(mask: Any, pad: int) -> Any:
+    """A padding mask ``[B, n]``, or the masks ``[B, 1, n, n]`` that some families build before their text tower."""
+    if isinstance(mask, dict):
+        return {kind: None if one is None else _padded_mask(one, pad) for kind, one in mask.items()}
+    if mask.ndim == 2:
+        return nn.functional.pad(mask, (pad, 0))
+    hidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    wide = nn.functional.pad(mask, (pad, 0, pad, 0), value=hidden)
+    # No softmax over nothing: padding sees itself.
+    itself = torch.arange(pad, device=mask.device)
+    wide[..., itself, itself] = True if mask.dtype == torch.bool else 0.0
+    return wide
+
+
+def _rows(index: Tensor, length: int) -> Rows:
+    return Rows(index, (int(index.shape[1]),) * len(index), length)
+
+
+def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of a function that compilers take for another one: they count recompilations by code."""
+    assert isinstance(function, types.FunctionType)
+    return types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
