@@ -132,7 +132,8 @@ class CompiledPrefill:
         pad, batch = bucket - length, len(layout.ids)
         arguments = _padded(kwargs, pad, layout)
         # Positions, for instance, come from `generate` and not from a bare forward.
-        shape = (bucket, batch, layout.visual_counts[0], *sorted(n for n, x in arguments.items() if x is not None))
+        given = sorted(name for name, value in arguments.items() if value is not None)
+        shape: tuple[int | str, ...] = (bucket, batch, layout.visual_counts[0], *given)
         if shape not in self._graphs:
             self._graphs[shape] = torch.compile(_with_code_of_its_own(self._traced()), **self.options)
         visual = nn.functional.pad(layout.visual, (pad, 0))
@@ -201,11 +202,15 @@ def _padded(kwargs: dict[str, Any], pad: int, layout: Layout) -> dict[str, Any]:
     """A text tower's arguments, `pad` hidden rows longer on the left."""
     found = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "use_cache")}
     mask = found.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and not pad and bool(mask.all()):
+        mask = found["attention_mask"] = None  # nothing is hidden: the kernel's own causal form
     if mask is None and pad:
         mask = torch.ones(layout.ids.shape, dtype=torch.long, device=layout.ids.device)
     if mask is not None:
         found["attention_mask"] = _padded_mask(mask, pad)
     found["inputs_embeds"] = nn.functional.pad(found["inputs_embeds"], (0, 0, pad, 0))
+    if found.get("position_ids") is None:  # or the tower would count from the first row of padding
+        found["position_ids"] = torch.arange(layout.length, device=layout.ids.device)[None]
     for name in _PER_TOKEN:
         if isinstance(found.get(name), Tensor):
             found[name] = nn.functional.pad(found[name], (pad, 0))
