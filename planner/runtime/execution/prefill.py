@@ -243,14 +243,20 @@ class Prefill:
     def _mask(self, mask: Tensor | None, keys: Rows, stage: Stage) -> Tensor | None:
         main = self.streams.main
         hides = stage.visual_attention == "full" and stage.text_to_visual == "none"
+        if torch.compiler.is_compiling():  # see part_of_kwargs
+            return self._made_mask(mask, keys, hides)
         key = ("mask", id(mask), id(main), id(keys), hides)
         if key not in self._known:
-            made = part(mask, main, keys)
-            if hides:
-                # Only bidirectional prompts have text before the image that could see it.
-                made = hide(made, main, main.pick(self.streams.text.mask), main.pick(self.layout.visual))
-            self._known[key] = (mask, main, keys, made)
+            self._known[key] = (mask, main, keys, self._made_mask(mask, keys, hides))
         return self._known[key][3]  # type: ignore[no-any-return]
+
+    def _made_mask(self, mask: Tensor | None, keys: Rows, hides: bool) -> Tensor | None:
+        main = self.streams.main
+        made = part(mask, main, keys)
+        if hides:
+            # Only bidirectional prompts have text before the image that could see it.
+            made = hide(made, main, main.pick(self.streams.text.mask), main.pick(self.layout.visual))
+        return made
 
     def _scored_by(self, state: LayerState, call: Call, output: Tensor) -> Scored:
         isolated = None if state.isolated is None else state.isolated.hidden

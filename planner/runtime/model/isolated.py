@@ -56,6 +56,9 @@ def part_of_kwargs(kwargs: dict[str, Any], rows: Rows, mask: Tensor | None, know
     for name, table in kwargs.items():
         if table is None or not (name.startswith("position_embeddings") or name == "position_ids"):
             continue
+        if torch.compiler.is_compiling():  # which would make a graph for every id; equal parts are found anyway
+            changed[name] = _part(table, rows.index)
+            continue
         key = (id(table), id(rows))
         if key not in known:
             # The originals are kept beside their part, so that no id is used twice.
