@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -54,3 +55,34 @@ def test_fewer_tokens_hold_less_memory() -> None:
     result = bench(model, inputs, after_layer(0, select("none", 0), cache_visual="none"), rounds=2, new_tokens=4)
     assert result.planned.kv_cache_bytes * 26 == result.dense.kv_cache_bytes * 10
     assert result.dense.peak_memory_bytes is not None
+
+
+@pytest.mark.parametrize("name", ["fastv", "visipruner"])
+def test_a_compiled_prefill_replays_as_a_graph(name: str) -> None:
+    """CUDA graphs write into the same memory at every replay: prompts in turn must keep their own caches."""
+    model = tiny.model("llava", layers=LAYERS, fresh=True).to("cuda", torch.float32)
+    prompts = [on_gpu(tiny.inputs("llava", text=text, seed=text), torch.float32) for text in (5, 6, 7)]
+    options = {"max_new_tokens": 4, "do_sample": False}
+    torch._dynamo.reset()
+    with torch.inference_mode(), attach(model, SCHEDULES[name]) as handle:
+        expected = [model(**prompt).logits[:, -1] for prompt in prompts]
+        answers = [model.generate(**prompt, **options) for prompt in prompts]
+        handle.compile_prefill(buckets=(32,), mode="reduce-overhead")
+        for _ in range(3):
+            outputs = [model(**prompt, use_cache=True) for prompt in prompts]
+            for output, logits in zip(outputs, expected, strict=True):
+                assert (output.logits[:, -1] - logits).abs().max() < 1e-3
+        assert all(torch.equal(model.generate(**x, **options), y) for x, y in zip(prompts, answers, strict=True))
+
+
+def test_threads_on_a_gpu_get_their_own_answers() -> None:
+    model = tiny.model("llava", layers=LAYERS, fresh=True).cuda()
+    prompts = [on_gpu(tiny.inputs("llava", seed=seed), torch.float64) for seed in range(8)]
+
+    def ask(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return model.generate(**inputs, max_new_tokens=4, do_sample=False)
+
+    with attach(model, SCHEDULES["visipruner"]), ThreadPoolExecutor(8) as pool:
+        expected = [ask(inputs) for inputs in prompts]
+        for _ in range(3):
+            assert all(torch.equal(a, b) for a, b in zip(pool.map(ask, prompts), expected, strict=True))
