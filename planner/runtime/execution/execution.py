@@ -374,4 +374,4 @@ class Execution:
 def _over_fixed_buffers(kwargs: dict[str, Any]) -> bool:
     """Whether a forward runs over a cache of fixed buffers (`planner.runtime.fix`)."""
     layers: Any = getattr(kwargs.get("past_key_values"), "layers", None)
-    return bool(layers) and isinstance(layers[0], PrunedLayer) and bool(layers[0].is_compileable)
+    return layers is not None and len(layers) > 0 and getattr(layers[0], "is_compileable", False) is True
