@@ -31,7 +31,7 @@ from tests.float64 import float64_throughout
 from tests.forced import continuation, logits
 from tests.integration.test_cost_counted import cache_bytes, workload_of
 from tests.reference import run
-from tests.schedules import LAYERS, SCHEDULES, after_layer, select
+from tests.schedules import LAYERS, SCHEDULES
 from tests.tiny.configs import LAST_TEXT, VOCAB
 
 #: (schedule, kernel, batch): every kind of stage and selection, batches with images of different sizes.
@@ -44,7 +44,6 @@ EQUALITY = (
     ("probe", "eager", {}),
 )
 #: What decoding sees is what the prefill saw, so a cache changes nothing.
-CACHE_FREE = after_layer(3, select("none", 0))
 ENCODER = Schedule(
     stages=(Stage(first=0, last=LAYERS),), entry=Select(rank_by="encoder_attention", keep=Count(count=5))
 )
@@ -86,7 +85,7 @@ def generation(family: str) -> Finding:
     failed, theirs = [], []
     for name, way, schedule in (
         ("assisted decoding", _assisted, SCHEDULES["visipruner"]),
-        ("use_cache=False", _without_cache, CACHE_FREE),
+        ("use_cache=False", _without_cache, SCHEDULES["fastv"]),
         ("beam search", _beams, SCHEDULES["visipruner"]),
         ("a second turn", _second_turn, SCHEDULES["visipruner"]),
     ):
