@@ -36,7 +36,7 @@ class LayerState:
         stage: the stage it belongs to.
         hidden: ``[B, m, d]`` input of the main stream.
         keys: rows that its attention sees.
-        alone: rows beside the main stream, None where there are none.
+        isolated: rows beside the main stream, None where there are none.
         sinks: ``[B, k]`` which keys are visual sinks, where attention is redistributed.
     """
 
