@@ -157,6 +157,7 @@ def _latent(config: Config, hidden: int, heads: int) -> Attention:
         output_macs=heads * value_dim * hidden,
         expand_macs=rank * heads * (nope + value_dim),
         cached_elements=rank + rope,
+        expanded_elements=heads * (head_dim + value_dim),
         separable=False,
     )
 
@@ -195,7 +196,7 @@ def _borrowing(attention: Attention) -> Attention:
     """The same layer with keys and values taken from an earlier layer."""
     from dataclasses import replace
 
-    return replace(attention, key_macs=0, value_macs=0, cached_elements=0)
+    return replace(attention, key_macs=0, value_macs=0, cached_elements=0, shares_kv=True)
 
 
 def _sparse_layers(config: Config, data: Mapping[str, Any], count: int) -> tuple[bool, ...]:

@@ -31,8 +31,10 @@ class Attention:
         query_macs, key_macs, value_macs, output_macs: projections, multiply-adds per token.
         window: tokens a sliding or chunked layer can see, itself included; 0 means no limit.
         cached_elements: elements the KV cache holds per token.
-        expand_macs: of multi-head latent attention, making keys and values of one cached latent, at every step; 0
-            elsewhere.
+        expand_macs, expanded_elements: of multi-head latent attention, making keys and values of one cached latent, at
+            every step, and the elements a cache of those would hold; 0 elsewhere.
+        shares_kv: keys and values are an earlier layer's: nothing is projected or cached. Like `expanded_elements` it is
+            a fact that tells models apart: the digest that binds a plan to its model covers it.
         separable: queries, keys and values come from projections of their own, so that any of them can be left out.
         state_macs, state_elements: of a linear layer, work per token on the state and its size.
     """
@@ -49,6 +51,8 @@ class Attention:
     window: int = 0
     cached_elements: int = 0
     expand_macs: int = 0
+    expanded_elements: int = 0
+    shares_kv: bool = False
     separable: bool = True
     state_macs: int = 0
     state_elements: int = 0

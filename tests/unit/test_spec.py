@@ -227,12 +227,14 @@ def test_latent_attention_by_hand() -> None:
     assert attention.expand_macs == 16 * 4 * (12 + 10)
     assert attention.output_macs == 4 * 10 * 64
     assert attention.cached_elements == 16 + 8
+    assert attention.expanded_elements == 4 * (20 + 10)
     assert not attention.separable
 
 
 def test_shared_keys_and_values_cost_and_hold_nothing() -> None:
     layers = text("llama", num_hidden_layers=4, num_kv_shared_layers=1).layers
     assert layers[2].attention.cached_elements > 0
+    assert layers[3].attention.shares_kv
     assert layers[3].attention.cached_elements == layers[3].attention.key_macs == layers[3].attention.value_macs == 0
 
 
