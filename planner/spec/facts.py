@@ -33,8 +33,8 @@ class Attention:
         cached_elements: elements the KV cache holds per token.
         expand_macs, expanded_elements: of multi-head latent attention, making keys and values of one cached latent, at
             every step, and the elements a cache of those would hold; 0 elsewhere.
-        shares_kv: keys and values are an earlier layer's: nothing is projected or cached. Like `expanded_elements` it is
-            a fact that tells models apart: the digest that binds a plan to its model covers it.
+        shares_kv: keys and values are an earlier layer's: nothing is projected or cached. Like `expanded_elements` it
+            tells models apart: the digest that binds a plan to its model covers it.
         separable: queries, keys and values come from projections of their own, so that any of them can be left out.
         state_macs, state_elements: of a linear layer, work per token on the state and its size.
     """
