@@ -11,10 +11,11 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig
 
-from planner.errors import RuntimeStateError
+from planner.errors import RuntimeStateError, UnsupportedModelError
 from planner.runtime import ImageCache, attach
 from planner.schedule import Count, Schedule, Select, Stage
 from tests import tiny
+from tests.integration.test_runtime_image_cache import video_inputs
 from tests.integration.test_runtime_invariants import assert_unchanged, snapshot
 from tests.schedules import LAYERS, SCHEDULES
 
@@ -101,6 +102,16 @@ def test_a_window_that_hides_the_image_ranks_nothing(probe: bool) -> None:
             RuntimeStateError, match=r"window of 12 tokens does not reach the image.*full attention: 2, 5"
         ):
             model(**tiny.inputs("gemma3", text=20))
+
+
+@pytest.mark.parametrize("way", ["forward", "generate"])
+def test_a_video_that_is_pooled_cannot_be_ranked_by_the_encoder(way: str) -> None:
+    model, inputs = tiny.model("llava_onevision", layers=LAYERS), video_inputs("llava_onevision", 6)
+    entry = Select(rank_by="encoder_attention", keep=Count(count=4))
+    with attach(model, SCHEDULES["dense"].model_copy(update={"entry": entry})), torch.no_grad():
+        model(**tiny.inputs("llava_onevision"))
+        with pytest.raises(UnsupportedModelError, match=r"which this family pools.*rank_by=norm"):
+            model(**inputs) if way == "forward" else model.generate(**inputs, **OPTIONS)
 
 
 @pytest.mark.parametrize("beams", [1, 2])

@@ -168,6 +168,7 @@ class Execution:
         thread = self.thread
         thread.awaited = None
         if self._encoder is not None:
+            self._encoder.check(kwargs)
             self._encoder.forget()
         if guard.check_turn(kwargs) or past_length(kwargs.get("past_key_values")):
             return kwargs
@@ -206,6 +207,7 @@ class Execution:
             with self._opened(Forward()):
                 return original(**kwargs)
         if brings_pixels(kwargs) and self._encoder is not None:
+            self._encoder.check(kwargs)
             self._encoder.forget()
         guard.check_pixels(kwargs)
         ends = prompt_ends(kwargs, self.parts.visual_ids, self.thread.prompt_lengths, self.thread.prompt)

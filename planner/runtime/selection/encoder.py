@@ -64,6 +64,7 @@ class EncoderScores:
             config.vision_config, "temporal_patch_size"
         )
         self.routes = routes_of(model, tower)
+        self.pools_videos = hasattr(getattr(model, "model", model), "apply_pooling")
         self._seen = _Seen()
 
     @contextmanager
@@ -116,6 +117,18 @@ class EncoderScores:
                 f"the vision encoder ranked {patches} patches for {total} visual tokens", "Rank by encoder_norm instead"
             )
         return _spread(torch.cat([self._merge(tile, side) for tile in tiles]), layout)
+
+    def check(self, kwargs: dict[str, Any]) -> None:
+        """Refuse videos that the model pools on their way to the decoder, before they are encoded.
+
+        Raises:
+            UnsupportedModelError: there is one.
+        """
+        if self.pools_videos and kwargs.get("pixel_values_videos") is not None:
+            raise UnsupportedModelError(
+                "the vision encoder's attention cannot be followed to the tokens of a video, which this family pools",
+                "Rank by encoder_norm (prellm:rank_by=norm), or give images only",
+            )
 
     def forget(self) -> None:
         """Drop what an unfinished forward left."""
