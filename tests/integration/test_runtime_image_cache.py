@@ -236,3 +236,30 @@ def test_what_changes_the_encoder_changes_the_key() -> None:
 def test_a_cache_holds_something() -> None:
     with pytest.raises(InputError, match="holds nothing"):
         ImageCache(max_bytes=0)
+
+
+class Packed(torch.Tensor):
+    """A weight as torchao holds it: it multiplies and unpacks, and refuses to be looked at."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("flatten", "view", "reshape"):
+            raise NotImplementedError(f"attempting to run unimplemented operator: {func.__name__}")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+    def dequantize(self) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor).detach().clone()
+
+
+def test_quantised_weights_are_unpacked_to_tell_models_apart() -> None:
+    inputs, options = tiny.inputs("llava"), {"max_new_tokens": 2, "do_sample": False}
+    model = tiny.model("llava", layers=LAYERS, fresh=True)
+    for layer in model.model.language_model.layers:
+        packed = layer.mlp.up_proj.weight.detach().as_subclass(Packed)
+        layer.mlp.up_proj.weight = torch.nn.Parameter(packed, requires_grad=False)
+    cache = ImageCache()
+    with attach(model, SCHEDULES["visipruner"]):
+        expected = model.generate(**inputs, **options)
+    with attach(model, SCHEDULES["visipruner"], image_cache=cache):
+        assert all(torch.equal(model.generate(**inputs, **options), expected) for _ in range(2))
+    assert cache.hits == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from planner.runtime.model.weights import offloaded, weights_of
+from planner.runtime.model.weights import is_packed, offloaded, weights_of
 
 #: Elements looked at in each weight, evenly spread over it.
 _SAMPLE = 64
@@ -31,7 +31,7 @@ def model_fingerprint(model: nn.Module) -> str:
     config: Any = model.config
     digest = hashlib.sha256(json.dumps(_facts(config.to_dict()), sort_keys=True, default=str).encode())
     for name, weight in _weights(model):
-        flat = weight.detach().flatten()
+        flat = (weight.dequantize() if is_packed(weight) else weight).detach().flatten()
         sample = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE].double().cpu()
         digest.update(f"{name}:{tuple(weight.shape)}:{weight.dtype}".encode() + sample.numpy().tobytes())
     # Every element, for its part in the extremes; not finite ones are refused.

@@ -177,13 +177,18 @@ def _values(module: nn.Module, name: str, tensor: Tensor) -> tuple[Tensor | None
         return dequantize_4bit(tensor.data, state), "int4"
     if scale is not None and tensor.dtype == torch.int8:  # bitsandbytes, 8 bits
         return tensor.data.float() * scale.to(tensor.device).float().unsqueeze(1) / 127, "int8"
-    if hasattr(tensor, "dequantize") and type(tensor) not in (Tensor, nn.Parameter):  # torchao, quanto
+    if is_packed(tensor):
         return tensor.dequantize(), _quantised_kind(tensor)
     if tensor.dtype in _PACKED or not (tensor.is_floating_point() or tensor.is_complex()):
         return None, _PACKED.get(tensor.dtype, "integers")
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     return tensor, str(tensor.dtype).removeprefix("torch.")
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Whether a tensor holds a quantised form that has to be unpacked to be read (torchao, quanto)."""
+    return hasattr(tensor, "dequantize") and type(tensor) not in (Tensor, nn.Parameter)
 
 
 def _quantised_kind(tensor: Any) -> str:
