@@ -243,9 +243,13 @@ class Packed(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("flatten", "view", "reshape"):
-            raise NotImplementedError(f"attempting to run unimplemented operator: {func.__name__}")
-        return super().__torch_function__(func, types, args, kwargs or {})
+        name = getattr(func, "__name__", "")
+        if name in ("flatten", "view", "reshape"):
+            raise NotImplementedError(f"attempting to run unimplemented operator: {name}")
+        if name == "detach":
+            return args[0]
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
 
     def dequantize(self) -> torch.Tensor:  # type: ignore[override]
         return self.as_subclass(torch.Tensor).detach().clone()
