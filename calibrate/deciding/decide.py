@@ -69,6 +69,8 @@ def decide(
     search = Search(profile, spec, proposal, wanted, progress)
     notes = [*search.notes, *_notes(profile, wanted)]
     found = _cheapest_that_holds(search, validation)
+    refusals = dict.fromkeys((*proposal.refusals, *validation.refusals))
+    notes += [f"candidates that cannot be executed were left out: {cause}" for cause in refusals]
     if found is not None:
         chosen, schedule, answers = _trimmed(search, validation, *found)
         return ChosenPlan(chosen, schedule, answers, wanted, tuple(search.trials.values()), tuple(notes))

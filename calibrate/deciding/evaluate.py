@@ -14,6 +14,7 @@ from calibrate.probes.stats import proportion
 from calibrate.running.timing import prefill_ms
 from calibrate.running.trial import TrialRunner
 from planner.cost import cost
+from planner.errors import RuntimeStateError
 from planner.plan import Measured, Row
 from planner.policies import AnyPolicy, parse
 from planner.schedule import Schedule, dense
@@ -68,15 +69,23 @@ def evaluate(
         answer_tokens: longest answer.
         rounds: timing rounds; 0 leaves the times out.
         seed: of random selections.
+        progress: told what was evaluated, and what other policies the model refuses on these prompts: no row is theirs.
     """
     samples = bench.batches.samples
     shapes: Shapes = Counter(bench.batches.shapes())
     chosen = baselines(against, spec, plan, shapes)
     figures = {name: _figures(spec, schedule, shapes) for name, schedule in chosen.items()}
     answers: dict[str, list[str]] = {}
-    for name, schedule in chosen.items():
+    for name, schedule in list(chosen.items()):
         executed = None if schedule.empty else schedule
-        answers[name] = bench.answers(answer_tokens, executed, seed)
+        try:
+            answers[name] = bench.answers(answer_tokens, executed, seed)
+        except RuntimeStateError as error:
+            if name in ("dense", str(plan[0])):
+                raise
+            del chosen[name]
+            progress(f"left out {name}: {error.cause}")
+            continue
         progress(f"evaluated {name}")
     times: Sequence[float | None] = [None] * len(chosen)
     if rounds:

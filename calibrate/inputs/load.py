@@ -132,12 +132,13 @@ def _check_complete(source: str, loading: dict[str, Any]) -> None:
 def _processor(source: str, config: Any, hub: dict[str, Any]) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(source, **hub)
-    except ImportError:
+    except ImportError as error:
         # Some processors insist on a video processor, which needs torchvision; images and text do without.
         processor = PlainProcessor(
             _attempt(source, AutoImageProcessor.from_pretrained, **hub),
             _attempt(source, AutoTokenizer.from_pretrained, **hub),
             config,
+            missing=_first_line(error).split(". ")[0],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _refusal(source, error) from error

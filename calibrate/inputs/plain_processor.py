@@ -17,16 +17,23 @@ from planner.errors import InputError, UnsupportedModelError
 class PlainProcessor:
     """Calls like a transformers processor, for prompts of images and text.
 
+    Args:
+        missing: why the processor itself could not be built, as transformers says it.
+
     Raises:
         UnsupportedModelError: the number of visual tokens of an image follows a rule that is not known here.
     """
 
-    def __init__(self, image_processor: Any, tokenizer: Any, config: Any) -> None:
+    def __init__(self, image_processor: Any, tokenizer: Any, config: Any, missing: str) -> None:
+        self._missing = missing
         self.image_processor = image_processor
         self.tokenizer = tokenizer
         self._sequence_length = getattr(config, "image_seq_length", None)
         self._image_token_id = config.image_token_id
         self._merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
+        # InternVL's processor cuts into tiles whatever its image processor's settings say, and marks each image.
+        self._settings = {"crop_to_patches": True} if hasattr(image_processor, "crop_to_patches") else {}
+        self._marks = [getattr(tokenizer, f"{end}_image_token", None) or "" for end in ("start", "end")]
         self.image_token = tokenizer.convert_ids_to_tokens(self._image_token_id)
 
     @property
@@ -45,7 +52,7 @@ class PlainProcessor:
     def __call__(self, images: Sequence[Sequence[Any]], text: Sequence[str], **settings: Any) -> dict[str, Any]:
         """Model inputs for a batch; `images` holds a list per text."""
         flat = [image for group in images for image in group]
-        pixels = self.image_processor(images=flat, return_tensors="pt")
+        pixels = dict(self.image_processor(images=flat, return_tensors="pt", **self._settings))
         counts = self._visual_tokens(pixels, len(flat))
         expanded = self._expand(text, counts)
         tokens = self.tokenizer(expanded, **settings)
@@ -54,20 +61,20 @@ class PlainProcessor:
             inputs["mm_token_type_ids"] = (tokens["input_ids"] == self._image_token_id).long()
         return inputs
 
-    def _visual_tokens(self, pixels: Any, images: int) -> list[int]:
+    def _visual_tokens(self, pixels: dict[str, Any], images: int) -> list[int]:
         if "image_grid_thw" in pixels:
             return [int(grid.prod()) // self._merge**2 for grid in pixels["image_grid_thw"]]
-        tiles = pixels.get("num_patches", torch.ones(images, dtype=torch.long))
-        one_each = len(tiles) == images and int(sum(tiles)) == len(pixels["pixel_values"])
+        tiles = pixels.pop("num_patches", torch.ones(images, dtype=torch.long))  # the models take no such argument
+        one_each = len(tiles) == images and int(sum(tiles)) == len(pixels.get("pixel_values", ()))
         if self._sequence_length is None or not one_each:
             raise UnsupportedModelError(
-                "this model's processor cannot be built without torchvision, and its visual-token rule is its own",
-                "Install torchvision",
+                f"this model's processor cannot be built ({self._missing}), and its visual-token rule is its own",
+                "Install the package",
             )
         return [int(count) * self._sequence_length for count in tiles]
 
     def _expand(self, text: Sequence[str], counts: list[int]) -> list[str]:
-        """Each placeholder repeated as often as its image has visual tokens."""
+        """Each placeholder repeated as often as its image has visual tokens, between the model's marks."""
         placeholders = sum(one.count(self.image_token) for one in text)
         if placeholders != len(counts):
             raise InputError(
@@ -76,4 +83,8 @@ class PlainProcessor:
             )
         remaining = iter(counts)
         split = [one.split(self.image_token) for one in text]
-        return [parts[0] + "".join(self.image_token * next(remaining) + part for part in parts[1:]) for parts in split]
+        start, end = self._marks
+        return [
+            parts[0] + "".join(start + self.image_token * next(remaining) + end + part for part in parts[1:])
+            for parts in split
+        ]

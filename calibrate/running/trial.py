@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 
 from calibrate.inputs.batches import Batch, Batches
 from calibrate.running.execute import divergence, first_logits, generate
+from planner.errors import RuntimeStateError
 from planner.schedule import Schedule
 
 
@@ -36,10 +38,14 @@ class TrialRunner:
     """A sample set on which schedules are executed; what the dense model says is computed once.
 
     Batches in which earlier schedules failed come first, so that a bad schedule is detected early.
+
+    Attributes:
+        refusals: why schedules could not be executed on these prompts; they agree on no sample.
     """
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
+        self.refusals: list[str] = []
         self._logits: dict[int, torch.Tensor] = {}
         self._answers: dict[tuple[int, int], list[str]] = {}
         self._trouble: Counter[int] = Counter()
@@ -79,7 +85,13 @@ class TrialRunner:
     def _agreement(self, compare: Callable[[int, Batch], tuple[list[bool], float]], misses: int | None) -> Agreement:
         hits, n, total = 0, 0, 0.0
         for index in sorted(range(len(self.batches)), key=lambda i: (-self._trouble[i], i)):
-            same, divergences = compare(index, self.batches[index])
+            try:
+                same, divergences = compare(index, self.batches[index])
+            except RuntimeStateError as error:
+                # As a window that does not reach the image. What cannot answer every prompt is no plan.
+                if error.cause not in self.refusals:
+                    self.refusals.append(error.cause)
+                return Agreement(0, len(self), math.inf)
             self._trouble[index] += len(same) - sum(same)
             hits, n, total = hits + sum(same), n + len(same), total + divergences
             if misses is not None and n - hits > misses:

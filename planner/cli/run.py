@@ -111,6 +111,8 @@ def _grid(inputs: Any, known: Any) -> tuple[int, int]:
     visual = sum(int((inputs["input_ids"] == token).sum()) for token in known.visual_ids)
     thw = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
     rule = known.spec.images
+    if rule and rule.kind == "shrink" and "image_sizes" in inputs:  # Pixtral's processor tells pixels
+        thw = [1, *(side // rule.patch for side in inputs["image_sizes"][0].tolist())]
     return grid_of(visual, thw, rule.merge if rule else 1, rule.tile_tokens if rule else 0)
 
 

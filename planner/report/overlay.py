@@ -36,8 +36,9 @@ def grid_of(tokens: int, thw: Sequence[int] | None = None, merge: int = 1, tile:
             )
         return rows, columns
     if tile and tokens != tile:
+        grids = f"{tokens // tile} grids of {tile}" if tokens % tile == 0 else f"more than one grid of {tile}"
         raise InputError(
-            f"the image was cut into tiles: its {tokens} visual tokens are {tokens / tile:g} grids of {tile}",
+            f"the image was cut into tiles: its {tokens} visual tokens are {grids}",
             "Leave out --overlay, or give an image that is not cut",
         )
     side = math.isqrt(tokens)

@@ -19,10 +19,14 @@ from calibrate.inputs.load import load, reference_path
 from calibrate.inputs.samples import load_samples
 from planner.cli import cli
 from planner.cli.options import fits
+from planner.cli.run import _grid
 from planner.errors import InputError
 from planner.plan import Decision, Plan
 from planner.report.overlay import grid_of
 from planner.schedule import dense
+from planner.spec import ModelSpec
+from tests import tiny
+from tests.tiny.configs import IMAGE
 
 PLAIN = reference_path("plain")
 
@@ -103,6 +107,13 @@ def test_an_overlay_of_an_image_in_tiles_is_refused():
     assert grid_of(24, thw=(1, 8, 12), merge=2) == (4, 6)
     with pytest.raises(InputError, match="not the 4 x 6"):
         grid_of(48, thw=(1, 8, 12), merge=2)
+
+
+def test_the_overlay_grid_of_pixtral_follows_from_its_pixels():
+    """Patches of 4 pixels, merged two by two: 32 x 48 pixels are 4 rows of 6."""
+    known = SimpleNamespace(spec=ModelSpec.from_config(tiny.config("mistral3").to_dict()), visual_ids=(IMAGE,))
+    inputs = {"input_ids": torch.tensor([[7] + [IMAGE] * 24]), "image_sizes": torch.tensor([[32, 48]])}
+    assert _grid(inputs, known) == (4, 6)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from calibrate.inputs import load as loading
 from calibrate.inputs.encode import Encoder, to_device
@@ -87,7 +87,7 @@ def test_answers_come_back_as_text(encoder):
 
 def test_the_plain_processor_gives_what_the_models_own_gives(plain, some):
     own = plain.processor
-    substitute = PlainProcessor(own.image_processor, own.tokenizer, plain.model.config)
+    substitute = PlainProcessor(own.image_processor, own.tokenizer, plain.model.config, "nothing")
     substitute.tokenizer.chat_template = own.chat_template
     one, other = (Encoder(p, (3,))(some) for p in (own, substitute))
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
@@ -104,13 +104,36 @@ def test_the_plain_processor_counts_merged_patches_and_refuses_what_it_does_not_
 
     config = AutoConfig.from_pretrained(PLAIN)
     config.vision_config.spatial_merge_size = 2
-    found = PlainProcessor(Grid(), tokenizer, config)([[picture]], ["<image>?"], return_tensors="pt")
+    found = PlainProcessor(Grid(), tokenizer, config, "nothing")([[picture]], ["<image>?"], return_tensors="pt")
     assert (found["input_ids"] == 3).sum() == 24 and torch.equal(
         found["mm_token_type_ids"], (found["input_ids"] == 3).long()
     )
-    tiles = PlainProcessor(lambda images, return_tensors: {"pixel_values": torch.zeros(5, 3, 8, 8)}, tokenizer, config)
-    with pytest.raises(UnsupportedModelError, match="torchvision"):
-        tiles([[picture]], ["<image>?"], return_tensors="pt")
+    for name in ("pixel_values", "pixel_values_images"):
+        pixels = {name: torch.zeros(5, 3, 8, 8)}
+        tiles = PlainProcessor(lambda images, return_tensors, p=pixels: p, tokenizer, config, "num2words is required")
+        with pytest.raises(UnsupportedModelError, match=r"cannot be built \(num2words is required\)"):
+            tiles([[picture]], ["<image>?"], return_tensors="pt")
+
+
+def test_the_plain_processor_cuts_and_marks_images_as_internvl_does(some):
+    """Its processor always cuts into tiles, and writes a mark at both ends of an image's tokens."""
+    processor = AutoProcessor.from_pretrained(PLAIN)
+    tokenizer, picture = processor.tokenizer, some[0].pictures()[0]
+    tokenizer.start_image_token, tokenizer.end_image_token = "<", ">"
+
+    class Tiles:
+        crop_to_patches = False
+
+        def __call__(self, images, return_tensors, crop_to_patches):
+            assert crop_to_patches
+            return {"pixel_values": torch.zeros(3 + 1, 3, 8, 8), "num_patches": torch.tensor([3, 1])}
+
+    config = AutoConfig.from_pretrained(PLAIN)
+    config.image_seq_length = 2
+    found = PlainProcessor(Tiles(), tokenizer, config, "nothing")([[picture, picture]], ["<image>a<image>?"])
+    image = "<image>"
+    assert found["input_ids"][0] == tokenizer(f"<{6 * image}>a<{2 * image}>?")["input_ids"]
+    assert "num_patches" not in found  # the model takes no such argument
 
 
 def test_a_processor_that_needs_torchvision_is_replaced(monkeypatch, some):

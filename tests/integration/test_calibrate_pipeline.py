@@ -21,8 +21,9 @@ from calibrate.pipeline import Options, calibrate_and_plan
 from calibrate.running.execute import accepted_first_tokens, divergence, executing, first_logits, generate
 from calibrate.running.timing import prefill_ms
 from calibrate.running.trial import TrialRunner
-from planner.errors import CalibrationError, InputError
+from planner.errors import CalibrationError, InputError, RuntimeStateError
 from planner.policies import VisiPruner
+from planner.schedule import Schedule
 
 PLAIN, DATA = reference_path("plain"), reference_path("easy_vqa")
 
@@ -136,6 +137,49 @@ def test_agreement_counts_and_stops_early(bench):
     assert whole.hits == by_hand
     texts, dense = bench.answers(4, blind), bench.answers(4)
     assert bench.whole_answer(blind, 4).hits == sum(a == b for a, b in zip(texts, dense, strict=True))
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """The model refuses to rank by attention, as a sliding window that does not reach the image makes it do."""
+    from calibrate.running import trial
+
+    def wrapped(original):
+        def call(model, inputs, *rest):
+            schedule = next((one for one in rest if isinstance(one, Schedule)), None)
+            if schedule is not None and any(select.rank_by == "last_attention" for select in schedule.selects):
+                raise RuntimeStateError("layer 0 does not see the image")
+            return original(model, inputs, *rest)
+
+        return call
+
+    for name in ("first_logits", "generate"):
+        monkeypatch.setattr(trial, name, wrapped(getattr(trial, name)))
+
+
+def test_a_schedule_that_the_model_refuses_agrees_on_nothing(plain, bench, refusing):
+    spec = identify(plain.model, "m").spec
+    blind = TrialRunner(bench.batches)
+    schedule = VisiPruner(filter=3, keep=5, rank_by="attention").schedule(spec)
+    assert blind.first_token(schedule).hits == blind.whole_answer(schedule, 2).hits == 0
+    assert blind.first_token(schedule).n == 10 and blind.refusals == ["layer 0 does not see the image"]
+    other = TrialRunner(bench.batches)
+    other.first_token(VisiPruner(filter=3, keep=5, rank_by="l2").schedule(spec))
+    assert not other.refusals
+
+
+def test_what_the_model_refuses_is_left_out_of_decision_and_comparison(refusing):
+    outcome = quietly(replace(OPTIONS, limits=replace(OPTIONS.limits, rank_by=("l2", "attention"))))
+    assert any("left out: layer 0 does not see the image" in note for note in outcome.decision.notes)
+    names = [row.policy.partition(":")[0] for row in outcome.evaluation.rows]
+    assert names == ["dense", "visipruner", "random"]  # fastv ranks by attention
+
+
+def test_a_plan_that_the_model_refuses_is_not_evaluated(plain, bench, refusing):
+    spec = identify(plain.model, "m").spec
+    policy = VisiPruner(filter=3, keep=5, rank_by="attention")
+    with pytest.raises(RuntimeStateError, match="layer 0"):
+        evaluate(bench, spec, (policy, policy.schedule(spec)), rounds=0)
 
 
 def test_a_batch_is_answered_like_its_samples_alone(bench, plain):

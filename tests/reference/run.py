@@ -56,9 +56,12 @@ class _Run:
     def __init__(self, model: Any, inputs: dict[str, Tensor], schedule: Schedule) -> None:
         self.model, self.inputs, self.schedule = model, inputs, schedule
         config, ids = model.config, inputs["input_ids"]
-        image = getattr(config, "image_token_id", None)
         valid = inputs["attention_mask"].bool()
-        visual = (ids == (config.image_token_index if image is None else image)) & valid
+        visual = torch.zeros_like(valid)
+        for kind in ("image", "video"):
+            token = getattr(config, f"{kind}_token_id", getattr(config, f"{kind}_token_index", None))
+            if token is not None:
+                visual |= (ids == token) & valid
         after = valid & ~visual & (visual.cumsum(-1) > 0)
         self.prompt = Prompt(ids, valid, visual, after)
         #: Who is alive on entering each layer, as far as decided.

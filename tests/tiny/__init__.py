@@ -18,7 +18,7 @@ import transformers
 from tests.tiny.configs import FAMILIES, VOCAB
 from tests.tiny.prompts import TEXT_ONLY, inputs
 
-__all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "transformers_has", "window_of"]
+__all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "randomise", "transformers_has", "window_of"]
 
 #: Families that take an image.
 VISION = tuple(family for family in FAMILIES if family not in TEXT_ONLY)
@@ -78,7 +78,7 @@ def _build(family: str, dtype: torch.dtype, attn: str, layers: int, seed: int, w
     with torch._C.DisableTorchFunction(), torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         built = model_class._from_config(config(family, layers, window), attn_implementation=attn)
-        _randomise(built, seed)
+        randomise(built, seed)
     if dtype == torch.float64 and hasattr(built, "set_experts_implementation"):
         built.set_experts_implementation("eager")  # the grouped kernel has no float64
     built.generation_config.pad_token_id = 0
@@ -89,7 +89,8 @@ def _build(family: str, dtype: torch.dtype, attn: str, layers: int, seed: int, w
 
 
 @torch.no_grad()
-def _randomise(built: torch.nn.Module, seed: int) -> None:
+def randomise(built: torch.nn.Module, seed: int) -> None:
+    """Draw every weight again, in place."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in built.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

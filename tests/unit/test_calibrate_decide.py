@@ -105,7 +105,7 @@ class Truth:
 
     def __init__(self, n, alone, budget, exit_layer, whole_budget=None):
         self.n, self.alone, self.budget, self.exit, self.whole = n, alone, budget, exit_layer, whole_budget or budget
-        self.executed = []
+        self.executed, self.refusals = [], []
 
     def __len__(self):
         return self.n

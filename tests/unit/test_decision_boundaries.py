@@ -62,6 +62,7 @@ class Graded:
         self, n: int, misses: Callable[[Seen], int], divergence: Callable[[Seen], float] = lambda seen: 0.0
     ) -> None:
         self.n, self.misses, self.divergence = n, misses, divergence
+        self.refusals: list[str] = []
 
     def __len__(self) -> int:
         return self.n
