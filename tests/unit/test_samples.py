@@ -30,7 +30,7 @@ def write(folder, *entries):
 def test_jsonl_with_one_and_several_images_and_answers(folder):
     path = write(
         folder,
-        {"image": "a.png", "prompt": "what?", "answer": "red", "type": "color"},
+        {"image": "a.png", "prompt": "what?", "answer": "red", "kind": "color"},
         "",
         {"image": ["a.png", "b.png"], "prompt": "same?", "answer": ["no", "different"]},
         {"image": "b.png", "prompt": "describe"},
