@@ -134,16 +134,19 @@ class Execution:
 
         Any other compiled code leaves its graph here and comes back in the original.
         """
-        outside = torch.compiler.disable(eager)
+        outside, thread = torch.compiler.disable(eager), self.thread
 
         def around(original: Function) -> Function:
             def forward(*args: Any, **kwargs: Any) -> Any:
+                current = thread.forward
                 if torch.compiler.is_compiling():
                     if _over_fixed_buffers(kwargs):
                         return fixed(original, args, kwargs)
-                    if self.thread.forward is not None and self.thread.forward.traced:
+                    if current is not None and current.traced:
                         return eager(original, args, kwargs)
                     return outside(original, args, kwargs)
+                if current is not None and current.plain and kwargs.get("attention_mask") is None:
+                    return original(*args, **kwargs)  # a step that the model takes as it is: no time to lose
                 return eager(original, args, kwargs)
 
             return forward
@@ -333,8 +336,6 @@ class Execution:
             return original(*args, **kwargs)
         decoding = forward.decoding
         if decoding is not None:
-            if decoding.plain and kwargs.get("attention_mask") is None:
-                return original(*args, **kwargs)
             output = original(*args, **decoding.before(index, args, kwargs))
             decoding.after(index)
             return output

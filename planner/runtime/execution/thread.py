@@ -36,6 +36,10 @@ class Forward:
     decoding: Decoding | None = None
     traced: bool = False
 
+    def __post_init__(self) -> None:
+        #: Its layers run as the model runs them, where it hides nothing.
+        self.plain = self.decoding is not None and self.decoding.plain
+
 
 class Thread(threading.local):
     """What belongs to the calling thread.
