@@ -140,6 +140,17 @@ def test_threads_share_an_image_cache_that_is_too_small(family: str) -> None:
     assert cache.hits and cache.bytes <= 3 * one
 
 
+def test_threads_share_one_image_stream() -> None:
+    model = tiny.model("llava", layers=LAYERS)
+    prompts = [tiny.inputs("llava", text=text, seed=3) for text in (5, 7, 9)]
+    for prompt in prompts[1:]:
+        prompt["pixel_values"] = prompts[0]["pixel_values"]
+    with attach(model, SCHEDULES["visipruner"]) as handle:
+        stream = handle.encode_image(**prompts[0])
+    with attach(model, SCHEDULES["visipruner"], image_stream=stream):
+        all_answered_as_alone(model, [ask(prompt) for prompt in prompts for ask in (generating, forward)], rounds=2)
+
+
 @pytest.mark.parametrize("family", ["mistral3", "qwen2_5_vl", "llava_next"])
 def test_encoder_scores_are_each_threads_own(family: str) -> None:
     model = tiny.model(family, layers=LAYERS)
