@@ -124,7 +124,7 @@ def hashed(label: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class WeightComparison:
     """What became of comparing two fingerprints.
 
     Attributes:
@@ -138,29 +138,29 @@ class Comparison:
     reason: str
 
 
-def compare(one: Weights, other: Weights) -> Comparison:
+def compare(one: Weights, other: Weights) -> WeightComparison:
     """Whether two fingerprints are of the same weights, up to number formats."""
     bits = min((_bits(weights.dtype) for weights in (one, other)), default=32)
     ours, theirs = one.rows, other.rows
     shared, left, right = np.intersect1d(ours["name"], theirs["name"], return_indices=True)
     lacking = max(len(ours), len(theirs)) - len(shared)
     if lacking and (bits > 8 or len(shared) < _LEAST_SHARE * max(len(ours), len(theirs))):
-        return Comparison(len(shared), (), f"{lacking} tensors are in one of them only, or of another shape")
+        return WeightComparison(len(shared), (), f"{lacking} tensors are in one of them only, or of another shape")
     a, b = ours[left], theirs[right]
     if bits > 8 and one.full_sha256 and other.full_sha256 and one.dtype == other.dtype:
         same = one.full_sha256 == other.full_sha256
         if not same:
-            return Comparison(len(shared), (), "the digest over all bytes differs")
+            return WeightComparison(len(shared), (), "the digest over all bytes differs")
     off, limit = _off(a, b, (one.dtype, other.dtype), bits)
     wrong = np.flatnonzero(~(off <= limit))  # not a number is wrong too
     if len(wrong):
         order = wrong[np.argsort(-np.nan_to_num(off[wrong] / limit[wrong], nan=np.inf))]
         different = tuple(bytes(name) for name in a["name"][order])
-        return Comparison(len(shared), different, f"{len(wrong)} of {len(shared)} tensors differ")
+        return WeightComparison(len(shared), different, f"{len(wrong)} of {len(shared)} tensors differ")
     moved = off[off > 2.0**-7]
     if bits <= 8 and len(moved) and np.median(moved) > _QUANTISED[bits][0]:
-        return Comparison(len(shared), (), f"more differs than {bits} bits explain")
-    return Comparison(len(shared), (), "")
+        return WeightComparison(len(shared), (), f"more differs than {bits} bits explain")
+    return WeightComparison(len(shared), (), "")
 
 
 def _bits(dtype: str) -> int:

@@ -64,7 +64,7 @@ def _refuse_overwriting(out: Path, part: str, profile: Path | None) -> None:
         raise InputError(f"{out} holds the {', '.join(there)} of an earlier run", remedy)
 
 
-def kept(out: Path, part: str = "0-of-1") -> str:
+def kept_state(out: Path, part: str = "0-of-1") -> str:
     """What an interrupted run leaves behind, as a sentence."""
     path = out / f"{part}{SUFFIX}"
     if not path.is_file():

@@ -24,7 +24,7 @@ from calibrate.inputs.overlap import questions_of
 from calibrate.inputs.samples import SampleSet
 from calibrate.measuring.estimate import announce
 from calibrate.measuring.measure import Job, measure
-from calibrate.measuring.state import SUFFIX, absorb, check_headers, comparable, load_state, save_state, tables
+from calibrate.measuring.state import SUFFIX, absorb, check_headers, load_state, save_state, shared_header, tables
 from calibrate.probes.base import DEFAULT, Probe, build_probes
 from calibrate.probes.prompt_shape import SEGMENTS
 from calibrate.ranks import Ranks, world
@@ -92,7 +92,7 @@ def calibrate_job(
     ranks, total = world(), len(job.samples)
     _check(job.model, batch_size, shard, ranks, out, resume)
     header = _header(job, batch_size)
-    ranks.agree(digest(comparable(header)), "samples, settings or weights")
+    ranks.agree(digest(shared_header(header)), "samples, settings or weights")
     say = echo if echo is not None else lambda line: print(line, file=sys.stderr)
     say = say if ranks.first else lambda line: None
     if resume and out is not None:

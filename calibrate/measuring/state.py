@@ -104,7 +104,7 @@ def check_headers(headers: Iterable[tuple[Path, Mapping[str, Any]]], expected: M
             )
 
 
-def comparable(header: Mapping[str, Any]) -> dict[str, Any]:
+def shared_header(header: Mapping[str, Any]) -> dict[str, Any]:
     """A header in which two processes of one run agree to the last digit, on whatever devices they are."""
     model = dict(header["model"])
     weights = model.pop("weights", None)

@@ -23,7 +23,7 @@ from planner.errors import InputError
 from planner.runtime import LayerView, observe
 from planner.runtime.model.adapters import find_parts
 from planner.runtime.model.attention import Call, attention_hook
-from planner.runtime.tensors.layout import read
+from planner.runtime.tensors.layout import read_layout
 
 
 class SinkMaskingProbe(ExecutedProbe):
@@ -112,7 +112,7 @@ def _as_many(sinks: torch.Tensor, others: torch.Tensor, ids: tuple[int, ...]) ->
 def hidden_from_text(model: Any, inputs: dict[str, torch.Tensor], hidden: torch.Tensor) -> Iterator[None]:
     """Text rows after the image do not see the columns ``hidden [B, n]``, in every layer of a prefill."""
     parts = find_parts(model)
-    layout = read(inputs["input_ids"], parts.visual_ids, inputs.get("attention_mask"))
+    layout = read_layout(inputs["input_ids"], parts.visual_ids, inputs.get("attention_mask"))
     blocked = layout.after[:, None, :, None] & hidden.to(layout.after.device)[:, None, None, :]
 
     def attend(call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -31,7 +31,7 @@ from planner.schedule import Schedule
 from planner.spec import ModelSpec
 from planner.workload import Workload
 
-COMPONENTS = ("vision", "attention", "ffn", "lm_head")
+COUNTED_PARTS = ("vision", "attention", "ffn", "lm_head")
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def _claimed(options: Options, overwrite: bool) -> Iterator[None]:
     """Hold --out, before minutes are spent; an interrupt tells what is kept there."""
     import os
 
-    from calibrate.measuring.folder import claimed, kept
+    from calibrate.measuring.folder import claimed, kept_state
 
     part = f"{options.shard[0]}-of-{options.shard[1]}"
     if options.out is None or os.environ.get("RANK", "0") != "0":  # the first process of a launch holds it for all
@@ -215,7 +215,7 @@ def _claimed(options: Options, overwrite: bool) -> Iterator[None]:
         try:
             yield
         except KeyboardInterrupt:
-            click.echo(f"\n{kept(options.out, part)}", err=True)
+            click.echo(f"\n{kept_state(options.out, part)}", err=True)
             sys.exit(130)
 
 

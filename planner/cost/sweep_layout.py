@@ -19,8 +19,8 @@ from planner.workload import Workload
 
 __all__ = [
     "Array",
-    "Columns",
     "Scoring",
+    "SweepColumns",
     "SweepLayout",
     "budget",
     "column",
@@ -32,7 +32,7 @@ __all__ = [
 
 Array = NDArray[Any]
 #: Parameters by key, one entry per schedule.
-Columns = Mapping[str, Array]
+SweepColumns = Mapping[str, Array]
 
 
 class SweepLayout(NamedTuple):
@@ -64,7 +64,7 @@ def segment(workload: Workload, first: Any, last: Any, visual: Any, **rule: Any)
     )
 
 
-def column(given: Columns, key: str, default: Any) -> Array:
+def column(given: SweepColumns, key: str, default: Any) -> Array:
     """A parameter's array, or its default as often."""
     count = len(next(iter(given.values()))) if given else 1
     return given[key] if key in given else np.full(count, default)

@@ -19,7 +19,7 @@ from planner.policies.on_model import OnModel
 from planner.schedule import Count, Fraction, Keep, Schedule
 
 if TYPE_CHECKING:
-    from planner.cost.sweep_layout import Columns, SweepLayout
+    from planner.cost.sweep_layout import SweepColumns, SweepLayout
     from planner.policies.window import Window
     from planner.profile import Profile
     from planner.spec import ModelSpec
@@ -102,7 +102,7 @@ class Policy(OnModel, BaseModel):
         return ()
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+    def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:
         """Many schedules at once, laid out as arrays: an optional fast path of sweeps, see `planner.cost.sweep_layout`.
 
         Args:

@@ -11,7 +11,7 @@ from planner.policies.base import Policy, check_layer
 from planner.schedule import Count, Fraction, RankBy, Schedule, Select, Stage
 
 if TYPE_CHECKING:
-    from planner.cost.sweep_layout import Columns, SweepLayout
+    from planner.cost.sweep_layout import SweepColumns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -43,7 +43,7 @@ class FastV(Policy):
         return cls(k=2, ratio=dropped), cls(k=1, ratio=dropped)
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+    def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:
         return drop_after_layout(spec, workload, given, kind, "last_attention")
 
 
@@ -60,7 +60,7 @@ def drop_after(policy: str, layers: int, k: int, ratio: float, rank_by: RankBy, 
 
 
 def drop_after_layout(
-    spec: ModelSpec, workload: Workload, given: Columns, kind: Any, rank_by: RankBy
+    spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any, rank_by: RankBy
 ) -> SweepLayout | None:
     """`drop_after` for arrays of ``k`` and ``ratio``, see `Policy.layout`."""
     import numpy as np

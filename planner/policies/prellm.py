@@ -11,7 +11,7 @@ from planner.policies.base import Policy, keep_of, share_kept
 from planner.schedule import Fraction, RankBy, Schedule, Select, Stage
 
 if TYPE_CHECKING:
-    from planner.cost.sweep_layout import Columns, SweepLayout
+    from planner.cost.sweep_layout import SweepColumns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -40,7 +40,7 @@ class PreLLM(Policy):
         return (cls(keep=share_kept(dropped)),)
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+    def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:
         from planner.cost.sweep_layout import SweepLayout, budget, column, segment
 
         keep = column(given, "keep", 0.5)

@@ -15,7 +15,7 @@ from planner.schedule import Count, Fraction, Keep, RankBy, Schedule, Select, St
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from planner.cost.sweep_layout import Columns, SweepLayout
+    from planner.cost.sweep_layout import SweepColumns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -46,7 +46,7 @@ class PyramidDrop(Policy):
         return cls(keep=share_kept(dropped)), cls(layers=(1, 2, 3), keep=share_kept(dropped))
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+    def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:
         import numpy as np
 
         from planner.cost.sweep_layout import Scoring, SweepLayout, column, inside, segment, share_of

@@ -11,7 +11,7 @@ from planner.policies.fastv import drop_after, drop_after_layout
 from planner.schedule import Count, Fraction, Schedule, Select, Stage
 
 if TYPE_CHECKING:
-    from planner.cost.sweep_layout import Columns, SweepLayout
+    from planner.cost.sweep_layout import SweepColumns, SweepLayout
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -40,5 +40,5 @@ class Random(Policy):
         return cls(k=2, ratio=dropped), cls(k=1, ratio=dropped)
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+    def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:
         return drop_after_layout(spec, workload, given, kind, "random")

@@ -13,7 +13,7 @@ from planner.policies.window import ShallowRule, Window
 from planner.schedule import Count, Keep, RankBy, Schedule, Select, Stage, Threshold
 
 if TYPE_CHECKING:
-    from planner.cost.sweep_layout import Columns, SweepLayout
+    from planner.cost.sweep_layout import SweepColumns, SweepLayout
     from planner.profile import Profile
     from planner.spec import ModelSpec
     from planner.workload import Workload
@@ -135,7 +135,7 @@ class VisiPruner(Policy):
         return chosen.model_copy(update={"filter_cache": "kept"}) if whole else None
 
     @classmethod
-    def layout(cls, spec: ModelSpec, workload: Workload, given: Columns, kind: Any) -> SweepLayout | None:
+    def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:
         from planner.cost.sweep_layout import Scoring, SweepLayout, budget, column, segment, whole_layers
 
         visual, probes = workload.visual_tokens, column(given, "probe", False).astype(bool)

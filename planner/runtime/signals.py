@@ -23,7 +23,7 @@ from planner.runtime.attach import attached_towers
 from planner.runtime.model.adapters import find_parts
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.model.cache import past_length
-from planner.runtime.tensors.layout import Layout, read
+from planner.runtime.tensors.layout import Layout, read_layout
 from planner.runtime.tensors.masks import causal
 from planner.runtime.tensors.rows import Rows, gather
 from planner.runtime.tensors.weights import Influence, attention_weights, influence, working_dtype
@@ -122,7 +122,7 @@ def observe(model: Any, callback: Callable[[LayerView], None], layers: Collectio
         if past_length(kwargs.get("past_key_values")) == 0:
             if ids is None:
                 raise RuntimeStateError("visual tokens cannot be found without input_ids", "Pass input_ids")
-            layout[:] = [read(ids, parts.visual_ids, kwargs.get("attention_mask"))]
+            layout[:] = [read_layout(ids, parts.visual_ids, kwargs.get("attention_mask"))]
 
     def before_layer(index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

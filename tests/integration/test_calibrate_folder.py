@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from filelock import FileLock
 
-from calibrate.measuring.folder import claimed, kept
+from calibrate.measuring.folder import claimed, kept_state
 from calibrate.measuring.state import SUFFIX
 from planner.cli import cli
 from planner.errors import InputError
@@ -89,7 +89,7 @@ def test_an_interrupt_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch):
     found = CliRunner().invoke(cli, ["calibrate", "-o", str(out)])
     assert found.exit_code == 130
     assert f"{out / f'0-of-1{SUFFIX}'} keeps what was measured, of up to 4 samples: go on with --resume" in found.output
-    assert kept(tmp_path / "none") == f"Interrupted before anything was written into {tmp_path / 'none'}"
+    assert kept_state(tmp_path / "none") == f"Interrupted before anything was written into {tmp_path / 'none'}"
 
 
 def test_only_the_first_process_of_a_launch_holds_the_folder(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from calibrate.inputs.load import reference_path
-from calibrate.running.check import COMPONENTS, Check
+from calibrate.running.check import COUNTED_PARTS, Check
 from planner.cli import cli
 from planner.errors import InputError, ScheduleError
 from planner.report.check_view import render_checks
@@ -35,8 +35,8 @@ def test_a_directory_is_loaded_run_and_counted(tmp_path: Path) -> None:
     assert document["workload"]["visual_tokens"] == 144
     assert [row["policy"] for row in document["checks"]] == ["dense", FASTV, PROBING]
     for row in document["checks"]:
-        assert list(row["torch_flops"]) == [*COMPONENTS, "total"]
-        assert row["torch_flops"]["total"] == sum(row["torch_flops"][name] for name in COMPONENTS)
+        assert list(row["torch_flops"]) == [*COUNTED_PARTS, "total"]
+        assert row["torch_flops"]["total"] == sum(row["torch_flops"][name] for name in COUNTED_PARTS)
         assert row["torch_flops"] == row["predicted_flops"] and row["torch_equal"] is True
     dense, fastv, probing = document["checks"]
     assert all(row["fvcore_flops"] == row["torch_flops"] and row["fvcore_equal"] for row in (dense, fastv))

@@ -18,7 +18,7 @@ from calibrate.probes.context.schedule import pruning
 from calibrate.running.execute import first_logits
 from planner.errors import InputError
 from planner.runtime.model.attention import attention_hook
-from planner.runtime.tensors.layout import read
+from planner.runtime.tensors.layout import read_layout
 from planner.schedule import Fraction, Schedule, Select, Stage
 from tests import tiny
 from tests.float64 import float64_throughout
@@ -43,7 +43,7 @@ def literal(model, parts, inputs, keep=None, pooling=max, dropped_at=None):
 
     Scores: mean weight over the text rows that are left and can see the token, united over heads by `pooling`.
     """
-    layout = read(inputs["input_ids"], parts.visual_ids, None)
+    layout = read_layout(inputs["input_ids"], parts.visual_ids, None)
     length, after = layout.length, layout.after[0].tolist()
     protected = [row for row in range(length) if after[row]][-PROTECT:]
     tables, dropped = [], set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.running.check import COMPONENTS, Check, check
+from calibrate.running.check import COUNTED_PARTS, Check, check
 from planner.spec import ModelSpec
 from tests import tiny
 from tests.integration.test_cost_counted import BATCH, workload_of
@@ -28,7 +28,7 @@ def test_both_counters_equal_the_prediction_in_every_component(family: str) -> N
     """Shallow stages, selections before and after layers, a probe; the other schedules in turns."""
     turns = NAMES[TRACED.index(family) :: 3 * len(TRACED)]
     for found in checked(family, *dict.fromkeys(("prellm-visipruner", "probe", *turns))):
-        assert tuple(found.predicted) == COMPONENTS and min(found.predicted.values()) > 0
+        assert tuple(found.predicted) == COUNTED_PARTS and min(found.predicted.values()) > 0
         assert found.torch == found.predicted, found.policy
         assert found.torch_equal
         if any(select.probe for select in SCHEDULES[found.policy].selects):

@@ -18,7 +18,7 @@ from transformers.modeling_utils import AttentionInterface
 from planner.runtime import attach
 from planner.runtime.model.adapters import find_parts
 from planner.runtime.selection.encoder import EncoderScores
-from planner.runtime.tensors.layout import read
+from planner.runtime.tensors.layout import read_layout
 from planner.schedule import Count, Schedule, Select, Stage
 from tests import tiny
 from tests.float64 import float64_throughout
@@ -171,7 +171,7 @@ FAMILIES = [family for family in SCORES if transformers_has(family)]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_the_mean_over_a_token_s_patches(family: str, attn: str) -> None:
     model, inputs = tiny.model(family, attn=attn), tiny.inputs(family, **BATCH)
-    layout = read(inputs["input_ids"], find_parts(model).visual_ids, inputs["attention_mask"])
+    layout = read_layout(inputs["input_ids"], find_parts(model).visual_ids, inputs["attention_mask"])
     expected = SCORES[family](model, inputs)
     scores = EncoderScores(model)
     with torch.no_grad(), float64_throughout():
@@ -201,7 +201,7 @@ def test_shrunken_images_rank_by_interpolated_scores() -> None:
             near = grid[int(i) : int(i) + 2, int(j) : int(j) + 2]
             expected.append(float(torch.tensor([1 - y, y]).double() @ near @ torch.tensor([1 - x, x]).double()))
         expected.append(0.0)
-    layout = read(inputs["input_ids"], find_parts(model).visual_ids, inputs["attention_mask"])
+    layout = read_layout(inputs["input_ids"], find_parts(model).visual_ids, inputs["attention_mask"])
     scores = EncoderScores(model)
     with torch.no_grad(), float64_throughout(), scores.watching():
         model(**inputs)
@@ -213,7 +213,7 @@ def test_the_best_patches_survive(family: str) -> None:
     """Every token is ranked within its own sample."""
     model, inputs = tiny.model(family), tiny.inputs(family, **BATCH)
     parts = find_parts(model)
-    counts = read(inputs["input_ids"], parts.visual_ids, inputs["attention_mask"]).visual_counts
+    counts = read_layout(inputs["input_ids"], parts.visual_ids, inputs["attention_mask"]).visual_counts
     scores = SCORES[family](model, inputs).split(list(counts))
     with attach(model, ENTRY) as handle, torch.no_grad(), float64_throughout():
         model(**inputs)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from planner.runtime.imaging.images import Image, images_of
-from planner.runtime.tensors.layout import read
+from planner.runtime.tensors.layout import read_layout
 from tests import tiny
 from tests.tiny.configs import IMAGE, VIDEO
 
@@ -15,7 +15,7 @@ from tests.tiny.configs import IMAGE, VIDEO
 def found(family: str, inputs: dict[str, Any], **changes: Any) -> list[Image]:
     config = tiny.config(family)
     inputs = {**inputs, **changes}
-    layout = read(inputs["input_ids"], (IMAGE, VIDEO), inputs["attention_mask"])
+    layout = read_layout(inputs["input_ids"], (IMAGE, VIDEO), inputs["attention_mask"])
     return images_of(inputs, layout, (IMAGE, VIDEO), config)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from planner.errors import InputError, UnsupportedModelError
 from planner.runtime.model.weights import names_of, weights_of
-from planner.weights import SAMPLES, Comparison, Weights, compare
+from planner.weights import SAMPLES, WeightComparison, Weights, compare
 
 
 def network(seed: int = 0, size: int = 96) -> nn.Sequential:
@@ -25,7 +25,7 @@ def network(seed: int = 0, size: int = 96) -> nn.Sequential:
     return built.eval()
 
 
-def against(one: nn.Module, other: nn.Module) -> Comparison:
+def against(one: nn.Module, other: nn.Module) -> WeightComparison:
     return compare(weights_of(one), weights_of(other))
 
 
@@ -59,7 +59,7 @@ def test_a_large_tensor_is_read_in_runs_and_its_extremes_everywhere():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_casts_of_the_same_weights_are_the_same(dtype):
-    assert against(network(), network().to(dtype)) == Comparison(17, (), "")
+    assert against(network(), network().to(dtype)) == WeightComparison(17, (), "")
     assert not against(network().to(torch.bfloat16), network().to(torch.float16)).reason
 
 

@@ -26,7 +26,7 @@ from calibrate.probes.stats import Array
 from planner.errors import UnsupportedModelError
 from planner.runtime.model.adapters import Parts
 from planner.runtime.model.attention import Call, attention_hook
-from planner.runtime.tensors.layout import Layout, read
+from planner.runtime.tensors.layout import Layout, read_layout
 from planner.runtime.tensors.weights import attention_weights
 from planner.schedule import Schedule, kept
 
@@ -143,7 +143,7 @@ def attended(
     with torch.inference_mode(False), torch.set_grad_enabled(answer is not None), _frozen(model):
         # Tensors made in inference mode can neither be part of a graph nor be written to; copies can.
         copies = {name: value.clone() for name, value in inputs.items()}
-        layout = read(copies["input_ids"], parts.visual_ids, copies.get("attention_mask"))
+        layout = read_layout(copies["input_ids"], parts.visual_ids, copies.get("attention_mask"))
         dropped = torch.zeros(layout.length, dtype=torch.bool, device=layout.ids.device)
         run = _Run(layout, protect, schedule, pooling, answer is not None, dropped)
         with attention_hook(list(parts.attentions), run.attend):

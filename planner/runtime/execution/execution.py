@@ -46,7 +46,7 @@ from planner.runtime.model.exchange import Function, uncopied, wrapped
 from planner.runtime.model.generation import generating, prompt_of
 from planner.runtime.model.isolated import Diversion, IsolatedLayer, find_fast_form
 from planner.runtime.selection.encoder import EncoderScores
-from planner.runtime.tensors.layout import Layout, read, visual_rows
+from planner.runtime.tensors.layout import Layout, read_layout, visual_rows
 from planner.schedule import Schedule
 
 
@@ -176,7 +176,7 @@ class Execution:
         if guard.check_turn(kwargs) or past_length(kwargs.get("past_key_values")):
             return kwargs
         guard.check_pixels(kwargs)
-        layout = read(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
+        layout = read_layout(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
         stream = self.lookup.stream_of(kwargs, layout) if any(layout.visual_counts) else None
         if stream is None:
             return kwargs
@@ -221,7 +221,7 @@ class Execution:
         return parts.join(self.parts.model, prompt, self._forward(original, parts.rest))
 
     def _prompt(self, original: Function, kwargs: dict[str, Any]) -> Any:
-        layout = read(kwargs["input_ids"], self.parts.visual_ids, kwargs.get("attention_mask"))
+        layout = read_layout(kwargs["input_ids"], self.parts.visual_ids, kwargs.get("attention_mask"))
         stream = self._find_stream(kwargs, layout)
         if stream is not None and stream.given is not None:
             # What the pixels would become is known: the vision encoder does not run.

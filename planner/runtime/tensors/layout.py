@@ -58,7 +58,7 @@ def visual_rows(ids: Tensor, visual_ids: tuple[int, ...]) -> Tensor:
     return found
 
 
-def read(ids: Tensor, visual_ids: tuple[int, ...], attention_mask: Tensor | None) -> Layout:
+def read_layout(ids: Tensor, visual_ids: tuple[int, ...], attention_mask: Tensor | None) -> Layout:
     """The layout of a batch.
 
     Args:
