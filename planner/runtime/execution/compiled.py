@@ -8,6 +8,7 @@ pruned prefill.
 
 from __future__ import annotations
 
+import threading
 import types
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import DynamicCache
 
 from planner.errors import InputError
@@ -92,6 +94,7 @@ class CompiledPrefill:
         self.schedule, self.make, self.thread, self.windows = schedule, make, thread, list(windows)
         self.buckets = None if buckets is None else sorted(buckets)
         self.options = {"fullgraph": True, "dynamic": False, **options}
+        self._one_at_a_time = threading.Lock()
         self._graphs: dict[tuple[int | str, ...], Callable[..., Any]] = {}
 
     def bucket(self, length: int) -> int | None:
@@ -134,26 +137,28 @@ class CompiledPrefill:
         # Positions, for instance, come from `generate` and not from a bare forward.
         given = sorted(name for name, value in arguments.items() if value is not None)
         shape: tuple[int | str, ...] = (bucket, batch, layout.visual_counts[0], *given)
-        if shape not in self._graphs:
-            self._graphs[shape] = torch.compile(_with_code_of_its_own(self._traced()), **self.options)
         visual = nn.functional.pad(layout.visual, (pad, 0))
         scores = None if ranked is None else nn.functional.pad(ranked, (pad, 0))
         before = self.thread.forward
-        try:
-            hidden, keys, values, index, kept, finite, tokens = self._graphs[shape](
-                original, visual, layout.visual_counts[0], scores, features, arguments
-            )
-        finally:
-            self.thread.forward = before
+        # One thread at a time, until its results are copied: a graph on a GPU writes into the same memory again.
+        with self._one_at_a_time:
+            if shape not in self._graphs:
+                self._graphs[shape] = torch.compile(_with_code_of_its_own(self._traced()), **self.options)
+            try:
+                *found, tokens = self._graphs[shape](
+                    original, visual, layout.visual_counts[0], scores, features, arguments
+                )
+                hidden, keys, values, index, kept, finite = tree_map_only(Tensor, Tensor.clone, found)
+            finally:
+                self.thread.forward = before
         if not all(bool(flag) for flag in finite):
             raise not_finite("of a selection")
-        for cache, *held in zip(caches, keys, values, index, strict=False):
-            k, v, rows = (x.clone() for x in held)  # graphs on a GPU write into the same memory again
-            cache.fill(k[:, :, pad:], v[:, :, pad:], _rows(rows[:, pad:] - pad, length))
-        record = Record(self.schedule, layout.visual, [_rows(x.clone() - pad, length) for x in kept], [])
+        for cache, key, value, rows in zip(caches, keys, values, index, strict=False):
+            cache.fill(key[:, :, pad:], value[:, :, pad:], _rows(rows[:, pad:] - pad, length))
+        record = Record(self.schedule, layout.visual, [_rows(rows - pad, length) for rows in kept], [])
         text = tuple(v - n for v, n in zip(layout.valid_counts, layout.visual_counts, strict=True))
         record.tokens.extend((visual, text) for visual, _ in tokens)
-        return hidden[:, pad:].clone(), record
+        return hidden[:, pad:], record
 
     def _traced(self) -> Callable[..., Any]:
         """What is compiled: the prefill of a padded batch, all tensors out."""
