@@ -127,9 +127,11 @@ class Stage(_Frozen):
     """Layers ``[first, last)`` under one rule.
 
     Attributes:
-        visual_attention: ``full``: visual tokens attend as in the model. ``self``: each attends to itself alone, so
-            that its attention output is its value vector, and neither its query nor (unless text reads it) its key is
-            computed.
+        visual_attention: ``full``: visual tokens attend as in the model. ``prefix``: each attends to the text before
+            it and to itself, and to no other visual token. The text before it is all that the layer computes of the
+            text ahead of it in the sequence, between earlier images too, as far as the model lets it be seen (padding
+            never; a sliding window or chunk cuts it). ``self``: each attends to itself alone, so that its attention
+            output is its value vector, and neither its query nor (unless text reads it) its key is computed.
         text_to_visual: ``full``: text after the image attends to visual tokens. ``none``: it does not, and the
             softmax runs over the rest. ``merge``: all the weight it puts on visual keys goes to the value of the
             first visual token (needs ``self``).
@@ -143,7 +145,7 @@ class Stage(_Frozen):
 
     first: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
     last: Annotated[float, Field(gt=0)] | Annotated[int, Field(gt=0)]
-    visual_attention: Literal["full", "self"] = "full"
+    visual_attention: Literal["full", "prefix", "self"] = "full"
     text_to_visual: Literal["full", "merge", "none"] = "full"
     cache_visual: Literal["all", "kept", "none"] = "all"
     selects: tuple[Select, ...] = ()
@@ -165,13 +167,21 @@ class Stage(_Frozen):
                     f"layers [{self.first}, {self.last}) hide the image from the text: "
                     f"'{select.rank_by}' has nothing to rank by"
                 )
-            if select.rank_by == "cross_self_attention" and self.visual_attention == "self":
-                raise ValueError("'cross_self_attention' needs attention between visual tokens, which 'self' removes")
+            if select.rank_by == "cross_self_attention" and self.isolated:
+                raise ValueError(
+                    f"'cross_self_attention' needs attention between visual tokens, which '{self.visual_attention}' "
+                    "removes"
+                )
             if select.rank_by in ("encoder_attention", "encoder_norm"):
                 raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")
         if self.redistribute is not None and self.text_to_visual != "full":
             raise ValueError("redistribute needs text_to_visual 'full'")
         return self
+
+    @property
+    def isolated(self) -> bool:
+        """True when no visual token sees another one, so that each depends on itself and the text before it."""
+        return self.visual_attention != "full"
 
 
 class Schedule(_Frozen):
@@ -230,8 +240,8 @@ class Schedule(_Frozen):
         )
 
     def image_stream_layers(self, deepstack: int = 0) -> float:
-        """How many of the first layers compute visual rows that depend on the image alone, so that they can be cached;
-        0 where none do.
+        """How many of the first layers compute visual rows that depend on their image alone, or on it and what stands
+        before it (`image_stream_reads_prefix`), so that they can be cached; 0 where none do.
 
         Args:
             deepstack: layers after which the model adds further features of the vision encoder; all of them have to be
@@ -239,12 +249,17 @@ class Schedule(_Frozen):
         """
         depth: float = 0
         for stage in self.stages if self.entry is None else ():
-            if stage.visual_attention != "self" or stage.redistribute is not None:
+            if not stage.isolated or stage.redistribute is not None:
                 break
             depth = stage.last
             if any(select.of == "visual" for select in stage.selects):
                 break
         return depth if depth >= deepstack else 0
+
+    def image_stream_reads_prefix(self, deepstack: int = 0) -> bool:
+        """True when the visual rows of those layers depend on the text before their image too."""
+        depth = self.image_stream_layers(deepstack)
+        return any(stage.visual_attention == "prefix" for stage in self.stages if stage.first < depth)
 
     def stage_of(self, layer: int) -> Stage:
         """The stage that holds a layer.

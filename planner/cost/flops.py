@@ -171,6 +171,10 @@ def _check(spec: ModelSpec, schedule: Schedule, name: str, head: str, alone: str
             f"fractions of layers or tokens cannot be executed, so they have no '{name}' cost",
             "Use whole numbers, or a paper's convention such as pdrop",
         )
+    if any(stage.visual_attention == "prefix" for stage in schedule.stages):
+        raise ScheduleError(
+            "visual_attention 'prefix' has no cost yet", "Use visual_attention 'self' or 'full' in this version"
+        )
     if head not in ("last", "all") or alone not in ("fast", "generic"):
         raise InputError(
             f"head={head!r}, alone={alone!r} is not known", "head is last or all, alone is fast or generic"

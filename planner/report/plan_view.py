@@ -26,6 +26,7 @@ EVIDENCE_HEADERS = (
 #: What the values of a stage mean, under the table that shows them.
 STAGE_VALUES = {
     "full": "as in the dense model",
+    "prefix": "a visual token attends to the text before it and to itself",
     "self": "a visual token attends to itself alone",
     "merge": "text reads the image as one merged token",
     "none": "the image is not visible",

@@ -102,6 +102,15 @@ _STAGE: dict[str, Any] = {"first": 0, "last": 4}
         ({"last": 0}, "greater than 0"),
         ({"first": 4}, "at least one layer"),
         ({"text_to_visual": "merge"}, "needs visual_attention 'self'"),
+        (
+            {"text_to_visual": "merge", "visual_attention": "prefix", "cache_visual": "none"},
+            "needs visual_attention 'self'",
+        ),
+        (
+            {"visual_attention": "prefix", "selects": (Select(rank_by="cross_self_attention", keep=Count(count=3)),)},
+            "which 'prefix' removes",
+        ),
+        ({"visual_attention": "text"}, "Input should be"),
         ({"text_to_visual": "none"}, "cache_visual must be 'none'"),
         ({"text_to_visual": "merge", "visual_attention": "self"}, "only the merge token means anything"),
         (
@@ -170,3 +179,29 @@ def test_fractional_bounds_and_counts_are_for_accounting_only() -> None:
         )
     ).executable
     assert dense(32).executable
+
+
+_BLIND = {"text_to_visual": "none", "cache_visual": "none"}
+_FEW = Select(rank_by="random", keep=Count(count=3))
+
+
+@pytest.mark.parametrize(
+    ("stages", "layers", "reads_prefix"),
+    [
+        ([{"visual_attention": "prefix"}], 4, True),
+        ([{"visual_attention": "prefix", **_BLIND}, {}], 4, True),
+        ([{"visual_attention": "self"}, {"visual_attention": "prefix", **_BLIND}, {}], 8, True),
+        ([{"visual_attention": "self"}, {"visual_attention": "self", **_BLIND}], 8, False),
+        # What a choice among the tokens leaves depends on the question.
+        ([{"visual_attention": "self", "selects": (_FEW,)}, {"visual_attention": "prefix"}], 4, False),
+        ([{}, {"visual_attention": "prefix"}], 0, False),
+        ([{"visual_attention": "prefix", "redistribute": Redistribute(sink_dims=(1,))}], 0, False),
+    ],
+)
+def test_layers_of_the_image_stream(stages: list[dict[str, Any]], layers: int, reads_prefix: bool) -> None:
+    schedule = Schedule(stages=tuple(Stage(first=4 * n, last=4 * n + 4, **stage) for n, stage in enumerate(stages)))
+    assert schedule.image_stream_layers() == layers
+    assert schedule.image_stream_reads_prefix() == reads_prefix
+    # All of the encoder's later features must come inside the stream.
+    assert schedule.image_stream_layers(deepstack=layers + 1) == 0
+    assert not schedule.image_stream_reads_prefix(deepstack=layers + 1)
