@@ -1,0 +1,115 @@
+"""Which samples propose, which select, and which certify: three parts that share no picture.
+
+Proposing and selecting are helped by continuous losses on few samples; a proof is helped by nothing but samples. So
+certify gets most of them, and not one more than its last allowed miss needs: between two sizes that allow the same
+number of misses, the smaller one passes more easily (`calibrate.deciding.power`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from calibrate.deciding.power import allowed, least
+from calibrate.inputs.samples import SampleSet
+from planner.errors import InputError
+
+#: Pictures that propose and select at least, where there are twice as many; and their least share.
+SEARCH_PICTURES, SEARCH_SHARE = 24, 0.1
+#: Without these there are no three parts.
+FEWEST_PICTURES = 4
+
+
+@dataclass(frozen=True)
+class Split:
+    """A sample set in three parts.
+
+    Attributes:
+        propose, select: samples that the search may use as it likes; propose is what probes may read.
+        certify: samples that are opened once, by the proof.
+        pictures: of each certify sample, for `calibrate.deciding.proof.prove`: samples with equal numbers show one
+            picture.
+    """
+
+    propose: SampleSet
+    select: SampleSet
+    certify: SampleSet
+    pictures: tuple[int, ...]
+
+    @property
+    def independent(self) -> int:
+        """Certify pictures: what a proof counts."""
+        return len(set(self.pictures))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each part by its name."""
+        return {name: getattr(self, name).digest for name in ("propose", "select", "certify")}
+
+
+def split(samples: SampleSet, limit: float, confidence: float) -> Split:
+    """Propose, select and certify, in this order within `by_picture`.
+
+    Args:
+        samples: in random order, as `SampleSet.choose` draws them by its seed.
+        limit, confidence: what is to be proven (`calibrate.deciding.proof`).
+
+    Raises:
+        InputError: there are too few pictures for three parts.
+    """
+    groups = _groups(samples)
+    if len(groups) < FEWEST_PICTURES:
+        shown = "one picture" if len(groups) == 1 else f"{len(groups)} pictures"
+        raise InputError(
+            f"all {len(samples)} samples are about {shown}: nothing that holds for other pictures can be learned",
+            "Give samples about different pictures",
+        )
+    propose, select, _ = sizes(len(groups), limit, confidence)
+    parts = (groups[:propose], groups[propose : propose + select], groups[propose + select :])
+    sets = [SampleSet(tuple(samples[i] for group in part for i in group), samples.source) for part in parts]
+    pictures = tuple(number for number, group in enumerate(parts[2]) for _ in group)
+    return Split(sets[0], sets[1], sets[2], pictures)
+
+
+def by_picture(samples: SampleSet) -> SampleSet:
+    """The same samples, those about one picture together, in the order in which pictures come first."""
+    return SampleSet(tuple(samples[i] for group in _groups(samples) for i in group), samples.source)
+
+
+def sizes(pictures: int, limit: float, confidence: float) -> tuple[int, int, int]:
+    """How many pictures propose, select and certify."""
+    search = min(max(SEARCH_PICTURES, round(SEARCH_SHARE * pictures)), pictures // 2)
+    certify = pictures - search
+    misses = allowed(certify, limit, confidence)
+    if misses >= 0:
+        certify = _smallest_with(misses, certify, limit, confidence)
+    search = pictures - certify
+    return search // 2, search - search // 2, certify
+
+
+def _smallest_with(misses: int, most: int, limit: float, confidence: float) -> int:
+    """The fewest certify pictures of which so many may lose."""
+    low, high = least(limit, confidence) - 1, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if allowed(middle, limit, confidence) >= misses else (middle, high)
+    return high
+
+
+def _groups(samples: SampleSet) -> list[list[int]]:
+    """Samples that are linked by pictures they share, in the order of their first samples."""
+    number: dict[bytes, int] = {}
+    links = [
+        (i, number.setdefault(one, len(number))) for i, sample in enumerate(samples) for one in sample.image_digests
+    ]
+    rows, columns = np.array(links).T
+    shape = (len(samples), len(number))
+    shows = coo_matrix((np.ones(len(links)), (rows, columns)), shape)
+    _, labels = connected_components(shows @ shows.T, directed=False)
+    groups: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        groups.setdefault(int(label), []).append(i)
+    return list(groups.values())
