@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Batches:
 
     def __init__(self, samples: SampleSet, encoder: Encoder, model: Any, batch_size: int) -> None:
         self.samples, self.encoder, self.model, self.batch_size = samples, encoder, model, batch_size
-        self._kept: dict[int, Batch] = {}
+        self._kept: dict[tuple[int, ...], Batch] = {}
         self._kept_bytes = 0
 
     def __len__(self) -> int:
@@ -50,17 +50,25 @@ class Batches:
 
     def __getitem__(self, index: int) -> Batch:
         start = index * self.batch_size
-        if start in self._kept:
-            return self._kept[start]
-        ids = tuple(range(start, min(start + self.batch_size, len(self.samples))))
+        return self.of(tuple(range(start, min(start + self.batch_size, len(self.samples)))))
+
+    def of(self, ids: tuple[int, ...]) -> Batch:
+        """Some samples as one batch."""
+        if ids in self._kept:
+            return self._kept[ids]
         chosen = tuple(self.samples[i] for i in ids)
         inputs = self.place(self.encoder(chosen))
         batch = Batch(ids, chosen, inputs, self.model, self.encoder, self.samples)
         size = sum(tensor.nbytes for tensor in batch.inputs.values())
         if self._kept_bytes + size <= CACHE_LIMIT_BYTES:
-            self._kept[start] = batch
+            self._kept[ids] = batch
             self._kept_bytes += size
         return batch
+
+    def chunks(self, indices: Sequence[int]) -> Iterator[Batch]:
+        """Samples in the order of their indices, in batches of the usual size."""
+        for start in range(0, len(indices), self.batch_size):
+            yield self.of(tuple(indices[start : start + self.batch_size]))
 
     def place(self, inputs: Inputs) -> Inputs:
         """Inputs on the model's device."""

@@ -1,0 +1,182 @@
+"""What a schedule loses, sample by sample, against the dense model.
+
+| loss | of a sample | values |
+|---|---|---|
+| `answer` | the whole greedy answer, its end included, is another | 0 or 1 |
+| `tokens` | share of the dense answer's tokens at which the schedule would have gone on otherwise | [0, 1] |
+| `nll` | by how much less likely the dense answer became, in nats per token, cut off at `NLL_CAP` | [0, 1] |
+| `score` | drop of a task metric against the accepted answers; negative where the schedule does better | [-1, 1] |
+
+`tokens` and `nll` force the dense answer through the pruned cache, in one pass. They are for long answers: two runs of
+one model in two number formats part somewhere in most of those, and whole answers then measure nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.inputs.batches import Batch, Batches
+from calibrate.running.forced import Answer, Forced, answers, force
+from calibrate.running.metrics import DEFAULT, Metric, metric
+from planner.errors import InputError, PlannerError
+from planner.schedule import Schedule
+
+FloatArray = NDArray[np.float64]
+LossName = Literal["answer", "tokens", "nll", "score"]
+LOSSES: tuple[LossName, ...] = get_args(LossName)
+#: Answers whose mean length, in tokens without the end, is above this are compared token by token.
+LONG_ANSWER_TOKENS = 4
+#: An answer that became less likely by this many nats per token is as lost as one can be.
+NLL_CAP = 1.0
+
+
+class LossRunner:
+    """A sample set on which schedules are executed; what the dense model says is computed once.
+
+    Args:
+        batches: the samples.
+        loss: which.
+        answer_tokens: longest answer.
+        metric: of the loss `score`.
+        seed: of random selections.
+
+    Attributes:
+        refusals: why schedules could not be executed on these prompts; they lose 1 on every sample.
+
+    Raises:
+        InputError: `score`, and a sample has no accepted answer.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        loss: LossName = "answer",
+        answer_tokens: int = 16,
+        metric: Metric | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.batches, self.loss, self.answer_tokens, self.seed = batches, loss, answer_tokens, seed
+        self.metric = metric or _DEFAULT_METRIC
+        self.refusals: list[str] = []
+        self._dense: dict[int, Answer] = {}
+        self._forced: dict[int, Forced] = {}
+        self._measure: dict[LossName, Callable[[Batch, Schedule], list[float]]] = {
+            "answer": self._whole,
+            "tokens": self._tokens,
+            "nll": self._likelihood,
+            "score": self._drop,
+        }
+        if loss == "score":
+            check_answers(batches)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.batches.samples)
+
+    @property
+    def binary(self) -> bool:
+        """Losses are 0 or 1."""
+        return self.loss == "answer"
+
+    def losses(self, schedule: Schedule, indices: Sequence[int] | None = None) -> FloatArray:
+        """One loss for each sample, or for each of `indices`.
+
+        Raises:
+            InputError: a metric of the user's own fails.
+        """
+        wanted = range(len(self)) if indices is None else indices
+        found: list[float] = []
+        for batch in self.batches.chunks(wanted):
+            try:
+                found += self._measure[self.loss](batch, schedule)
+            except InputError:
+                raise
+            except (
+                PlannerError
+            ) as refused:  # as a window that does not reach the image; no plan answers half of the prompts
+                if refused.cause not in self.refusals:
+                    self.refusals.append(refused.cause)
+                return np.ones(len(wanted))
+        return np.array(found, np.float64)
+
+    def answers(self, schedule: Schedule | None = None) -> list[Answer]:
+        """Greedy answers, one per sample; dense without a schedule.
+
+        Raises:
+            PlannerError: the schedule cannot be executed.
+        """
+        found: list[Answer] = []
+        for batch in self.batches:
+            dense = schedule is None or schedule.empty
+            found += self._dense_answers(batch) if dense else self._answers(batch, schedule)
+        return found
+
+    def judged_by(self, loss: LossName) -> LossRunner:
+        """The same samples under another loss; dense results are shared."""
+        other = LossRunner(self.batches, loss, self.answer_tokens, self.metric, self.seed)
+        other._dense, other._forced = self._dense, self._forced
+        return other
+
+    # -- losses -------------------------------------------------------------------------------------------------------
+
+    def _whole(self, batch: Batch, schedule: Schedule) -> list[float]:
+        pairs = zip(self._answers(batch, schedule), self._dense_answers(batch), strict=True)
+        return [float((ours.text, ours.ended) != (dense.text, dense.ended)) for ours, dense in pairs]
+
+    def _tokens(self, batch: Batch, schedule: Schedule) -> list[float]:
+        return [float((ours.choices != dense.choices).double().mean()) for ours, dense in self._both(batch, schedule)]
+
+    def _likelihood(self, batch: Batch, schedule: Schedule) -> list[float]:
+        nats = [
+            float((dense.log_probabilities - ours.log_probabilities).double().mean())
+            for ours, dense in self._both(batch, schedule)
+        ]
+        return [min(max(excess, 0.0), NLL_CAP) / NLL_CAP for excess in nats]
+
+    def _drop(self, batch: Batch, schedule: Schedule) -> list[float]:
+        triples = zip(self._answers(batch, schedule), self._dense_answers(batch), batch.samples, strict=True)
+        return [self.metric(dense.text, one) - self.metric(ours.text, one) for ours, dense, one in triples]
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    def _answers(self, batch: Batch, schedule: Schedule | None) -> list[Answer]:
+        return answers(batch, self.answer_tokens, schedule, self.seed)
+
+    def _dense_answers(self, batch: Batch) -> list[Answer]:
+        if any(i not in self._dense for i in batch.ids):
+            self._dense.update(zip(batch.ids, self._answers(batch, None), strict=True))
+        return [self._dense[i] for i in batch.ids]
+
+    def _both(self, batch: Batch, schedule: Schedule) -> list[tuple[Forced, Forced]]:
+        given = self._dense_answers(batch)
+        if any(i not in self._forced for i in batch.ids):
+            self._forced.update(zip(batch.ids, force(batch, given), strict=True))
+        ours = force(batch, given, schedule, self.seed)
+        return [(one, self._forced[i]) for one, i in zip(ours, batch.ids, strict=True)]
+
+
+def suited(dense: Sequence[Answer]) -> LossName:
+    """The loss that fits the dense model's answers: token by token where they are long."""
+    return "tokens" if np.mean([answer.length for answer in dense]) > LONG_ANSWER_TOKENS else "answer"
+
+
+def check_answers(batches: Batches) -> None:
+    """Refuse samples whose answers are not known.
+
+    Raises:
+        InputError: naming the first.
+    """
+    unknown = [sample for sample in batches.samples if not sample.answers]
+    if unknown:
+        raise InputError(
+            f"{len(unknown)} of {len(batches.samples)} samples have no accepted answer, "
+            f"{unknown[0].where or 'the first'} for one: accuracy cannot be measured",
+            "Add an 'answer' to each, or decide by agreement with the dense model (--goal agreement)",
+        )
+
+
+_DEFAULT_METRIC = metric(DEFAULT)
