@@ -5,7 +5,8 @@ from __future__ import annotations
 from calibrate.deciding.search import profile_workload
 from calibrate.pipeline import Outcome
 from planner.errors import CalibrationError
-from planner.plan import Decision, Evidence, Measured, Plan, created_with, predict
+from planner.evidence import Evidence, Measured
+from planner.plan import Decision, Plan, created_with, predict
 from planner.spec import ModelSpec
 
 
@@ -24,9 +25,11 @@ def freeze(outcome: Outcome, seed: int = 0) -> Plan:
         calibration_digest=profile.samples.digest,
         calibration_n=profile.samples.n,
         agreement_limit=decision.limits.agreement,
-        held_back_agreement=None if decision.measured is None else Measured.model_validate(decision.measured),
+        agreement_when_chosen=None if decision.measured is None else Measured.model_validate(decision.measured),
         evaluation_digest=None if evaluation is None else evaluation.digest,
+        metric=None if evaluation is None else evaluation.metric,
         rows=() if evaluation is None else evaluation.rows,
+        kinds=() if evaluation is None else evaluation.kinds,
         notes=decision.notes,
         calibration_questions=profile.samples.questions,
     )

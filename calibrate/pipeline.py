@@ -25,6 +25,7 @@ from calibrate.measuring.run import calibrate_job
 from calibrate.probes.base import DEFAULT, build_probes
 from calibrate.probes.masking import MaskingProbe
 from calibrate.ranks import Ranks, leave, world
+from calibrate.running.losses import LossRunner
 from calibrate.running.trial import TrialRunner
 from planner.errors import InputError
 from planner.profile import Profile
@@ -187,13 +188,12 @@ def _plan(
     found = None
     if evaluation is not None:
         with _Clock(seconds, "evaluate"):
+            batches = Batches(evaluation, encoder, model, options.batch_size)
             found = evaluate(
-                bench(evaluation),
+                LossRunner(batches, answer_tokens=options.limits.answer_tokens, seed=options.seed),
                 known.spec,
                 (decision.policy, decision.schedule),
-                answer_tokens=options.limits.answer_tokens,
                 rounds=options.timing_rounds,
-                seed=options.seed,
                 progress=tell,
             )
     return Outcome(profile, decision, found, seconds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -64,6 +65,8 @@ class Document(BaseModel):
     DIGEST_FIELD: ClassVar[str] = "sha256"
     REMAKE: ClassVar[str] = "Make it again"
     SCHEMA_VERSION: ClassVar[int] = 1
+    #: Version of an older schema -> what makes of such a content one of the next version.
+    UPGRADES: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {}
 
     schema_version: int = 1
 
@@ -87,7 +90,7 @@ class Document(BaseModel):
 
     @classmethod
     def load(cls: type[Self], path: str | Path) -> Self:
-        """Read a document and check version, digest and fields, in that order.
+        """Read a document and check version, digest and fields, in that order; an older schema is brought up to date.
 
         Raises:
             InputError: the file cannot be read.
@@ -108,7 +111,7 @@ class Document(BaseModel):
                 f"{source} has schema version {version}, this release reads up to {cls.SCHEMA_VERSION}",
                 "Update vlm-planner, or make the file again with this release",
             )
-        if version != cls.SCHEMA_VERSION:
+        if version != cls.SCHEMA_VERSION and (type(version) is not int or version not in cls.UPGRADES):
             raise PlanError(f"{source} has the unknown schema version {version!r}", cls.REMAKE)
         stated = body[cls.DIGEST_FIELD]
         try:
@@ -122,9 +125,15 @@ class Document(BaseModel):
                 cls.REMAKE,
             )
         try:
+            while body["schema_version"] < cls.SCHEMA_VERSION:
+                body = cls.UPGRADES[body["schema_version"]](body)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"{source} is not a valid {cls.KIND} of schema {version}: {error!r}", cls.REMAKE) from error
+        try:
             # Through JSON text: strict models take lists for tuples there, and only there.
-            return cls.model_validate_json(json.dumps(body))
+            found = cls.model_validate_json(json.dumps(body))
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the top level"
             raise PlanError(f"{source} is not a valid {cls.KIND}: {first['msg']} (at {place})", cls.REMAKE) from error
+        return found if version == cls.SCHEMA_VERSION else found.sealed()

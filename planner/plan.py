@@ -4,7 +4,7 @@ plan.json
 ├── model         what the plan fits, weights included; a runtime refuses any other model
 ├── decision      policy and schedule: the only block the runtime reads
 ├── prediction    dense against planned cost, per workload and convention (analytic, exact)
-├── evidence      what was measured, on which samples, beside which baselines; absent if nothing was
+├── evidence      what is promised, proven and measured (`planner.evidence`); absent if nothing was
 ├── processor     image settings, tokenizer and chat template it was measured with
 ├── created_with  versions
 └── plan_sha256   over all of the above: an edited plan is refused
@@ -16,7 +16,7 @@ import contextlib
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from planner.document import Document
 from planner.errors import PlanMismatchError
+from planner.evidence import Evidence, upgraded
 from planner.profile import Json, ModelIdentity, without_absent
 from planner.schedule import Schedule, dense
 from planner.weights import compare
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from planner.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Block(BaseModel):
@@ -89,65 +89,10 @@ class Prediction(_Block):
         return self.planned.kv_cache_bytes / self.dense.kv_cache_bytes
 
 
-class Measured(_Block):
-    """A share of samples with its 95 % interval."""
-
-    value: Share
-    low: Share
-    high: Share
-    n: Annotated[int, Field(ge=1)]
-
-
-class Row(_Block):
-    """One policy, executed on the evaluation samples.
-
-    Attributes:
-        policy: its spelling; ``dense`` is the model as it is.
-        accuracy: answers that match the reference answer; absent when the samples carry none.
-        agreement: answers equal to the dense model's.
-        decoder_flops: analytic, mean over the samples, `exact` convention, decoder only.
-        visual_attention_ratio, kv_cache_ratio: to dense.
-        kv_cache_bytes: mean over the samples.
-        prefill_ms: measured median for one sample.
-    """
-
-    policy: str
-    accuracy: Measured | None
-    agreement: Measured
-    decoder_flops: float
-    decoder_flops_ratio: float
-    visual_attention_ratio: float
-    kv_cache_bytes: float
-    kv_cache_ratio: float
-    prefill_ms: float | None
-
-
-class Evidence(_Block):
-    """What was measured for the decision.
-
-    Attributes:
-        profile_sha256: the profile it was derived from.
-        calibration_digest, calibration_n: the samples it was decided on.
-        calibration_questions: a short digest of each; an evaluation on one of them is refused.
-        agreement_limit, held_back_agreement: the required agreement on their validation split, and the measured one.
-        evaluation_digest: samples the decision never saw.
-        rows: dense first, then the plan, then the baselines at equal decoder FLOPs, ``random`` among them.
-        notes: caveats from the calibration, such as a threshold that failed on this model.
-    """
-
-    profile_sha256: str
-    calibration_digest: str
-    calibration_n: int
-    agreement_limit: Share
-    held_back_agreement: Measured | None
-    evaluation_digest: str | None
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    calibration_questions: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_absent(handler(self), "calibration_questions")
+def _with_evidence_upgraded(body: dict[str, Any]) -> dict[str, Any]:
+    evidence = body.get("evidence")
+    policy = body["decision"]["policy"]
+    return {**body, "schema_version": 2, "evidence": None if evidence is None else upgraded(evidence, policy)}
 
 
 class Plan(Document):
@@ -156,7 +101,10 @@ class Plan(Document):
     KIND: ClassVar[str] = "plan"
     DIGEST_FIELD: ClassVar[str] = "plan_sha256"
     REMAKE: ClassVar[str] = "Plans are not edited: make a new one with `plan export` or `plan calibrate`"
+    SCHEMA_VERSION: ClassVar[int] = 2
+    UPGRADES: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _with_evidence_upgraded}
 
+    schema_version: int = 2
     model: ModelIdentity
     decision: Decision
     prediction: tuple[Prediction, ...] = ()

@@ -14,20 +14,19 @@ one model in two number formats part somewhere in most of those, and whole answe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.inputs.batches import Batch, Batches
+from calibrate.inputs.samples import SampleSet
 from calibrate.running.forced import Answer, Forced, answers, force
 from calibrate.running.metrics import DEFAULT, Metric, metric
 from planner.errors import InputError, PlannerError
+from planner.evidence import LossName
 from planner.schedule import Schedule
 
 FloatArray = NDArray[np.float64]
-LossName = Literal["answer", "tokens", "nll", "score"]
-LOSSES: tuple[LossName, ...] = get_args(LossName)
 #: Answers whose mean length, in tokens without the end, is above this are compared token by token.
 LONG_ANSWER_TOKENS = 4
 #: An answer that became less likely by this many nats per token is as lost as one can be.
@@ -71,7 +70,7 @@ class LossRunner:
             "score": self._drop,
         }
         if loss == "score":
-            check_answers(batches)
+            check_answers(batches.samples)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -164,16 +163,16 @@ def suited(dense: Sequence[Answer]) -> LossName:
     return "tokens" if np.mean([answer.length for answer in dense]) > LONG_ANSWER_TOKENS else "answer"
 
 
-def check_answers(batches: Batches) -> None:
+def check_answers(samples: SampleSet) -> None:
     """Refuse samples whose answers are not known.
 
     Raises:
         InputError: naming the first.
     """
-    unknown = [sample for sample in batches.samples if not sample.answers]
+    unknown = [sample for sample in samples if not sample.answers]
     if unknown:
         raise InputError(
-            f"{len(unknown)} of {len(batches.samples)} samples have no accepted answer, "
+            f"{len(unknown)} of {len(samples)} samples have no accepted answer, "
             f"{unknown[0].where or 'the first'} for one: accuracy cannot be measured",
             "Add an 'answer' to each, or decide by agreement with the dense model (--goal agreement)",
         )

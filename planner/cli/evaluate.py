@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import fits, load_for, loading, other_weights, sampling
+from planner.cli.options import fits, judging, load_for, loading, other_weights, sampling
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
+    from planner.evidence import LossName
 
 
 @click.command("evaluate")
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     "against",
     multiple=True,
     help="Policy to compare with: a name (scaled to the plan's decoder FLOPs), all, or a full spelling; repeatable. "
-    "[default: fastv, random]",
+    "Controls are always there. [default: fastv]",
 )
+@judging
 @click.option(
     "--rounds", type=click.IntRange(0), default=15, show_default=True, help="Rounds of timing; 0 measures no time."
 )
@@ -62,14 +64,17 @@ def command(
     against: tuple[str, ...],
     rounds: int,
     fmt: str,
+    loss: LossName | None,
+    metric: str | None,
     allow_other_weights: bool,
     loading_options: LoadOptions,
 ) -> None:
     """Evaluate a plan on other samples.
 
-    Executes PLAN beside the dense model and other policies at equal decoder FLOPs. Prints accuracy (where samples
-    have answers) and agreement with the dense model, with 95 % intervals, cost and prefill time. The plan itself is
-    not changed.
+    Executes PLAN beside the dense model, controls and other policies at equal decoder FLOPs. Prints accuracy (where
+    samples have answers), agreement with the dense model and loss, with 95 % intervals, cost and prefill time.
+    Controls: the dense model against itself, the questions without their pictures, random pruning, smaller pictures.
+    The plan itself is not changed.
     """
     import json
 
@@ -81,13 +86,19 @@ def command(
     from calibrate.inputs.load import reference_path
     from calibrate.inputs.overlap import refuse_known, tell_duplicates
     from calibrate.inputs.samples import Columns, load_samples
-    from calibrate.running.trial import TrialRunner
+    from calibrate.running.losses import LossRunner, check_answers
+    from calibrate.running.metrics import DEFAULT
+    from calibrate.running.metrics import metric as metric_named
     from planner.errors import InputError
     from planner.plan import load_plan
     from planner.policies import parse
-    from planner.report.plan_view import rows_table
+    from planner.report.evidence_view import KIND_HEADERS, filled, kind_rows, rows_table
+    from planner.report.tables import table
 
     plan = load_plan(plan_path)
+    promise = None if plan.evidence is None else plan.evidence.promise
+    judged = metric_named(metric or (promise.metric if promise is not None else None) or DEFAULT)
+    judged_by = loss or (promise.loss if promise is not None else "answer")
     bundled = plan.model.id.startswith("reference/") and model is None
     if data is None and not bundled:
         raise InputError("there are no bundled samples for this model", "Give --data: JSONL, image folder, datasets id")
@@ -99,27 +110,36 @@ def command(
     ).choose(num_samples, seed)
     tell_duplicates(samples, "evaluation", lambda line: click.echo(line, err=True))
     refuse_known(plan.evidence.calibration_questions if plan.evidence is not None else None, samples)
+    if metric is not None or judged_by == "score":
+        check_answers(samples)
     loaded = load_for(plan.model.id, model, loading_options)
     known = identify(loaded.model, loaded.id)
     encoder = Encoder(loaded.processor, known.visual_ids)
     fits(plan, loaded, encoder, allow_other_weights)
     found = evaluate(
-        TrialRunner(Batches(samples, encoder, loaded.model, batch_size)),
+        LossRunner(Batches(samples, encoder, loaded.model, batch_size), judged_by, answer_tokens, judged, seed),
         known.spec,
         (parse(plan.decision.policy), plan.decision.schedule),
         against=[name for item in against or BASELINES for name in (comparable() if item == "all" else (item,))],
-        answer_tokens=answer_tokens,
         rounds=rounds,
-        seed=seed,
         progress=lambda line: click.echo(line, err=True),
     )
     if fmt == "json":
         by_kind = {
             name: {kind: value.model_dump() for kind, value in kinds.items()} for name, kinds in found.by_kind.items()
         }
-        rows = [row.model_dump() for row in found.rows]
-        document = {"samples": found.n, "digest": found.digest, "rule": found.rule, "rows": rows, "by_kind": by_kind}
+        document = {
+            "samples": found.n,
+            "digest": found.digest,
+            "metric": found.metric,
+            "loss": judged_by,
+            "rows": [row.model_dump() for row in found.rows],
+            "kinds": [kind.model_dump() for kind in found.kinds],
+            "by_kind": by_kind,
+        }
         click.echo(json.dumps(document, indent=2))
         return
     click.echo(rows_table(found.rows, fmt))
-    click.echo(f"{found.n} samples ({found.digest[:12]}), answers compared by '{found.rule}'", err=True)
+    if found.kinds:
+        click.echo("\n" + table(*filled(KIND_HEADERS, kind_rows(found.kinds)), fmt))
+    click.echo(f"{found.n} samples ({found.digest[:12]}), accuracy by '{found.metric}', loss '{judged_by}'", err=True)

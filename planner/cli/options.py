@@ -34,6 +34,26 @@ def sampling(function: F) -> F:
     )
 
 
+def judging(function: F) -> F:
+    """What a sample loses, and when an answer is right."""
+    return _with(
+        function,
+        [
+            click.option(
+                "--loss",
+                type=click.Choice(["answer", "tokens", "nll", "score"]),
+                help="What a sample loses: its whole answer (0 or 1), the share of the dense answer's tokens that "
+                "change, its likelihood, or the metric's drop. [default: answer; tokens where answers are long]",
+            ),
+            click.option(
+                "--metric",
+                help="When an answer is right: exact, leading, contains, vqa, anls, or module:function of your own. "
+                "[default: exact]",
+            ),
+        ],
+    )
+
+
 def loading(function: F) -> F:
     """How a model is loaded: the command gets one `LoadOptions` as its argument `loading_options`."""
 

@@ -7,19 +7,27 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Protocol
 
-from planner.plan import Evidence, Plan
+from planner.evidence import Evidence
+from planner.plan import Plan
 from planner.profile import Profile
 from planner.report import plan_charts
-from planner.report.inline import inline
-from planner.report.plan_view import (
-    EVIDENCE_HEADERS,
-    STAGE_HEADERS,
+from planner.report.evidence_view import (
+    KIND_HEADERS,
+    LADDER_HEADERS,
+    ROW_HEADERS,
     evidence_rows,
+    filled,
+    kind_rows,
+    ladder_legend,
+    ladder_rows,
+    promised,
     provenance,
-    stage_legend,
-    stage_rows,
+    rows_legend,
     with_interval,
+    worst_kind,
 )
+from planner.report.inline import inline
+from planner.report.plan_view import STAGE_HEADERS, stage_legend, stage_rows
 from planner.report.probes import sections
 from planner.report.probes.masking import window
 from planner.report.profile_view import measured_on
@@ -29,16 +37,16 @@ OPEN_BESIDE, OPEN_BELOW = 12, 6
 
 
 class TrialRow(Protocol):
-    """A candidate that was executed on the way to the plan (`calibrate.deciding.search.Trial`)."""
+    """A candidate that was executed on the way to the plan (`calibrate.deciding.decide.Trial`)."""
 
     @property
     def policy(self) -> str: ...
 
     @property
-    def decoder_flops(self) -> float: ...
+    def share(self) -> float: ...
 
     @property
-    def proposal(self) -> Any: ...
+    def loss(self) -> float: ...
 
 
 def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] = ()) -> str:
@@ -55,8 +63,8 @@ def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] 
     return _render(
         plan=plan,
         tiles=_plan_tiles(plan),
-        headers=EVIDENCE_HEADERS,
-        rows=evidence_rows(evidence.rows) if evidence else [],
+        promise=promised(evidence, plan.decision.policy) if evidence else "",
+        tables=_evidence_tables(evidence) if evidence else [],
         provenance=provenance(evidence) if evidence else "",
         notes=evidence.notes if evidence else (),
         stage_headers=STAGE_HEADERS,
@@ -104,20 +112,39 @@ def _measured(profile: Profile | None, plan: Plan | None) -> dict[str, Any]:
 def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
     """The figures a reader wants first."""
     tiles: list[tuple[str, str]] = []
-    rows = plan.evidence.rows if plan.evidence else ()
-    if len(rows) > 1:
-        dense, planned = rows[0], rows[1]
-        tiles.append((f"{planned.decoder_flops_ratio:.0%}", "of the dense decoder FLOPs"))
+    dense = plan.evidence.row("dense") if plan.evidence else None
+    planned = plan.evidence.row("plan") if plan.evidence else None
+    if dense is not None and planned is not None:
+        if planned.decoder_flops_ratio is not None:
+            tiles.append((f"{planned.decoder_flops_ratio:.0%}", "of the dense decoder FLOPs"))
         if planned.accuracy and dense.accuracy:
             tiles.append((_tenths(planned.accuracy.value), f"accuracy (dense {_tenths(dense.accuracy.value)})"))
-        tiles.append((_tenths(planned.agreement.value), f"agreement with dense ({with_interval(planned.agreement)})"))
-        tiles.append((f"{planned.kv_cache_ratio:.0%}", "of the dense KV cache"))
+        tiles.append((_tenths(planned.agreement.value), f"whole answers as dense ({with_interval(planned.agreement)})"))
+        if planned.kv_cache_ratio is not None:
+            tiles.append((f"{planned.kv_cache_ratio:.0%}", "of the dense KV cache"))
         if planned.prefill_ms and dense.prefill_ms:
             tiles.append((f"{planned.prefill_ms / dense.prefill_ms:.0%}", "of the dense prefill time, measured"))
     elif plan.prediction:
         tiles.append((f"{plan.prediction[0].prefill_ratio:.0%}", "of the dense prefill FLOPs (predicted)"))
         tiles.append((f"{plan.prediction[0].kv_cache_ratio:.0%}", "of the dense KV cache (predicted)"))
     return tiles
+
+
+def _evidence_tables(evidence: Evidence) -> list[tuple[str, Any, Any, str, int]]:
+    """Title, headers, cells, a sentence under the table, and the row that is marked."""
+    found: list[tuple[str, Any, Any, str, int]] = []
+    if evidence.rows:
+        planned = next((i for i, row in enumerate(evidence.rows) if row.role == "plan"), -1)
+        found.append(("Measured", *filled(ROW_HEADERS, evidence_rows(evidence.rows)), rows_legend(evidence), planned))
+    if evidence.promise is not None and evidence.promise.tested:
+        promise = evidence.promise
+        last = max((i for i, one in enumerate(promise.tested) if one.proven), default=-1)
+        found.append(("How it was proven", LADDER_HEADERS, ladder_rows(promise), ladder_legend(promise), last))
+    if evidence.kinds:
+        found.append(
+            ("By kind of question", *filled(KIND_HEADERS, kind_rows(evidence.kinds)), worst_kind(evidence), -1)
+        )
+    return found
 
 
 def _tenths(share: float) -> str:
@@ -148,14 +175,25 @@ def _plan_charts(plan: Plan, trials: Sequence[TrialRow]) -> list[tuple[str, str]
     if plan.evidence and plan.evidence.rows:
         title = "Accuracy against cost on samples the decision never saw, with 95 % intervals"
         found.append((title, plan_charts.accuracy_against_cost(plan.evidence.rows)))
-    if trials and plan.evidence:
-        found.append(("Candidates executed on the proposal split", _trials_chart(plan, plan.evidence, trials)))
+    if trials or (plan.evidence and plan.evidence.search):
+        found.append(("Candidates executed on the search samples", _search_chart(plan, trials)))
     return [(title, svg) for title, svg in found if svg is not None]
 
 
-def _trials_chart(plan: Plan, evidence: Evidence, trials: Sequence[TrialRow]) -> str:
-    dense = evidence.rows[0].decoder_flops if evidence.rows else max(trial.decoder_flops for trial in trials)
-    points = {trial.policy: (trial.decoder_flops / dense, trial.proposal.value) for trial in trials}
-    return plan_charts.trials_against_cost(
-        list(points.values()), points.get(plan.decision.policy), evidence.agreement_limit
+def _search_chart(plan: Plan, trials: Sequence[TrialRow]) -> str | None:
+    """Every candidate that was executed, else the front that the plan keeps."""
+    evidence = plan.evidence
+    front = () if evidence is None or evidence.search is None else evidence.search.front
+    points = {one.policy: (one.share, one.loss) for one in trials} or {
+        one.policy: (one.share, one.loss.value) for one in front
+    }
+    if not points:
+        return None
+    limit = None if evidence is None or evidence.promise is None else evidence.promise.limit
+    return plan_charts.losses_against_cost(
+        list(points.values()),
+        [(one.share, one.loss) for one in front],
+        points.get(plan.decision.policy),
+        limit,
+        "decoder FLOPs" if evidence is None or evidence.search is None else evidence.search.minimised,
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.plan import Plan, Row
+from planner.evidence import Measured, Row
+from planner.plan import Plan
 from planner.report.drawing import COLOURS, DENSE, MARK, MARKERS, OTHER, PALE, PLAN, draw_level, new_figure, to_svg
 
 
@@ -27,11 +28,14 @@ def visual_tokens(plan: Plan) -> str | None:
 
 
 def accuracy_against_cost(rows: Sequence[Row]) -> str:
-    """Accuracy (agreement where there are no answers) with its interval, over the share of dense decoder FLOPs."""
+    """Accuracy (agreement where there are no answers) with its interval, over the share of dense decoder FLOPs; without
+    a picture nothing of that is computed, so that this row is a level."""
     figure, axes = new_figure()
     colours = (DENSE, PLAN, *COLOURS[1:])
+    answered = rows[0].accuracy is not None
+    drawn = [row for row in rows if row.decoder_flops_ratio is not None]
     lows = []
-    for i, row in enumerate(rows):
+    for i, row in enumerate(drawn):
         share = row.accuracy or row.agreement
         error = [[share.value - share.low], [share.high - share.value]]
         axes.errorbar(
@@ -39,29 +43,50 @@ def accuracy_against_cost(rows: Sequence[Row]) -> str:
             color=colours[i % len(colours)], capsize=3, label=row.policy.split(":")[0],
         )  # fmt: skip
         lows.append(share.low)
+    bottom = max(0.0, min(lows) - 0.08)
+    for row in rows:
+        share = row.accuracy or row.agreement
+        if row.decoder_flops_ratio is None and share.value > bottom:
+            draw_level(axes, ("dense against itself" if row.role == "floor" else row.policy, share.value), DENSE)
     axes.set(
         xlabel="decoder FLOPs, share of dense",
-        ylabel="accuracy" if rows[0].accuracy else "agreement with dense",
+        ylabel="accuracy" if answered else "whole answers as dense",
         xlim=(0, 1.05),
-        ylim=(max(0.0, min(lows) - 0.08), 1.01),
+        ylim=(bottom, 1.01),
     )
     axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(0.97, 0.02))
     return to_svg(figure)
 
 
-def trials_against_cost(trials: Sequence[tuple[float, float]], chosen: tuple[float, float] | None, limit: float) -> str:
-    """Every candidate that was executed: agreement over the share of dense decoder FLOPs, and the limit it had to hold.
+def losses_against_cost(
+    trials: Sequence[tuple[float, float]],
+    front: Sequence[tuple[float, Measured]],
+    chosen: tuple[float, float] | None,
+    limit: float | None,
+    minimised: str,
+) -> str:
+    """Every candidate that was executed: mean loss over cost, the front with its intervals, and the limit.
 
     Args:
-        trials: (share of dense decoder FLOPs, agreement) per candidate.
+        trials: (share of dense, mean loss) per candidate.
+        front: the same with intervals of those that no other beats in both.
         chosen: the plan's.
-        limit: least agreement.
+        limit: largest loss.
+        minimised: what the share is a share of.
     """
     figure, axes = new_figure()
-    axes.scatter(*zip(*trials, strict=True), s=16, color=OTHER, label="candidate")
+    axes.scatter(*zip(*trials, strict=True), s=14, color=PALE, label="candidate")
+    if front:
+        shares, losses = zip(*sorted(front, key=lambda point: point[0]), strict=True)
+        error = [[one.value - one.low for one in losses], [one.high - one.value for one in losses]]
+        axes.errorbar(
+            shares, [one.value for one in losses], yerr=error, color=OTHER, marker="o", markersize=4, capsize=2,
+            label="front",
+        )  # fmt: skip
     if chosen is not None:
         axes.scatter(*chosen, s=70, color=PLAN, marker="s", label="plan", zorder=3)
-    draw_level(axes, (f"limit {limit:g}", limit), MARK)
-    axes.set(xlabel="decoder FLOPs, share of dense", ylabel="agreement with dense", xlim=(0, 1.05))
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    if limit is not None:
+        draw_level(axes, (f"limit {limit:g}", limit), MARK)
+    axes.set(xlabel=f"{minimised}, share of dense", ylabel="mean loss on the search samples", xlim=(0, 1.05))
+    axes.legend(frameon=False, fontsize=9, loc="upper right")
     return to_svg(figure)

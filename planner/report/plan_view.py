@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from tabulate import tabulate
-
-from planner.plan import Evidence, Measured, Plan, Prediction, Row
+from planner.plan import Plan, Prediction
+from planner.report.evidence_view import evidence_text, promised, provenance
+from planner.report.tables import table
 from planner.schedule import Count, Fraction, Schedule, Select
 from planner.text import printable
 
 STAGE_HEADERS = ("layers", "image sees image", "text sees image", "decoding sees", "then")
-EVIDENCE_HEADERS = (
-    "policy",
-    "accuracy (95 %)",
-    "agreement with dense (95 %)",
-    "decoder FLOPs",
-    "of dense",
-    "visual attention of dense",
-    "KV bytes",
-    "of dense",
-    "prefill ms",
-)
 #: What the values of a stage mean, under the table that shows them.
 STAGE_VALUES = {
     "full": "as in the dense model",
@@ -33,8 +19,6 @@ STAGE_VALUES = {
     "kept": "only the tokens kept after these layers are cached",
     "all": "every visual token computed in these layers is cached",
 }
-_TEXT_COLUMNS = {"policy", "", *STAGE_HEADERS}
-_TABULATE = {"table": "simple", "md": "github"}
 
 
 def describe(plan: Plan, fmt: str = "table") -> str:
@@ -43,13 +27,15 @@ def describe(plan: Plan, fmt: str = "table") -> str:
     parts.append(f"Plan for {model.id} ({model.family}, {model.layers} layers, hidden size {model.hidden_size})")
     parts.append(bound_to(plan))
     parts.append(f"Policy {plan.decision.policy}")
+    if plan.evidence is not None:
+        parts.append(promised(plan.evidence, plan.decision.policy))
     parts.append(stages_table(plan.decision.schedule, fmt))
     parts.append(stage_legend(plan.decision.schedule))
     parts.extend(prediction_table(prediction, fmt) for prediction in plan.prediction)
     if plan.evidence is None:
         parts.append("No evidence: this plan's accuracy was not measured. `plan calibrate` measures it.")
     else:
-        parts.append(evidence_table(plan.evidence, fmt))
+        parts.extend(evidence_text(plan.evidence, fmt))
         parts.append(provenance(plan.evidence))
         parts.extend(f"Note: {note}" for note in plan.evidence.notes)
     return printable("\n\n".join(parts))
@@ -66,7 +52,7 @@ def bound_to(plan: Plan) -> str:
 
 def stages_table(schedule: Schedule, fmt: str = "table") -> str:
     """One row per stage; layers are counted from 0."""
-    return _table(STAGE_HEADERS, stage_rows(schedule), fmt)
+    return table(STAGE_HEADERS, stage_rows(schedule), fmt)
 
 
 def stage_rows(schedule: Schedule) -> list[list[str]]:
@@ -120,57 +106,4 @@ def prediction_table(prediction: Prediction, fmt: str = "table") -> str:
         f"Predicted ({prediction.convention} convention) for {load.system_tokens} + {load.visual_tokens} visual + "
         f"{load.text_tokens} text tokens, batch {load.batch}"
     )
-    return f"{title}\n\n{_table(['', 'dense', 'planned', 'ratio'], rows, fmt)}"
-
-
-def evidence_table(evidence: Evidence, fmt: str = "table") -> str:
-    """Accuracy and agreement as measured, dense first, baselines at equal FLOPs last."""
-    return rows_table(evidence.rows, fmt)
-
-
-def rows_table(rows: Sequence[Row], fmt: str = "table") -> str:
-    """Executed policies, one row each."""
-    return _table(EVIDENCE_HEADERS, evidence_rows(rows), fmt)
-
-
-def evidence_rows(rows: Sequence[Row]) -> list[list[str]]:
-    """Cells under `EVIDENCE_HEADERS`."""
-    return [
-        [
-            row.policy,
-            with_interval(row.accuracy),
-            with_interval(row.agreement),
-            f"{row.decoder_flops:,.0f}",
-            f"{row.decoder_flops_ratio:.3f}",
-            f"{row.visual_attention_ratio:.3f}",
-            f"{row.kv_cache_bytes:,.0f}",
-            f"{row.kv_cache_ratio:.3f}",
-            "" if row.prefill_ms is None else f"{row.prefill_ms:.1f}",
-        ]
-        for row in rows
-    ]
-
-
-def with_interval(measured: Measured | None) -> str:
-    """A measured share with its interval, such as ``0.973 (0.951-0.985)``."""
-    return "" if measured is None else f"{measured.value:.3f} ({measured.low:.3f}-{measured.high:.3f})"
-
-
-def provenance(evidence: Evidence) -> str:
-    """Which samples decided and which judged, in one sentence or two."""
-    decided = f"Decided on {evidence.calibration_n} calibration samples ({evidence.calibration_digest[:12]})"
-    if evidence.held_back_agreement is not None:
-        found = evidence.held_back_agreement
-        decided += (
-            f": agreement {with_interval(found)} on {found.n} validation samples, limit {evidence.agreement_limit:.3f}"
-        )
-    if evidence.evaluation_digest is None:
-        return decided + ". Not evaluated on other samples."
-    n = evidence.rows[0].agreement.n if evidence.rows else 0
-    return decided + f". Evaluated on {n} samples it never saw ({evidence.evaluation_digest[:12]})."
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[Any]], fmt: str) -> str:
-    # Numbers arrive formatted; tabulate must not parse them back.
-    align = ["left" if name in _TEXT_COLUMNS else "right" for name in headers]
-    return tabulate(rows, headers, tablefmt=_TABULATE[fmt], disable_numparse=True, colalign=align)
+    return f"{title}\n\n{table(['', 'dense', 'planned', 'ratio'], rows, fmt)}"

@@ -9,11 +9,25 @@ import pytest
 
 from planner import load_plan
 from planner.errors import InputError, PlanDigestError, PlanError, PlanVersionError
-from planner.plan import Decision, Evidence, Measured, Plan, Row
+from planner.evidence import Evidence, Measured, Part, Parts, Promise, Row, Rung
+from planner.plan import Decision, Plan
 from planner.profile import ModelIdentity
 from planner.report.plan_view import STAGE_VALUES, describe, stage_legend
 from planner.schedule import Count, Schedule, Select, Stage, dense
 from planner.weights import TensorFacts, Weights
+
+POLICY = "visipruner:filter=3,keep=20,exit=7"
+
+
+def promise(**changes) -> Promise:
+    """Two rungs, of which the second was not proven."""
+    values = {"n": 217, "pictures": 217, "bound": 0.03}
+    rungs = (
+        Rung(policy=POLICY, share=0.4, loss=2 / 217, misses=2, p=0.19, proven=True, kinds={"name": 0.0}, **values),
+        Rung(policy="fastv:k=1,ratio=0.9", share=0.3, loss=3 / 217, misses=3, p=0.37, proven=False, **values),
+    )
+    found = Promise(loss="answer", limit=0.02, confidence=0.8, proven=True, rungs=3, tested=rungs)
+    return found.model_copy(update=changes)
 
 
 def make_plan() -> Plan:
@@ -28,6 +42,7 @@ def make_plan() -> Plan:
     )
     row = Row(
         policy="dense",
+        role="dense",
         accuracy=Measured(value=0.98, low=0.96, high=0.99, n=400),
         agreement=Measured(value=1.0, low=0.99, high=1.0, n=400),
         decoder_flops=1e9,
@@ -41,16 +56,17 @@ def make_plan() -> Plan:
         profile_sha256="p" * 64,
         calibration_digest="c" * 64,
         calibration_n=256,
-        agreement_limit=0.98,
-        held_back_agreement=Measured(value=0.99, low=0.97, high=1.0, n=128),
+        promise=promise(),
+        parts=Parts(**{name: Part(digest=name[0] * 64, n=8, pictures=8) for name in ("propose", "select", "certify")}),
         evaluation_digest="e" * 64,
+        metric="exact",
         rows=(row,),
         notes=("the cosine threshold fires in layer 0",),
     )
     identity = ModelIdentity(
         id="tiny", family="llava", config={}, config_digest="d" * 64, layers=10, hidden_size=128, image_token_id=7
     )
-    decision = Decision(policy="visipruner:filter=3,keep=20,exit=7", schedule=schedule)
+    decision = Decision(policy=POLICY, schedule=schedule)
     return Plan(model=identity, decision=decision, evidence=evidence).sealed()
 
 
@@ -67,7 +83,7 @@ def test_saving_and_loading_is_identity(tmp_path):
     ("edit", "error"),
     [
         (lambda body: body["decision"]["schedule"]["stages"][0].update(last=2), PlanDigestError),
-        (lambda body: body.update(schema_version=2), PlanVersionError),
+        (lambda body: body.update(schema_version=3), PlanVersionError),
         (lambda body: body.pop("plan_sha256"), PlanError),
     ],
 )

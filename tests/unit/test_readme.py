@@ -9,7 +9,7 @@ import pytest
 
 from planner import load_plan
 from planner.cli import VERBS
-from planner.report.plan_view import evidence_table
+from planner.report.evidence_view import evidence_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

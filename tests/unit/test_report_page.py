@@ -198,7 +198,7 @@ def test_tiles_round_as_the_table_does():
     evidence = make_plan().evidence
     assert evidence is not None
     share = evidence.rows[0].agreement.model_copy(update={"value": 0.9925})
-    row = evidence.rows[0].model_copy(update={"accuracy": share, "agreement": share})
+    row = evidence.rows[0].model_copy(update={"role": "plan", "accuracy": share, "agreement": share})
     plan = make_plan().model_copy(update={"evidence": evidence.model_copy(update={"rows": (*evidence.rows, row)})})
     text = page(plan)
     assert "<b>99.3%</b>" in text and "0.993 (" in text and "99.2%" not in text

@@ -65,12 +65,17 @@ def _sections(profile: Profile, plan: Plan | None, arrays: Arrays) -> list[Secti
             layers=profile.model.layers,
             heads=heads,
             marks=_marks(plan, suggested),
-            limit=plan.evidence.agreement_limit if plan is not None and plan.evidence is not None else Subject.limit,
+            limit=_limit(plan),
             suggested=suggested,
             arrays={key.partition("/")[2]: table for key, table in arrays.items() if key.startswith(f"{name}/")},
         )
         found.append(_shown(name, subject) if probe.values else _empty(name, probe))
     return found
+
+
+def _limit(plan: Plan | None) -> float:
+    asked = None if plan is None or plan.evidence is None else plan.evidence.least_agreement
+    return Subject.limit if asked is None else asked
 
 
 def _shown(name: str, subject: Subject) -> Section:

@@ -1,0 +1,77 @@
+"""Controls that stand in every table: how far the dense model agrees with itself, and what it says without a picture.
+
+* **floor**: the dense model in batches of another composition and in another number format. No plan can be asked to
+  agree with the dense model more than that.
+* **blind**: the same questions without their pictures. What is right then, language alone lets guess.
+
+Random pruning and a smaller picture at the plan's cost are policies: `calibrate.deciding.evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from calibrate.inputs.batches import Batches
+from calibrate.inputs.encode import Encoder, input_device
+from calibrate.running.forced import Answer, answers
+from planner.errors import UnsupportedModelError
+
+#: Autocast casts to these: another number format than the weights'.
+_OTHER = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
+
+
+def floor_name(batches: Batches) -> str:
+    """What the floor is on these samples, in words."""
+    other = _OTHER.get(batches.model.dtype)
+    number_format = "" if other is None else f", {str(other).removeprefix('torch.')}"
+    return f"dense again, batches of {_other_size(batches)}{number_format}"
+
+
+def floor_answers(batches: Batches, max_new_tokens: int) -> list[Answer]:
+    """Dense answers in other batches, from the last sample to the first, under autocast to another number format."""
+    model, other = batches.model, _OTHER.get(batches.model.dtype)
+    again = Batches(batches.samples, batches.encoder, model, _other_size(batches))
+    device = input_device(model).type
+    found: dict[int, Answer] = {}
+    with torch.autocast(device, dtype=other, enabled=other is not None):
+        for batch in again.chunks(range(len(batches.samples) - 1, -1, -1)):
+            found.update(zip(batch.ids, answers(batch, max_new_tokens), strict=True))
+    return [found[i] for i in range(len(found))]
+
+
+def blind_answers(batches: Batches, max_new_tokens: int) -> list[Answer]:
+    """Dense answers to the questions alone.
+
+    Raises:
+        UnsupportedModelError: the model or its processor takes no prompt without a picture.
+    """
+    found: list[Answer] = []
+    for batch in batches:
+        try:
+            inputs = batches.place(_without_pictures(batches.encoder, batch.samples))
+            found += answers(replace(batch, inputs=inputs), max_new_tokens)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+            # Templates, processors and forwards that take a picture for granted fail in their own ways.
+            first = (str(error).splitlines() or [""])[0]
+            cause = f"the model takes no prompt without a picture ({type(error).__name__}: {first})"
+            raise UnsupportedModelError(cause, "Its language prior cannot be measured") from error
+    return found
+
+
+def _other_size(batches: Batches) -> int:
+    """A batch size that puts samples together in another way."""
+    return batches.batch_size // 2 + 1 if batches.batch_size > 1 else 2
+
+
+def _without_pictures(encoder: Encoder, samples: Sequence[Any]) -> dict[str, torch.Tensor]:
+    texts = [encoder.prompt(replace(sample, images=())) for sample in samples]
+    start = encoder.tokenizer.bos_token
+    doubled = bool(start) and all(text.startswith(start) for text in texts)
+    encoded = encoder.tokenizer(
+        texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=not doubled
+    )
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}

@@ -1,0 +1,132 @@
+"""What a plan says it promises, and what becomes of plans of the first schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from planner import load_plan
+from planner.document import digest
+from planner.errors import PlanDigestError, PlanError
+from planner.evidence import Evidence, Kind, Measured
+from planner.plan import Plan
+from planner.report.evidence_view import KIND_HEADERS, filled, kind_rows, ladder_legend, promised, worst_kind
+from planner.report.page import page
+from planner.report.plan_view import describe
+from tests.unit.test_plan import POLICY, make_plan, promise
+
+ROOT = Path(__file__).parents[2]
+
+
+def evidence(**changes) -> Evidence:
+    found = make_plan().evidence
+    assert found is not None
+    return found.model_copy(update=changes)
+
+
+def test_a_proven_promise_says_what_how_sure_from_what_and_what_not():
+    text = promised(evidence(), POLICY)
+    assert text.startswith(
+        "Promised with confidence 0.8: on samples like these at least 0.98 of the answers, whole and with their end, "
+        "are the dense model's. Shown by 217 samples that had no part in the choice: 2 lost something. Not promised: "
+    )
+    assert "speed" in text
+    for loss, says in (("tokens", "0.98 of the tokens"), ("nll", "0.02 nats"), ("score", "accuracy (anls) falls by")):
+        changed = promise(loss=loss, metric="anls")
+        assert says in promised(evidence(promise=changed), POLICY)
+    assert "of each kind of question the loss is at most 0.1" in promised(
+        evidence(promise=promise(kind_limit=0.1)), POLICY
+    )
+    grouped = tuple(one.model_copy(update={"pictures": 54}) for one in promise().tested)
+    assert "Shown by 217 samples about 54 pictures" in promised(evidence(promise=promise(tested=grouped)), POLICY)
+
+
+def test_what_is_not_proven_is_said_first():
+    best = promised(evidence(promise=promise(proven=False)), "fastv:k=1,ratio=0.9")
+    assert best.startswith("Not proven: the best effort") and "0.0138" in best and "below 0.0300 is shown" in best
+    nothing = promised(evidence(promise=promise(proven=False)), "dense")
+    assert nothing.startswith("Nothing was proven, so the plan is the dense model.") and POLICY in nothing
+    old = evidence(promise=None, agreement_when_chosen=Measured(value=0.99, low=0.963, high=0.997, n=192))
+    assert promised(old, POLICY).startswith("Unproven: ") and "by which it was chosen" in promised(old, POLICY)
+
+
+def test_text_and_page_carry_promise_and_ladder():
+    plan = make_plan()
+    for shown in (describe(plan), page(plan)):
+        assert "Promised with confidence 0.8" in shown and "fastv:k=1,ratio=0.9" in shown
+        assert "1 cheaper rung was not tested" in shown
+    assert "not tested" not in ladder_legend(promise(rungs=2))
+
+
+def test_the_worst_kind_comes_first():
+    def share(value):
+        return Measured(value=value, low=value - 0.1, high=value, n=20)
+
+    kinds = (
+        Kind(kind="name", accuracy=None, dense_accuracy=None, agreement=share(1.0)),
+        Kind(kind="count", accuracy=None, dense_accuracy=None, agreement=share(0.8)),
+    )
+    headers, rows = filled(KIND_HEADERS, kind_rows(kinds))
+    assert [row[0] for row in rows] == ["count", "name"] and "accuracy" not in headers
+    assert "'count': 0.800" in worst_kind(evidence(kinds=kinds))
+    lossy = tuple(kind.model_copy(update={"loss": share(1.8 - kind.agreement.value)}) for kind in kinds)
+    assert "'count': 1.0000" in worst_kind(evidence(kinds=lossy))
+
+
+# -- the first schema -------------------------------------------------------------------------------------------------
+
+
+def first_schema() -> dict:
+    """A plan as the first schema wrote it: the committed one's blocks, with evidence in the old words."""
+    body = make_plan().content()
+    measured = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 30}
+    row = {
+        "policy": "dense", "accuracy": measured, "agreement": measured, "decoder_flops": 1e9,
+        "decoder_flops_ratio": 1.0, "visual_attention_ratio": 1.0, "kv_cache_bytes": 1e3, "kv_cache_ratio": 1.0,
+        "prefill_ms": None,
+    }  # fmt: skip
+    body["evidence"] = {
+        "profile_sha256": "p" * 64, "calibration_digest": "c" * 64, "calibration_n": 256, "agreement_limit": 0.95,
+        "held_back_agreement": {"value": 0.99, "low": 0.97, "high": 1.0, "n": 192}, "evaluation_digest": "e" * 64,
+        "rows": [row, {**row, "policy": POLICY}, {**row, "policy": "random:k=2,ratio=0.8"}], "notes": ["a note"],
+    }  # fmt: skip
+    body["schema_version"] = 1
+    return sealed(body)
+
+
+def sealed(body: dict) -> dict:
+    content = {name: value for name, value in body.items() if name != "plan_sha256"}
+    return {**content, "plan_sha256": digest(content)}
+
+
+def test_a_plan_of_the_first_schema_loads_and_is_unproven(tmp_path):
+    (tmp_path / "old.json").write_text(json.dumps(first_schema()))
+    plan = load_plan(tmp_path / "old.json")
+    found = plan.evidence
+    assert found is not None and plan.schema_version == Plan.SCHEMA_VERSION == 2
+    assert [row.role for row in found.rows] == ["dense", "plan", "policy"]
+    assert found.promise is None and found.metric == "leading" and found.least_agreement == 0.95
+    assert found.agreement_when_chosen == Measured(value=0.99, low=0.97, high=1.0, n=192)
+    assert "Unproven: this plan was made before" in describe(plan) and "a note" in describe(plan)
+    plan.save(tmp_path / "new.json")
+    assert load_plan(tmp_path / "new.json") == plan
+
+
+def test_a_plan_of_the_first_schema_without_evidence_loads(tmp_path):
+    plan = Plan.parse(sealed({**first_schema(), "evidence": None}))
+    assert plan.evidence is None and plan == Plan.parse(plan.content())
+
+
+@pytest.mark.parametrize("damage", [{"evidence": {"rows": 3}}, {"decision": None}, {"evidence": [1]}])
+def test_damaged_plans_of_the_first_schema_are_refused(damage):
+    with pytest.raises(PlanDigestError):
+        Plan.parse({**first_schema(), **damage})
+    with pytest.raises(PlanError, match="not a valid plan"):
+        Plan.parse(sealed({**first_schema(), **damage}))
+
+
+@pytest.mark.parametrize("name", ["windowed", "plain"])
+def test_committed_plans_load(name):
+    assert load_plan(ROOT / "reports" / "reference" / name / "plan.json").schema_version == 2
