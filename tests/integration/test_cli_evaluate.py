@@ -30,14 +30,28 @@ def test_policies_stand_beside_the_plan_at_its_cost(plan_path):
     found = json.loads(done.stdout)
     rows = {row["policy"]: row for row in found["rows"]}
     plan = load_plan(plan_path).decision.policy
-    dense, planned, random, prellm, spelled = rows.values()
-    assert list(rows)[:2] == ["dense", plan] and list(rows)[4] == "fastv:k=2,ratio=0.5"
+    assert list(rows)[:2] == ["dense", plan]
+    assert [row["role"] for row in rows.values()][:4] == ["dense", "plan", "floor", "blind"]
+    compared = [row for row in rows.values() if row["role"] not in ("floor", "blind")]
+    dense, planned, random, prellm, spelled = compared[:5]
+    assert spelled["policy"] == "fastv:k=2,ratio=0.5"
     assert dense["agreement"]["value"] == 1 and found["samples"] == 24
     for baseline in (random, prellm):
         assert 0 <= baseline["decoder_flops_ratio"] - planned["decoder_flops_ratio"] < 0.01
     assert spelled["decoder_flops_ratio"] > planned["decoder_flops_ratio"] + 0.1
     assert planned["accuracy"]["value"] >= prellm["accuracy"]["value"]
-    assert set(found["by_kind"]) == set(rows)
+    assert set(found["by_kind"]) == set(rows) and found["metric"] == "exact"
+
+
+def test_a_metric_of_ones_own_that_raises_is_named_with_its_sample(plan_path, tmp_path, monkeypatch):
+    (tmp_path / "scoring.py").write_text("def score(answer, accepted):\n    return 1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"the metric scoring:score fails on .*evaluation\.jsonl:\d+: ZeroDivisionError"
+    ):
+        run(plan_path, "--num-samples", 2, "--rounds", 0, "--metric", "scoring:score")
+    with pytest.raises(InputError, match="no metric is called 'exakt'"):
+        run(plan_path, "--metric", "exakt")
 
 
 def test_samples_of_ones_own_are_needed_for_a_model_of_ones_own(plan_path):
