@@ -1,8 +1,9 @@
 """Which samples propose, which select, and which certify: three parts that share no picture.
 
 Proposing and selecting are helped by continuous losses on few samples; a proof is helped by nothing but samples. So
-certify gets most of them, and not one more than its last allowed miss needs: between two sizes that allow the same
-number of misses, the smaller one passes more easily (`calibrate.deciding.power`).
+certify gets most of them. Where losses are 0 or 1 and each sample has its own picture it gets not one more than its
+last allowed miss needs: of two sizes that allow equally many, the smaller passes more easily
+(`calibrate.deciding.power`).
 """
 
 from __future__ import annotations
@@ -45,17 +46,23 @@ class Split:
         return len(set(self.pictures))
 
     @property
+    def single(self) -> bool:
+        """Every certify sample has a picture of its own."""
+        return self.independent == len(self.certify)
+
+    @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of each part by its name."""
         return {name: getattr(self, name).digest for name in ("propose", "select", "certify")}
 
 
-def split(samples: SampleSet, limit: float, confidence: float) -> Split:
+def split(samples: SampleSet, limit: float, confidence: float, binary: bool = True) -> Split:
     """Propose, select and certify, in this order within `by_picture`.
 
     Args:
         samples: in random order, as `SampleSet.choose` draws them by its seed.
         limit, confidence: what is to be proven (`calibrate.deciding.proof`).
+        binary: losses will be 0 or 1, as far as is known.
 
     Raises:
         InputError: there are too few pictures for three parts.
@@ -67,7 +74,8 @@ def split(samples: SampleSet, limit: float, confidence: float) -> Split:
             f"all {len(samples)} samples are about {shown}: nothing that holds for other pictures can be learned",
             "Give samples about different pictures",
         )
-    propose, select, _ = sizes(len(groups), limit, confidence)
+    exact = binary and len(groups) == len(samples)
+    propose, select, _ = sizes(len(groups), limit, confidence, exact)
     parts = (groups[:propose], groups[propose : propose + select], groups[propose + select :])
     sets = [SampleSet(tuple(samples[i] for group in part for i in group), samples.source) for part in parts]
     pictures = tuple(number for number, group in enumerate(parts[2]) for _ in group)
@@ -79,12 +87,12 @@ def by_picture(samples: SampleSet) -> SampleSet:
     return SampleSet(tuple(samples[i] for group in _groups(samples) for i in group), samples.source)
 
 
-def sizes(pictures: int, limit: float, confidence: float) -> tuple[int, int, int]:
-    """How many pictures propose, select and certify."""
+def sizes(pictures: int, limit: float, confidence: float, exact: bool = True) -> tuple[int, int, int]:
+    """How many pictures propose, select and certify; `exact`: misses will be counted, one a picture."""
     search = min(max(SEARCH_PICTURES, round(SEARCH_SHARE * pictures)), pictures // 2)
     certify = pictures - search
     misses = allowed(certify, limit, confidence)
-    if misses >= 0:
+    if exact and misses >= 0:
         certify = _smallest_with(misses, certify, limit, confidence)
     search = pictures - certify
     return search // 2, search - search // 2, certify

@@ -152,6 +152,21 @@ class SampleSet(Sequence[Sample]):
         return SampleSet(self.samples[:first], self.source), SampleSet(self.samples[first:], self.source)
 
 
+def check_answers(samples: SampleSet) -> None:
+    """Refuse samples whose answers are not known.
+
+    Raises:
+        InputError: naming the first.
+    """
+    unknown = [sample for sample in samples if not sample.answers]
+    if unknown:
+        raise InputError(
+            f"{len(unknown)} of {len(samples)} samples have no accepted answer, "
+            f"{unknown[0].where or 'the first'} for one: accuracy cannot be measured",
+            "Add an 'answer' to each, or decide by agreement with the dense model (--goal agreement)",
+        )
+
+
 @dataclass(frozen=True)
 class Columns:
     """Column names of a `datasets` data set."""

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.inputs.batches import Batch, Batches
-from calibrate.inputs.samples import SampleSet
+from calibrate.inputs.samples import check_answers
 from calibrate.running.forced import Answer, Forced, answers, force
 from calibrate.running.metrics import DEFAULT, Metric, metric
 from planner.errors import InputError, PlannerError
@@ -161,21 +161,6 @@ class LossRunner:
 def suited(dense: Sequence[Answer]) -> LossName:
     """The loss that fits the dense model's answers: token by token where they are long."""
     return "tokens" if np.mean([answer.length for answer in dense]) > LONG_ANSWER_TOKENS else "answer"
-
-
-def check_answers(samples: SampleSet) -> None:
-    """Refuse samples whose answers are not known.
-
-    Raises:
-        InputError: naming the first.
-    """
-    unknown = [sample for sample in samples if not sample.answers]
-    if unknown:
-        raise InputError(
-            f"{len(unknown)} of {len(samples)} samples have no accepted answer, "
-            f"{unknown[0].where or 'the first'} for one: accuracy cannot be measured",
-            "Add an 'answer' to each, or decide by agreement with the dense model (--goal agreement)",
-        )
 
 
 _DEFAULT_METRIC = metric(DEFAULT)

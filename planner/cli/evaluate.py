@@ -85,8 +85,8 @@ def command(
     from calibrate.inputs.identity import identify
     from calibrate.inputs.load import reference_path
     from calibrate.inputs.overlap import refuse_known, tell_duplicates
-    from calibrate.inputs.samples import Columns, load_samples
-    from calibrate.running.losses import LossRunner, check_answers
+    from calibrate.inputs.samples import Columns, check_answers, load_samples
+    from calibrate.running.losses import LossRunner
     from calibrate.running.metrics import DEFAULT
     from calibrate.running.metrics import metric as metric_named
     from planner.errors import InputError

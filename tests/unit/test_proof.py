@@ -14,6 +14,7 @@ from calibrate.deciding.power import aims, allowed, check_promise, least, needed
 from calibrate.deciding.proof import Rung, prove
 from planner.errors import InputError
 from planner.schedule import dense
+from tests import simulate_proof
 
 LIMIT, CONFIDENCE = 0.02, 0.8
 
@@ -81,6 +82,17 @@ def test_betting_is_valid_by_enumeration(values, chances, level):
         if p_value(losses, limit, binary=False) <= level:
             wrong += math.prod(chances[i] for i in drawn)
     assert wrong <= level + 1e-12
+
+
+def test_the_bettor_s_stakes_come_from_the_samples_before():
+    """By hand, limit 0.5. First stake: Kelly's with mean and second moment as assumed, 1 * 0.5. After a loss of 0, a
+    gain of 0.5: (0.5 + 2.5) / (0.25 + 2.5) * 0.5."""
+    first = 1 / (0.6 * (1 + 0.5) + 0.4 * (1 + 0.69))
+    assert p_value(np.array([0.0]), 0.5, binary=False) == pytest.approx(first)
+    second = 1 / (0.6 * (1 + 0.5) * (1 + 3 / 2.75 * 0.5) + 0.4 * (1 + 0.69) ** 2)
+    assert p_value(np.array([0.0, 0.0]), 0.5, binary=False) == pytest.approx(second)
+    # A loss at the end takes wealth away, but not what was there before it.
+    assert p_value(np.array([0.0, 0.0, 1.0]), 0.5, binary=False) == pytest.approx(second)
 
 
 def test_binomial_p_values_are_tails():
@@ -175,3 +187,13 @@ def test_false_claims_are_no_likelier_than_promised():
         found = prove(ladder, lambda one, drawn=drawn: drawn[one.policy], LIMIT, CONFIDENCE, binary=True)
         wrong += found.shipped is not None
     assert wrong <= binom.ppf(0.999, 300, 0.2)
+
+
+@pytest.mark.parametrize("world", simulate_proof.WORLDS, ids=lambda world: world.name)
+def test_planted_truths_are_kept_and_a_wide_ladder_costs_less(world):
+    """A quick look at `tests.simulate_proof`: 120 runs with 256 samples."""
+    runs = 120
+    near, violations = simulate_proof.simulate(world, 256, "half certify, near", runs)
+    wide, more = simulate_proof.simulate(world, 256, "most certify, wide", runs)
+    assert max(violations, more) <= simulate_proof.most(runs)
+    assert world.shuffled or world.truth or wide < near - 0.05

@@ -32,7 +32,7 @@ def test_parts_share_no_picture_and_cover_the_set_in_order():
     numbers = [sample.image_digests[0] for sample in found.certify]
     same = [[a == b for b in numbers] for a in numbers]
     assert same == [[a == b for b in found.pictures] for a in found.pictures]
-    assert found.independent == len(set(numbers)) == sizes(60, 0.1, 0.8)[2]
+    assert found.independent == len(set(numbers)) == 36 and not found.single, "24 pictures search"
     assert split(samples(*shown), 0.1, 0.8).digests == found.digests and len(set(found.digests.values())) == 3
 
 
@@ -58,3 +58,7 @@ def test_certify_takes_most_and_drops_what_only_makes_it_harder(limit, confidenc
         assert misses(certify) == misses(most)
         assert misses(most) < 0 or misses(certify - 1) == misses(certify) - 1
     assert sizes(256, 0.02, 0.8) == (21, 22, 213)
+    assert sizes(256, 0.02, 0.8, exact=False) == (13, 13, 230), "means of several questions: all help"
+    single = samples(*[(i,) for i in range(60)])
+    assert split(single, 0.1, 0.8).single and split(single, 0.1, 0.8).independent == 29
+    assert split(single, 0.1, 0.8, binary=False).independent == 36
