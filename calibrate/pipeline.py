@@ -43,7 +43,7 @@ class Options:
     Attributes:
         model: hub id or directory; None for the bundled reference model.
         data: JSONL, image folder or `datasets` id; None for the reference model's calibration set.
-        evaluation_data: the same for the final comparison; None for the reference model's evaluation set, and for a
+        evaluation_data: the same for the final comparison; None for the reference model's test set, and for a
             user's model no evaluation.
         prompt: for image folders.
         num_samples: how many calibration samples are drawn by `seed`; None: all.
@@ -218,7 +218,7 @@ def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:
         )
     source = options.evaluation_data
     if source is None and options.data is None:
-        source = str(bundled / "evaluation.jsonl")
+        source = str(bundled / "test.jsonl")
     if source is None:
         return samples, None
     return samples, load_samples(source, **reading).choose(options.evaluation_samples, options.seed)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command("evaluate")
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
-@click.option("--data", help="Samples: JSONL, an image folder or a datasets id. [default: the bundled evaluation set]")
+@click.option("--data", help="Samples: JSONL, an image folder or a datasets id. [default: the bundled test set]")
 @click.option("--num-samples", type=click.IntRange(1), help="Draw this many samples. [default: all]")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning."
@@ -103,7 +103,7 @@ def command(
     if data is None and not bundled:
         raise InputError("there are no bundled samples for this model", "Give --data: JSONL, image folder, datasets id")
     samples = load_samples(
-        data if data is not None else reference_path("easy_vqa") / "evaluation.jsonl",
+        data if data is not None else reference_path("easy_vqa") / "test.jsonl",
         prompt=prompt,
         columns=Columns(image_column, prompt_column, answer_column),
         split=split,

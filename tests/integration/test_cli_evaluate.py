@@ -47,7 +47,7 @@ def test_a_metric_of_ones_own_that_raises_is_named_with_its_sample(plan_path, tm
     (tmp_path / "scoring.py").write_text("def score(answer, accepted):\n    return 1 / 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(
-        InputError, match=r"the metric scoring:score fails on .*evaluation\.jsonl:\d+: ZeroDivisionError"
+        InputError, match=r"the metric scoring:score fails on .*test\.jsonl:\d+: ZeroDivisionError"
     ):
         run(plan_path, "--num-samples", 2, "--rounds", 0, "--metric", "scoring:score")
     with pytest.raises(InputError, match="no metric is called 'exakt'"):

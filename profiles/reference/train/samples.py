@@ -1,9 +1,11 @@
-"""Draw the calibration set (from the training split) and the evaluation set (from the test split).
+"""Draw the calibration set (from the training split), and the evaluation and the test set (from the test split).
 
 Decisions: balanced, so that a language prior cannot carry the score. Half of a set are yes/no questions, and each
 question string among them comes once with "yes" for every "no"; a quarter ask for a shape, a quarter for a colour,
-balanced over the answers and, within an answer, over the question strings. No image is used twice in a set.
-Run ``python -m planner.profiles.reference.train.samples`` to write both sets again; the same seed gives the same files.
+balanced over the answers and, within an answer, over the question strings. No image is used twice in a set; in the test
+set, which needs nearly all images of its split, where none is left. The evaluation set was looked at while the models
+were made, so that the test set asks other questions.
+Run ``python -m planner.profiles.reference.train.samples`` to write the sets again; the same seed gives the same files.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import click
 
 from .data import TYPES, Question, Split, load_split, majority_answers, package_folder
 
-SIZES = {"calibration": ("train", 256), "evaluation": ("test", 400)}
+SIZES = {"calibration": ("train", 256), "evaluation": ("test", 400), "test": ("test", 1000)}
 README = """\
 # Samples for calibration and evaluation
 
@@ -30,9 +32,11 @@ From [easy-VQA](https://github.com/vzhou842/easy-VQA) by Victor Zhou (package `e
 {counts}
 
 Chosen by `train/samples.py`, seed {seed}: every yes/no question string comes with as many "yes" as "no"; "what"
-questions are balanced over their answers and, within an answer, over the question strings; each image is used once;
-the two sets come from different splits. So a language prior cannot carry a score. What it reaches (the commonest answer
-of each question string in the whole training split, no image):
+questions are balanced over their answers and, within an answer, over the question strings; each image is used once, a
+few of the test set twice. Calibration comes from another split than the others. The evaluation set was looked at while
+the models were made; the test set asks none of its questions (many of its images are the same, and stored once). So a
+language prior cannot carry a score. What it reaches (the commonest answer of each question string in the whole training
+split, no image):
 
 | set | all | yes/no | shape | colour |
 |---|---|---|---|---|
@@ -45,11 +49,12 @@ FOLDER = Path(__file__).resolve().parent.parent / "easy_vqa"
 
 
 class _Drawer:
-    """Takes questions at random, each on an image that was not used before."""
+    """Takes questions at random, each on an image that was not used before, or as seldom as possible."""
 
-    def __init__(self, split: Split, rng: random.Random) -> None:
-        self.rng = rng
-        self.used: set[int] = set()
+    def __init__(self, split: Split, rng: random.Random, per_image: int) -> None:
+        self.rng, self.per_image = rng, per_image
+        self.used: Counter[int] = Counter()
+        self.taken: set[Question] = set()
         self.pool: dict[tuple[str, str], list[Question]] = defaultdict(list)
         for question in split.questions:
             self.pool[question.prompt, question.answer].append(question)
@@ -57,16 +62,18 @@ class _Drawer:
             rng.shuffle(candidates)
 
     def take(self, prompt: str, answer: str) -> Question | None:
-        """A question with this text and answer on an unused image, or None if there is none left."""
-        for question in self.pool[prompt, answer]:
-            if question.image_id not in self.used:
-                self.used.add(question.image_id)
-                return question
+        """A question with this text and answer, or None if there is none left on an image that is free."""
+        for uses in range(self.per_image):
+            for question in self.pool[prompt, answer]:
+                if self.used[question.image_id] == uses and question not in self.taken:
+                    self.used[question.image_id] += 1
+                    self.taken.add(question)
+                    return question
         return None
 
 
-def draw(split: Split, size: int, seed: int) -> list[Question]:
-    """``size`` balanced questions of ``split`` on ``size`` different images.
+def draw(split: Split, size: int, seed: int, per_image: int = 1) -> list[Question]:
+    """``size`` balanced questions of ``split``, at most ``per_image`` on each image.
 
     Raises:
         ValueError: ``size`` is no multiple of four, or the split has too few images left for a cell of the balance.
@@ -74,7 +81,7 @@ def draw(split: Split, size: int, seed: int) -> list[Question]:
     if size % 4:
         raise ValueError(f"size must be a multiple of 4 to be balanced, not {size}")
     rng = random.Random(seed)
-    drawer = _Drawer(split, rng)
+    drawer = _Drawer(split, rng, per_image)
     chosen: list[Question | None] = []
     # The rarest first, while all images are free: a given colour behind a given question string.
     for kind in ("color", "shape"):
@@ -115,15 +122,22 @@ def prior_accuracy(questions: list[Question], prior: dict[str, str]) -> dict[str
     return figures
 
 
-def write_set(folder: Path, name: str, questions: list[Question], split: Split) -> None:
-    """Write ``<name>.jsonl`` and ``images/<name>/<id>.png`` under ``folder``, replacing what was there."""
+def write_set(folder: Path, name: str, questions: list[Question], split: Split, beside: str = "") -> None:
+    """Write ``<name>.jsonl`` and ``images/<name>/<id>.png`` under ``folder``, replacing what was there.
+
+    Args:
+        beside: a set of the same split that was written already: images that it has are not written again.
+    """
     images = folder / "images" / name
     shutil.rmtree(images, ignore_errors=True)
     images.mkdir(parents=True)
     rows = []
     for question in questions:
-        shutil.copyfile(split.images / f"{question.image_id}.png", images / f"{question.image_id}.png")
-        row = {"image": f"images/{name}/{question.image_id}.png", "prompt": question.prompt}
+        file = f"{question.image_id}.png"
+        there = beside if beside and (folder / "images" / beside / file).exists() else name
+        if there == name:
+            shutil.copyfile(split.images / file, images / file)
+        row = {"image": f"images/{there}/{file}", "prompt": question.prompt}
         rows.append(json.dumps(row | {"answer": question.answer, "type": question.type}))
     (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
@@ -152,13 +166,18 @@ def readme(sets: dict[str, list[Question]], priors: dict[str, dict[str, float]],
 
 
 def write_all(folder: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Write both sets, the licence and the README; return each set's prior accuracy."""
+    """Write all sets, the licence and the README; return each set's prior accuracy."""
     prior = majority_answers(load_split("train").questions)
     sets: dict[str, list[Question]] = {}
     for name, (split_name, size) in SIZES.items():
         split = load_split(split_name)
-        sets[name] = draw(split, size, seed)
-        write_set(folder, name, sets[name], split)
+        if name == "test":
+            others = tuple(question for question in split.questions if question not in sets["evaluation"])
+            sets[name] = draw(Split(split_name, others, split.images), size, seed, per_image=2)
+            write_set(folder, name, sets[name], split, beside="evaluation")
+        else:
+            sets[name] = draw(split, size, seed)
+            write_set(folder, name, sets[name], split)
     priors = {name: prior_accuracy(questions, prior) for name, questions in sets.items()}
     licence = next(package_folder().parent.glob("easy_vqa-*.dist-info/**/LICENSE"))
     shutil.copyfile(licence, folder / "LICENSE")
@@ -166,7 +185,7 @@ def write_all(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     return priors
 
 
-@click.command(help="Write the calibration and evaluation sets.")
+@click.command(help="Write the calibration, evaluation and test sets.")
 @click.option("--out", type=click.Path(path_type=Path), default=FOLDER, show_default="the package's easy_vqa folder")
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(out: Path, seed: int) -> None:
