@@ -39,16 +39,13 @@ def test_policies_stand_beside_the_plan_at_its_cost(plan_path):
     for baseline in (random, prellm):
         assert 0 <= baseline["decoder_flops_ratio"] - planned["decoder_flops_ratio"] < 0.01
     assert spelled["decoder_flops_ratio"] > planned["decoder_flops_ratio"] + 0.1
-    assert planned["accuracy"]["value"] >= prellm["accuracy"]["value"]
     assert set(found["by_kind"]) == set(rows) and found["metric"] == "exact"
 
 
 def test_a_metric_of_ones_own_that_raises_is_named_with_its_sample(plan_path, tmp_path, monkeypatch):
     (tmp_path / "scoring.py").write_text("def score(answer, accepted):\n    return 1 / 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(
-        InputError, match=r"the metric scoring:score fails on .*test\.jsonl:\d+: ZeroDivisionError"
-    ):
+    with pytest.raises(InputError, match=r"the metric scoring:score fails on .*test\.jsonl:\d+: ZeroDivisionError"):
         run(plan_path, "--num-samples", 2, "--rounds", 0, "--metric", "scoring:score")
     with pytest.raises(InputError, match="no metric is called 'exakt'"):
         run(plan_path, "--metric", "exakt")
