@@ -51,9 +51,14 @@ class Split:
         return self.independent == len(self.certify)
 
     @property
+    def parts(self) -> dict[str, SampleSet]:
+        """Each part by its name."""
+        return {"propose": self.propose, "select": self.select, "certify": self.certify}
+
+    @property
     def digests(self) -> dict[str, str]:
         """SHA-256 of each part by its name."""
-        return {name: getattr(self, name).digest for name in ("propose", "select", "certify")}
+        return {name: part.digest for name, part in self.parts.items()}
 
 
 def split(samples: SampleSet, limit: float, confidence: float, binary: bool = True) -> Split:
@@ -85,6 +90,11 @@ def split(samples: SampleSet, limit: float, confidence: float, binary: bool = Tr
 def by_picture(samples: SampleSet) -> SampleSet:
     """The same samples, those about one picture together, in the order in which pictures come first."""
     return SampleSet(tuple(samples[i] for group in _groups(samples) for i in group), samples.source)
+
+
+def count_pictures(samples: SampleSet) -> int:
+    """How many independent pictures samples are about."""
+    return len(_groups(samples))
 
 
 def sizes(pictures: int, limit: float, confidence: float, exact: bool = True) -> tuple[int, int, int]:

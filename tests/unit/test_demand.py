@@ -11,8 +11,11 @@ from PIL import Image
 from scipy.stats import binom
 
 from calibrate.deciding.demand import Demand
+from calibrate.deciding.proof import Rung, prove
+from calibrate.deciding.stated import parts_of, promise_of
 from calibrate.inputs.samples import Sample, SampleSet
 from planner.errors import InputError
+from planner.schedule import dense
 
 
 def samples(count, questions=1, answer=("a",), kinds=("",)):
@@ -108,3 +111,27 @@ def test_a_limit_per_kind_needs_enough_of_each():
     assert "needs 32 certify samples of each kind" in text and "'seldom' (" in text and "often" not in text
     demand.check(samples(256, kinds=("a", "b")), demand.split(samples(256, kinds=("a", "b"))))
     assert "needs samples with a 'kind'" in refused(demand, samples(256))
+
+
+def test_a_plan_states_what_was_proven_and_on_which_samples():
+    demand, chosen = Demand(kind_limit=0.5), samples(256, kinds=("a", "b"))
+    parts = demand.split(chosen)
+    lost = {"safe": 1, "bold": 9}
+    proof = prove(
+        [Rung("safe", dense(2), 0.5), Rung("bold", dense(2), 0.3), Rung("last", dense(2), 0.2)],
+        lambda rung: np.arange(213) < lost[rung.policy],
+        demand.limit, demand.confidence, binary=True, kinds=[one.kind for one in parts.certify], kind_limit=0.5,
+    )  # fmt: skip
+    found = promise_of(demand, "answer", proof)
+    assert (found.limit, found.confidence, found.kind_limit, found.rungs, found.metric) == (0.02, 0.8, 0.5, 3, None)
+    assert [(one.policy, one.share, one.misses, one.n, one.proven) for one in found.tested] == [
+        ("safe", 0.5, 1, 213, True), ("bold", 0.3, 9, 213, False),
+    ]  # fmt: skip
+    assert found.proven and set(found.tested[0].kinds) == {"a", "b"}
+    assert promise_of(Demand(goal="accuracy", metric="anls"), "score", None).metric == "anls"
+    assert not promise_of(demand, "answer", None).proven
+    stated = parts_of(parts)
+    assert (stated.propose.n, stated.select.n, stated.certify.n, stated.certify.pictures) == (21, 22, 213, 213)
+    assert stated.certify.digest == parts.certify.digest
+    grouped = parts_of(Demand().split(samples(160, questions=4)))
+    assert (grouped.certify.n, grouped.certify.pictures, grouped.propose.pictures) == (544, 136, 12)
