@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from calibrate.deciding.equal_cost import EqualCost, Shapes, comparable, mean_flops, workloads
 from calibrate.inputs.samples import Sample
 from calibrate.probes.stats import mean, proportion
-from calibrate.running.controls import blind_answers, floor_answers, floor_name
+from calibrate.running.controls import blind_answers, floor_answers, floor_losses, floor_name
 from calibrate.running.forced import Answer
 from calibrate.running.losses import LossRunner
 from calibrate.running.timing import prefill_ms
@@ -27,6 +27,8 @@ from planner.spec import ModelSpec
 #: What a plan is compared with unless others are named, and what it always is: random pruning, and a smaller picture.
 BASELINES, CONTROLS = ("fastv",), ("random", "resize")
 BLIND = "no picture"
+#: Losses that answers alone do not tell.
+_ALONG_ANSWER = ("tokens", "nll")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def evaluate(
     _time(bench, executed, rounds)
     whole = executed["dense"]
     for one in executed.values():
+        if one.role == "floor" and bench.loss in _ALONG_ANSWER:
+            one.losses = floor_losses(bench)
         if samples.answered:
             one.scores = [
                 bench.metric(answer.text, sample) for answer, sample in zip(one.answers, samples, strict=True)
@@ -154,7 +158,7 @@ def _executed(
                 raise
             progress(f"left out {name}: {error.cause}")
             continue
-        if bench.loss in ("tokens", "nll"):
+        if bench.loss in _ALONG_ANSWER:
             found[name].losses = bench.losses(schedule)
         progress(f"evaluated {name}")
     if BLIND not in found:

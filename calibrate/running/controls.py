@@ -18,8 +18,12 @@ import torch
 from calibrate.inputs.batches import Batches
 from calibrate.inputs.encode import Encoder, input_device
 from calibrate.running.forced import Answer, answers
+from calibrate.running.losses import FloatArray, LossRunner
 from planner.errors import UnsupportedModelError
+from planner.schedule import dense
 
+#: A schedule that changes nothing, of any model.
+_NOTHING = dense(1)
 #: Autocast casts to these: another number format than the weights'.
 _OTHER = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
 
@@ -33,14 +37,21 @@ def floor_name(batches: Batches) -> str:
 
 def floor_answers(batches: Batches, max_new_tokens: int) -> list[Answer]:
     """Dense answers in other batches, from the last sample to the first, under autocast to another number format."""
-    model, other = batches.model, _OTHER.get(batches.model.dtype)
-    again = Batches(batches.samples, batches.encoder, model, _other_size(batches))
-    device = input_device(model).type
+    again = _again(batches)
     found: dict[int, Answer] = {}
-    with torch.autocast(device, dtype=other, enabled=other is not None):
+    with _other_format(batches.model):
         for batch in again.chunks(range(len(batches.samples) - 1, -1, -1)):
             found.update(zip(batch.ids, answers(batch, max_new_tokens), strict=True))
     return [found[i] for i in range(len(found))]
+
+
+def floor_losses(bench: LossRunner) -> FloatArray:
+    """What the dense model loses against itself in that way, one loss a sample."""
+    bench.losses(_NOTHING)  # what it says as it is
+    other = bench.judged_by(bench.loss, _again(bench.batches))
+    backwards = range(len(bench) - 1, -1, -1)
+    with _other_format(bench.batches.model):
+        return other.losses(_NOTHING, backwards)[::-1]
 
 
 def blind_answers(batches: Batches, max_new_tokens: int) -> list[Answer]:
@@ -60,6 +71,15 @@ def blind_answers(batches: Batches, max_new_tokens: int) -> list[Answer]:
             cause = f"the model takes no prompt without a picture ({type(error).__name__}: {first})"
             raise UnsupportedModelError(cause, "Its language prior cannot be measured") from error
     return found
+
+
+def _again(batches: Batches) -> Batches:
+    return Batches(batches.samples, batches.encoder, batches.model, _other_size(batches))
+
+
+def _other_format(model: Any) -> torch.autocast:
+    other = _OTHER.get(model.dtype)
+    return torch.autocast(input_device(model).type, dtype=other, enabled=other is not None)
 
 
 def _other_size(batches: Batches) -> int:

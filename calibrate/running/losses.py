@@ -114,9 +114,9 @@ class LossRunner:
             found += self._dense_answers(batch) if dense else self._answers(batch, schedule)
         return found
 
-    def judged_by(self, loss: LossName) -> LossRunner:
-        """The same samples under another loss; dense results are shared."""
-        other = LossRunner(self.batches, loss, self.answer_tokens, self.metric, self.seed)
+    def judged_by(self, loss: LossName, batches: Batches | None = None) -> LossRunner:
+        """The same samples under another loss, or in other batches; dense results are shared."""
+        other = LossRunner(batches or self.batches, loss, self.answer_tokens, self.metric, self.seed)
         other._dense, other._forced = self._dense, self._forced
         return other
 

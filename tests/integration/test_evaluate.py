@@ -12,7 +12,7 @@ from calibrate.inputs.identity import identify
 from calibrate.inputs.load import load, reference_path
 from calibrate.inputs.samples import Sample, SampleSet, load_samples
 from calibrate.running import forced
-from calibrate.running.controls import blind_answers, floor_answers, floor_name
+from calibrate.running.controls import blind_answers, floor_answers, floor_losses, floor_name
 from calibrate.running.losses import LossRunner
 from calibrate.running.metrics import metric
 from planner.errors import RuntimeStateError, UnsupportedModelError
@@ -77,7 +77,8 @@ def test_rows_count_what_the_answers_say(batches, spec):
 def test_losses_along_the_answer_stand_beside_agreement(batches, spec):
     found = evaluated(LossRunner(batches, "tokens", 4), spec, against=["visipruner:filter=2,keep=1"])
     losses = {row.policy: row.loss for row in found.rows}
-    assert losses["dense"].value == 0 and losses["dense again, batches of 3, bfloat16"] is None
+    assert losses["dense"].value == 0 and losses[BLIND] is None
+    assert 0 <= losses["dense again, batches of 3, bfloat16"].value < 0.1
     assert losses["visipruner:filter=2,keep=1"].value > 0
 
 
@@ -96,6 +97,26 @@ def test_the_floor_is_the_dense_model_in_other_batches_and_another_number_format
     truth = LossRunner(batches, answer_tokens=4).answers()
     assert sum(a.text == b.text for a, b in zip(found, truth, strict=True)) >= 9, "in the samples' order"
     assert floor_name(batches) == "dense again, batches of 3, bfloat16"
+
+
+def test_the_floor_s_losses_are_those_of_its_answers(batches):
+    """Noise that flips answers: the same samples lose, in their order."""
+    bench, again = LossRunner(batches, answer_tokens=4), floor_answers(batches, 4)
+    flipped = [forced.Answer("other", answer.ids, True) if i in (2, 7) else answer for i, answer in enumerate(again)]
+    original = forced.answers
+
+    def answers(batch, longest, schedule=None, seed=0):
+        noisy = torch.is_autocast_enabled("cpu")
+        return [flipped[i] for i in batch.ids] if noisy else original(batch, longest, schedule, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calibrate.running.losses.answers", answers)
+        found = floor_losses(bench)
+    truth = bench.answers()
+    assert found.tolist() == [
+        float((a.text, a.ended) != (b.text, b.ended)) for a, b in zip(flipped, truth, strict=True)
+    ]
+    assert found[2] == found[7] == 1
 
 
 def test_blind_prompts_hold_no_picture(batches, plain):
