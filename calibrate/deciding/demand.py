@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import binom
 
 from calibrate.deciding.bounds import p_value, upper_bound
-from calibrate.deciding.power import allowed, check_promise, least, needed
+from calibrate.deciding.power import allowed, check_promise, few, least, needed
 from calibrate.deciding.split import Split, sizes, split
 from calibrate.inputs.samples import SampleSet, check_answers
 from calibrate.running.metrics import DEFAULT, Metric, metric
@@ -127,7 +127,8 @@ class Demand:
     def told(self, samples: SampleSet, split: Split) -> Iterator[str]:
         """What these samples can prove, a line each."""
         certify, limit, exact = split.independent, self.limit, self._exact(split)
-        about = "" if split.single else f" about {certify} pictures, each of which counts once"
+        each = "one question of each" if exact else "each"
+        about = "" if split.single else f" about {certify} pictures, {each} counted"
         yield (
             f"{len(samples)} samples: {len(split.propose)} propose, {len(split.select)} more select, "
             f"{len(split.certify)} others certify{about}"
@@ -150,7 +151,8 @@ class Demand:
 
     def _exact(self, split: Split) -> bool:
         """Whether misses will be counted, as far as is known."""
-        return split.single and self.settled in (None, "answer")
+        counted = split.single or few(split.independent, self.limit, self.confidence)
+        return counted and self.settled in (None, "answer")
 
 
 def _pictures_by_kind(split: Split) -> dict[str, int]:

@@ -15,6 +15,8 @@ from scipy.stats import binom
 
 from planner.errors import InputError
 
+#: Pictures with several questions are few below this multiple of the fewest that prove anything.
+_FEW = 1.5
 #: Chances to pass that the rungs of a ladder aim at, and the part of that loss they aim at: far on the safe side first.
 _AIMS = ((0.98, 0.12), (0.98, 0.25), (0.98, 0.5), (0.98, 0.85), (0.9, 1), (0.7, 1), (0.4, 1), (0.15, 1))
 
@@ -42,6 +44,12 @@ def allowed(n: int, limit: float, confidence: float) -> int:
 def least(limit: float, confidence: float) -> int:
     """The fewest samples that can prove a 0/1 limit, if none of them loses."""
     return max(1, math.ceil(math.log(1 - confidence) / math.log1p(-limit) - 1e-9))
+
+
+def few(pictures: int, limit: float, confidence: float) -> bool:
+    """Whether pictures with several questions are so few that one question of each proves more, by counting misses,
+    than the mean of all of them does by betting (tried for true losses of a quarter of the limit)."""
+    return pictures < _FEW * least(limit, confidence)
 
 
 def provable(n: int, confidence: float) -> float:

@@ -14,7 +14,8 @@ Rungs therefore cost no confidence, only time. A ladder that starts far on the s
 nothing (``python -m tests.simulate_proof`` measures both).
 
 Tests (`calibrate.deciding.bounds`) need independent observations. Questions about one picture are none: the mean of
-their losses counts as one.
+their losses counts as one. Where there are so few pictures that one question of each proves more
+(`calibrate.deciding.power.few`), the first of each is counted; numbers of samples alone decide that, never losses.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.deciding.bounds import FloatArray, p_value, upper_bound
-from calibrate.deciding.power import check_promise
+from calibrate.deciding.power import check_promise, few
 from planner.errors import InputError
 from planner.schedule import Schedule
 
@@ -135,18 +136,17 @@ def prove(
     for rung in ladder:
         found = _checked(losses(rung), binary, rung)
         numbers = np.arange(len(found)) if pictures is None else np.asarray(pictures)
-        units = _per_picture(found, numbers)
-        exact = binary and len(units) == len(found)
+        units, exact = _observations(found, numbers, binary, limit, confidence)
         values = [p_value(units, limit, binary=exact)]
         if kind_limit is not None:
             for chosen in of_kind.values():
-                ours = _per_picture(found[chosen], numbers[chosen])
-                values.append(p_value(ours, kind_limit, binary=binary and len(ours) == chosen.sum()))
+                ours, counted = _observations(found[chosen], numbers[chosen], binary, kind_limit, confidence)
+                values.append(p_value(ours, kind_limit, binary=counted))
         standing = standing and max(values) <= level
         tested.append(
             Tested(
                 rung=rung,
-                loss=float(units.mean()),
+                loss=float(_per_picture(found, numbers).mean()),
                 misses=int((found > 0).sum()),
                 n=len(found),
                 pictures=len(units),
@@ -159,6 +159,19 @@ def prove(
         if not standing and not complete:
             break
     return Proof(limit, confidence, len(ladder), tuple(tested))
+
+
+def _observations(
+    losses: FloatArray, pictures: NDArray[Any], binary: bool, limit: float, confidence: float
+) -> tuple[FloatArray, bool]:
+    """Independent losses, one a picture, and whether they are 0 or 1."""
+    means = _per_picture(losses, pictures)
+    if not binary or len(means) == len(losses):
+        return means, binary
+    if few(len(means), limit, confidence):
+        _, first = np.unique(pictures, return_index=True)
+        return losses[np.sort(first)], True
+    return means, False
 
 
 def _per_picture(losses: FloatArray, pictures: NDArray[Any]) -> FloatArray:

@@ -1,9 +1,8 @@
 """Which samples propose, which select, and which certify: three parts that share no picture.
 
 Proposing and selecting are helped by continuous losses on few samples; a proof is helped by nothing but samples. So
-certify gets most of them. Where losses are 0 or 1 and each sample has its own picture it gets not one more than its
-last allowed miss needs: of two sizes that allow equally many, the smaller passes more easily
-(`calibrate.deciding.power`).
+certify gets most of them. Where misses are counted it gets not one more than its last allowed miss needs: of two sizes
+that allow equally many, the smaller passes more easily (`calibrate.deciding.power`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from calibrate.deciding.power import allowed, least
+from calibrate.deciding.power import allowed, few, least
 from calibrate.inputs.samples import SampleSet
 from planner.errors import InputError
 
@@ -79,8 +78,8 @@ def split(samples: SampleSet, limit: float, confidence: float, binary: bool = Tr
             f"all {len(samples)} samples are about {shown}: nothing that holds for other pictures can be learned",
             "Give samples about different pictures",
         )
-    exact = binary and len(groups) == len(samples)
-    propose, select, _ = sizes(len(groups), limit, confidence, exact)
+    counted = binary and (len(groups) == len(samples) or few(len(groups), limit, confidence))
+    propose, select, _ = sizes(len(groups), limit, confidence, counted)
     parts = (groups[:propose], groups[propose : propose + select], groups[propose + select :])
     sets = [SampleSet(tuple(samples[i] for group in part for i in group), samples.source) for part in parts]
     pictures = tuple(number for number, group in enumerate(parts[2]) for _ in group)
@@ -97,12 +96,12 @@ def count_pictures(samples: SampleSet) -> int:
     return len(_groups(samples))
 
 
-def sizes(pictures: int, limit: float, confidence: float, exact: bool = True) -> tuple[int, int, int]:
-    """How many pictures propose, select and certify; `exact`: misses will be counted, one a picture."""
+def sizes(pictures: int, limit: float, confidence: float, counted: bool = True) -> tuple[int, int, int]:
+    """How many pictures propose, select and certify; `counted`: the proof counts misses, one question a picture."""
     search = min(max(SEARCH_PICTURES, round(SEARCH_SHARE * pictures)), pictures // 2)
     certify = pictures - search
     misses = allowed(certify, limit, confidence)
-    if exact and misses >= 0:
+    if counted and misses >= 0:
         certify = _smallest_with(misses, certify, limit, confidence)
     search = pictures - certify
     return search // 2, search - search // 2, certify

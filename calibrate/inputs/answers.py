@@ -1,17 +1,13 @@
-"""The rule by which a generated answer counts as correct.
+"""The words of an answer, as they are compared.
 
-One rule, named `RULE` wherever a figure depends on it: both texts are lower-cased, punctuation is removed, the
-articles ``a``, ``an``, ``the`` are dropped and the number words zero to ten become digits (the normalisation that
-visual question answering benchmarks use); then the generated text must *start* with the words of an accepted answer.
-So "Yes, there is." is right for "yes" and "a red circle" for "red circle", while "yesterday" is not right for "yes".
+Texts are lower-cased, punctuation is removed, the articles ``a``, ``an``, ``the`` are dropped and the number words zero
+to ten become digits: the normalisation that visual question answering benchmarks use.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-
-RULE = "normalised-leading-words"
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -29,8 +25,9 @@ def normalise(text: str) -> list[str]:
 
 
 def matches(generated: str, accepted: str | Iterable[str]) -> bool:
-    """True when `generated` starts with the words of an accepted answer.
+    """True when `generated` starts with the words of an accepted answer: the metric `leading`.
 
+    So "Yes, there is." is right for "yes" and "a red circle" for "red circle", while "yesterday" is not for "yes".
     An accepted answer without any word (such as ``"a"`` alone) is compared with its article kept.
     """
     words = normalise(generated)

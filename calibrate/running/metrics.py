@@ -81,7 +81,7 @@ def metric(name: str) -> Metric:
 
 def exact(answer: str, accepted: Sequence[str]) -> float:
     """The same words."""
-    return float(any(normalise(answer) == normalise(one) for one in accepted))
+    return float(any(_same(answer, one) for one in accepted))
 
 
 def leading(answer: str, accepted: Sequence[str]) -> float:
@@ -104,7 +104,7 @@ def vqa(answer: str, accepted: Sequence[str]) -> float:
 
     With fewer than four people three cannot be asked for: then of as many as are left.
     """
-    same = [normalise(answer) == normalise(one) for one in accepted]
+    same = [_same(answer, one) for one in accepted]
     if len(same) < 2:
         return float(any(same))
     enough = min(3, len(same) - 1)
@@ -120,6 +120,12 @@ def anls(answer: str, accepted: Sequence[str]) -> float:
 
     best = max((similarity(_folded(answer), _folded(one)) for one in accepted), default=0.0)
     return best if best > 0.5 else 0.0
+
+
+def _same(answer: str, accepted: str) -> bool:
+    """The same words; the same letters where there are none, as in ``"a"`` alone."""
+    words = normalise(accepted)
+    return normalise(answer) == words if words else _folded(answer) == _folded(accepted)
 
 
 def _folded(text: str) -> str:

@@ -87,7 +87,9 @@ def test_what_samples_can_prove_is_told():
 
 def test_questions_about_one_picture_count_once():
     lines = told(Demand(), samples(160, questions=4))
-    assert "544 others certify about 136 pictures, each of which counts once" in lines[0]
+    assert "544 others certify about 136 pictures, each counted" in lines[0]
+    few = told(Demand(), samples(110, questions=4))
+    assert "about 80 pictures, one question of each counted" in few[0] and "at most 0 of 80 whole answers" in few[1]
     assert "of 160 samples 20 can certify" in refused(Demand(), samples(40, questions=4))
     assert "all 300 samples are about one picture" in _message(lambda: Demand().split(samples(1, questions=300)))
 

@@ -13,6 +13,7 @@ from planner.errors import InputError
     "name, answer, accepted, right",
     [
         ("exact", "Two.", ["2"], 1), ("exact", "two dogs", ["2"], 0), ("exact", "the red", ["blue", "red"], 1),
+        ("exact", "A", ["a"], 1), ("exact", "", ["a"], 0), ("exact", "the", ["a"], 0), ("exact", "yes", ["a"], 0),
         ("leading", "two dogs and a cat and", ["2"], 1), ("leading", "dogs, two", ["2"], 0),
         ("contains", "There are two dogs.", ["2 dogs"], 1), ("contains", "two big dogs", ["2 dogs"], 0),
         ("contains", "category", ["cat"], 0),

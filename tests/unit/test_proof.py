@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 from calibrate.deciding.bounds import p_value, upper_bound
-from calibrate.deciding.power import aims, allowed, check_promise, least, needed, passing, provable
+from calibrate.deciding.power import aims, allowed, check_promise, few, least, needed, passing, provable
 from calibrate.deciding.proof import Rung, prove
 from planner.errors import InputError
 from planner.schedule import dense
@@ -157,6 +157,17 @@ def test_questions_about_one_picture_count_once():
     assert one.loss == 0.5
     (single,) = prove([rung()], lambda _: losses, 0.9, CONFIDENCE, binary=True, pictures=range(4)).tested
     assert single.p == pytest.approx(binom.cdf(1, 4, 0.9))
+
+
+def test_of_few_pictures_the_first_question_is_counted():
+    """40 pictures are fewer than one and a half times the 32 that a limit of 0.05 needs."""
+    losses, pictures = np.zeros(160), np.repeat(np.arange(40), 4)
+    losses[[1, 6, 8]] = 1  # the second and third question of two pictures, the first of another
+    (one,) = prove([rung()], lambda _: losses, 0.05, CONFIDENCE, binary=True, pictures=pictures).tested
+    assert one.p == pytest.approx(binom.cdf(1, 40, 0.05)) and one.misses == 3 and one.loss == 3 / 160
+    assert (few(47, 0.05, CONFIDENCE), few(48, 0.05, CONFIDENCE)) == (True, False)
+    (other,) = prove([rung()], lambda _: losses, 0.05, CONFIDENCE, binary=False, pictures=pictures).tested
+    assert other.p == p_value(losses.reshape(40, 4).mean(1), 0.05, binary=False)
 
 
 def test_a_limit_per_kind_must_hold_for_each():

@@ -58,7 +58,7 @@ def test_certify_takes_most_and_drops_what_only_makes_it_harder(limit, confidenc
         assert misses(certify) == misses(most)
         assert misses(most) < 0 or misses(certify - 1) == misses(certify) - 1
     assert sizes(256, 0.02, 0.8) == (21, 22, 213)
-    assert sizes(256, 0.02, 0.8, exact=False) == (13, 13, 230), "means of several questions: all help"
+    assert sizes(256, 0.02, 0.8, counted=False) == (13, 13, 230), "means of several questions: all help"
     single = samples(*[(i,) for i in range(60)])
     assert split(single, 0.1, 0.8).single and split(single, 0.1, 0.8).independent == 29
     assert split(single, 0.1, 0.8, binary=False).independent == 36
