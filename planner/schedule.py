@@ -248,12 +248,16 @@ class Schedule(_Frozen):
                 among these layers, because the encoder does not run again.
         """
         depth: float = 0
+        fixed = True  # whether the text before an image is what the prompt has there, whatever comes after it
         for stage in self.stages if self.entry is None else ():
             if not stage.isolated or stage.redistribute is not None:
+                break
+            if stage.visual_attention == "prefix" and not fixed:
                 break
             depth = stage.last
             if any(select.of == "visual" for select in stage.selects):
                 break
+            fixed = fixed and not stage.selects
         return depth if depth >= deepstack else 0
 
     def image_stream_reads_prefix(self, deepstack: int = 0) -> bool:

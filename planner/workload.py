@@ -20,6 +20,8 @@ class Workload(BaseModel):
         text_tokens: text after the image (context, question, role tokens).
         system_tokens: text before the image.
         output_tokens: answer length; the prefill produces the first one.
+        between_tokens: how many of the `text_tokens` stand between images. Visual tokens that see the text before them
+            are computed with the system tokens and these, as a mask over all of them cuts nothing off.
         context_tokens: how many of the `text_tokens` are long context that may be pruned.
         batch: equal requests side by side.
         images: ``(width, height)`` in pixels, for the vision tower's cost; empty means one image of the model's own
@@ -34,6 +36,7 @@ class Workload(BaseModel):
     visual_tokens: Tokens
     text_tokens: Tokens = 64
     system_tokens: Tokens = 10
+    between_tokens: Tokens = 0
     output_tokens: Annotated[int, Field(ge=1, le=1 << 24)] = 64
     context_tokens: Tokens = 0
     batch: Annotated[int, Field(ge=1, le=1 << 16)] = 1
@@ -44,8 +47,9 @@ class Workload(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Workload:
-        if self.context_tokens > self.text_tokens:
-            raise ValueError(f"context_tokens ({self.context_tokens}) cannot exceed text_tokens ({self.text_tokens})")
+        for name in ("context_tokens", "between_tokens"):
+            if (part := getattr(self, name)) > self.text_tokens:
+                raise ValueError(f"{name} ({part}) cannot exceed text_tokens ({self.text_tokens})")
         if self.prompt_tokens == 0:
             raise ValueError("an empty prompt costs nothing: give visual, text or system tokens")
         return self

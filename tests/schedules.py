@@ -85,6 +85,49 @@ SCHEDULES: dict[str, Schedule] = {
     "visipruner-merge": _visipruner(
         Stage(first=0, last=3, visual_attention="self", text_to_visual="merge", cache_visual="none")
     ),
+    "prefix": _visipruner(
+        Stage(first=0, last=3, visual_attention="prefix", text_to_visual="none", cache_visual="none")
+    ),
+    "prefix-read": _visipruner(Stage(first=0, last=3, visual_attention="prefix")),
+    "prefix-mixed": _visipruner(
+        _MERGE,
+        Stage(first=1, last=2, visual_attention="prefix", cache_visual="none", selects=(select("last_attention", 7),)),
+        Stage(first=2, last=3, visual_attention="prefix", text_to_visual="none", cache_visual="none"),
+    ),
+    "prefix-late": Schedule(
+        stages=(
+            Stage(first=0, last=1),
+            Stage(first=1, last=4, visual_attention="prefix", selects=(select("text_raters", 0.5),)),
+            Stage(
+                first=4, last=6, visual_attention="self", cache_visual="kept", selects=(select("random", 3, seed=2),)
+            ),
+        )
+    ),
+    "prefix-probe": Schedule(
+        stages=(
+            Stage(
+                first=0,
+                last=3,
+                visual_attention="prefix",
+                text_to_visual="none",
+                cache_visual="none",
+                selects=(select("influence_l2", 5, probe=True),),
+            ),
+            Stage(first=3, last=6),
+        )
+    ),
+    "prefix-context": Schedule(
+        stages=(
+            Stage(
+                first=0,
+                last=2,
+                visual_attention="prefix",
+                selects=(select("attention_received", 0.7, of="context", protect=3),),
+            ),
+            Stage(first=2, last=4, visual_attention="prefix", redistribute=EDIT),
+            Stage(first=4, last=6),
+        )
+    ),
     "visipruner-mixed": _visipruner(
         Stage(first=0, last=1, text_to_visual="none", cache_visual="none"),
         Stage(first=1, last=3, visual_attention="self", cache_visual="kept"),

@@ -51,8 +51,8 @@ entries = st.builds(Select, rank_by=st.sampled_from(["random", "encoder_norm"]),
 def stages(draw: st.DrawFn, first: int, last: int, final: bool, edit: Redistribute) -> Stage:
     reads = draw(st.sampled_from(["full", "full", "merge", "none"]))
     caches = {"full": ["all", "kept", "none"], "merge": ["kept", "none"], "none": ["none"]}[reads]
-    alone = reads == "merge" or draw(st.booleans())
-    by_attention = by_influence | by_weight | by_text | (nothing if alone else by_both)
+    attention = "self" if reads == "merge" else draw(st.sampled_from(["full", "prefix", "self"]))
+    by_attention = by_influence | by_weight | by_text | (by_both if attention == "full" else nothing)
     possible = (nothing | seeded | received | by_attention).filter(
         # There is no layer after the last to probe, and no attention to the image where text does not see it.
         lambda select: (
@@ -62,7 +62,7 @@ def stages(draw: st.DrawFn, first: int, last: int, final: bool, edit: Redistribu
     return Stage(
         first=first,
         last=last,
-        visual_attention="self" if alone else "full",
+        visual_attention=attention,  # type: ignore[arg-type]
         text_to_visual=reads,  # type: ignore[arg-type]
         cache_visual=draw(st.sampled_from(caches)),  # type: ignore[arg-type]
         selects=tuple(draw(st.lists(possible, max_size=2))),

@@ -116,7 +116,7 @@ def cost(
         schedule: what is computed; fractional bounds and budgets only under a paper's convention.
         convention: a name in `planner.cost.conventions`.
         head: the language-model head runs on the last position, as in generation, or on all.
-        alone: how isolated visual rows run: `fast` (values, outputs and feed-forward only) or
+        alone: how visual rows that see only themselves run: `fast` (values, outputs and feed-forward only) or
             `generic` (queries and keys too).
 
     Raises:
@@ -170,10 +170,6 @@ def _check(spec: ModelSpec, schedule: Schedule, name: str, head: str, alone: str
         raise InputError(
             f"fractions of layers or tokens cannot be executed, so they have no '{name}' cost",
             "Use whole numbers, or a paper's convention such as pdrop",
-        )
-    if any(stage.visual_attention == "prefix" for stage in schedule.stages):
-        raise ScheduleError(
-            "visual_attention 'prefix' has no cost yet", "Use visual_attention 'self' or 'full' in this version"
         )
     if head not in ("last", "all") or alone not in ("fast", "generic"):
         raise InputError(

@@ -21,8 +21,8 @@ def layer_macs(
     """Prefill of one layer: projections, scores, feed-forward, selector, and of the scores those on visual keys.
 
     Args:
-        generic: isolated visual rows also compute queries and keys (any architecture), in place of values and
-            outputs only.
+        generic: visual rows that see only themselves also compute queries and keys (any architecture), in place of
+            values and outputs only.
     """
     if not convention.real:
         return _paper_macs(convention, segment, decoder)
@@ -34,48 +34,70 @@ def layer_macs(
         rows = segment.system + segment.text + visual
         return rows * attention.projection_macs, rows * attention.state_macs, rows * ffn.macs, 0, 0
     words = segment.system + segment.text
-    if not segment.alone:
-        rows = words + visual
-        pairs, visual_pairs = _pairs(convention, attention, segment, rows, visual)
-        edited = redistribute_macs(attention, segment.text, rows) if segment.redistributes else 0
-        return (
-            rows * attention.projection_macs,
-            pairs * attention.pair_macs,
-            rows * ffn.macs,
-            edited,
-            visual_pairs * attention.pair_macs,
-        )
-    is_read = segment.merge or segment.reads
-    alone = 0 * visual if segment.streamed else visual
-    fast = not generic and attention.separable
-    per_row = _alone_macs(attention, is_read, segment.streamed, fast)
-    own_pairs = 0 * visual if fast else alone
-    read = words * visual if is_read else 0 * visual
-    if convention.pairs == "causal":
-        text_pairs, own_pairs = _causal(attention, 0, words), 0 * visual
-        read = _text_to_visual(attention, segment) if is_read else 0 * visual
-    else:
-        text_pairs = words * words
-    visual_pairs = read + own_pairs
-    edited = redistribute_macs(attention, segment.text, words + visual) if segment.redistributes else 0
+    if segment.alone:
+        return _isolated_macs(convention, layer, segment, visual, generic)
+    rows = words + visual
+    pairs, visual_pairs = _pairs(convention, attention, segment, rows, visual)
+    edited = redistribute_macs(attention, segment.text, rows) if segment.redistributes else 0
     return (
-        words * attention.projection_macs + visual * per_row,
-        (text_pairs + visual_pairs) * attention.pair_macs,
-        (words + alone) * ffn.macs,
+        rows * attention.projection_macs,
+        pairs * attention.pair_macs,
+        rows * ffn.macs,
         edited,
         visual_pairs * attention.pair_macs,
     )
 
 
-def _alone_macs(attention: Attention, is_read: bool, streamed: bool, fast: bool) -> int:
-    """Projections of one visual row that sees only itself.
+def _isolated_macs(
+    convention: Convention, layer: LayerSpec, segment: Segment, visual: Number, generic: bool
+) -> tuple[Number, ...]:
+    """A layer in which no visual row sees another one."""
+    attention, words = layer.attention, segment.system + segment.text
+    is_read = segment.merge or segment.reads
+    computed = 0 * visual if segment.streamed else visual
+    fast = not generic and attention.separable
+    per_row = _isolated_projections(attention, is_read, segment, fast)
+    causal = convention.pairs == "causal"
+    text_pairs = _causal(attention, 0, words) if causal else words * words
+    read = (_text_to_visual(attention, segment) if causal else words * visual) if is_read else 0 * visual
+    # Own keys: a dense kernel runs them, but for rows that see only themselves in their fast form; those have no pair.
+    own = computed if segment.prefix or not (fast or causal) else 0 * visual
+    ahead = _visual_to_prefix(attention, segment, causal) if segment.prefix and not segment.streamed else 0 * visual
+    visual_pairs = read + own
+    edited = redistribute_macs(attention, segment.text, words + visual) if segment.redistributes else 0
+    return (
+        words * attention.projection_macs + visual * per_row,
+        (text_pairs + visual_pairs + ahead) * attention.pair_macs,
+        (words + computed) * layer.ffn.macs,
+        edited,
+        visual_pairs * attention.pair_macs,
+    )
 
-    Its attention output is its value: no query, and a key only where text reads it. Where its states come from a
-    cached stream, keys and values are all that text needs of it. The generic form leaves nothing out.
+
+def _visual_to_prefix(attention: Attention, segment: Segment, causal: bool) -> Number:
+    """Pairs of a visual row and the text before it. As a mask cuts nothing off, text between images meets every visual
+    row; a causal count knows one image, and leaves it out."""
+    system, visual = segment.system, segment.visual
+    if not causal:
+        return visual * (system + segment.between)
+    return (
+        _causal(attention, 0, system + visual)
+        - _causal(attention, 0, system)
+        - _causal(attention, system, system + visual)
+    )
+
+
+def _isolated_projections(attention: Attention, is_read: bool, segment: Segment, fast: bool) -> int:
+    """Projections of one visual row that sees no other one.
+
+    If it sees only itself, its attention output is its value: no query, and a key only where text reads it. Where its
+    states come from a cached stream, keys and values are all that text needs of it. The generic form leaves nothing
+    out.
     """
+    streamed = segment.streamed
     if streamed and not is_read:
         return 0
-    if fast:
+    if fast and (streamed or not segment.prefix):
         inputs = attention.value_macs + (attention.key_macs if is_read else 0)
     else:
         inputs = attention.projection_macs - attention.output_macs
@@ -134,15 +156,19 @@ def _cross_macs(attention: Attention, ffn_macs: int, segment: Segment) -> tuple[
 
 
 def _paper_macs(convention: Convention, segment: Segment, decoder: Decoder) -> tuple[Number, ...]:
-    """``4nd^2 + 2n^2d + c n d m`` with the convention's n and c; visual rows that see only themselves have no pairs."""
+    """``4nd^2 + 2n^2d + c n d m`` with the convention's n and c. Visual rows that see only themselves have no pairs;
+    those that see the text before them have one with each token of it that counts, and one with themselves."""
     hidden, width, visual = decoder.hidden_size, decoder.intermediate_size, segment.visual
     others = {"visual": 0, "prefixed": FASTV_SYSTEM_TOKENS, "all": segment.system + segment.text}[convention.rows]
     rows = others + visual
-    paired = others if segment.alone else rows
-    visual_pairs = 0 * visual if segment.alone else rows * visual
+    pairs, visual_pairs = rows * rows, rows * visual
+    if segment.alone:
+        ahead = {"visual": 0, "prefixed": FASTV_SYSTEM_TOKENS, "all": segment.system}[convention.rows]
+        visual_pairs = 1 * visual if segment.prefix else 0 * visual
+        pairs = others * others + visual_pairs * (ahead + 1)
     return (
         4 * rows * hidden * hidden,
-        2 * paired * paired * hidden,
+        2 * pairs * hidden,
         convention.ffn_matrices * rows * hidden * width,
         0,
         2 * visual_pairs * hidden,

@@ -39,7 +39,9 @@ class Segment(NamedTuple):
         system, text, visual: rows present: before the image, after it, and visual.
         cached_visual: visual tokens the cache holds for decoding.
         prompt_text, prompt_visual: such tokens in the prompt before anything was dropped.
-        alone: visual rows are isolated: each attends to itself, apart from the text.
+        alone: visual rows are isolated: each attends to itself, apart from the text, or with `prefix` to the text
+            before it too.
+        between: text after the first image that stands before another one, of what `text` was in the prompt.
         merge: the text's attention to the image falls on one visual token.
         reads: text after the image attends to visual tokens (other than through `merge`).
         streamed: the visual rows of these layers come from a cached image stream: they cost what text reads of them.
@@ -56,6 +58,8 @@ class Segment(NamedTuple):
     prompt_text: int
     prompt_visual: int
     alone: bool = False
+    prefix: bool = False
+    between: int = 0
     merge: bool = False
     reads: bool = True
     streamed: bool = False
@@ -77,11 +81,10 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
     visual, text = _whole(workload.visual_tokens), _whole(workload.text_tokens)
     if schedule.entry is not None:
         visual = survivor_count(schedule.entry.keep, visual, rounds)
-    # What depends on the image alone ends where text enters it, by a choice among the visual tokens for instance.
-    segments, streaming = [], workload.image_stream_cached and schedule.entry is None
+    streamed = schedule.image_stream_layers() if workload.image_stream_cached else 0
+    segments = []
     for stage in schedule.stages:
-        alone = stage.visual_attention == "self"
-        streaming = streaming and alone and stage.redistribute is None
+        alone = stage.isolated
         scorings, left_visual, left_text, weighed = [], visual, text, False
         # Isolated visual rows that are not read have no keys that a score could meet.
         seen = 0 * visual if alone and stage.text_to_visual == "none" else visual
@@ -110,14 +113,15 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Se
                 prompt_text=workload.text_tokens,
                 prompt_visual=workload.visual_tokens,
                 alone=alone,
+                prefix=stage.visual_attention == "prefix",
+                between=workload.between_tokens,
                 merge=merge,
                 reads=stage.text_to_visual == "full",
-                streamed=streaming,
+                streamed=stage.last <= streamed,
                 redistributes=stage.redistribute is not None,
                 scorings=tuple(scorings),
             )
         )
-        streaming = streaming and not any(select.of == "visual" for select in stage.selects)
         visual, text = left_visual, left_text
     return tuple(segments)
 

@@ -60,6 +60,7 @@ def segment(workload: Workload, first: Any, last: Any, visual: Any, **rule: Any)
         visual=visual,
         prompt_text=workload.text_tokens,
         prompt_visual=workload.visual_tokens,
+        between=workload.between_tokens,
         **rule,
     )
 

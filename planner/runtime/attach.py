@@ -108,10 +108,13 @@ class Handle:
         where there is one.
 
         Args:
-            inputs: what the processor gives for any prompt that holds the images; its text does not matter.
+            inputs: what the processor gives for any prompt that holds the images. What comes after them does not
+                matter; where visual tokens see the text before them (`visual_attention` ``prefix``), that must be what
+                will stand before them.
 
         Raises:
-            InputError: there is no image, or the plan has no shallow stage in which visual tokens are alone.
+            InputError: there is no image, the plan has no shallow stage in which visual tokens are isolated, or the
+                model lets text before the image see the question.
         """
         execution = self._execution
         execution.lookup.check_plan()
@@ -125,7 +128,13 @@ class Handle:
         if thread.stream is None:
             raise InputError("the prompt holds no image", "Pass input_ids with image tokens, and pixel_values")
         execution.lookup.remember(thread.stream)
-        return thread.stream.stream()
+        found = thread.stream.stream()
+        if not found:
+            raise InputError(
+                "text before the image sees what comes after it in this model, and the image sees that text",
+                "Put the image first in the prompt, or use a plan whose visual tokens see only themselves",
+            )
+        return found
 
     @contextmanager
     def scoring(self, prompt_lengths: Sequence[int]) -> Iterator[None]:

@@ -28,6 +28,7 @@ def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -
     visual = int(is_image.sum())
     system = int(is_image.int().argmax()) if visual else 0
     text = len(is_image) - visual - system
+    between = int((~is_image[: int(is_image.nonzero().max()) + 1]).sum()) - system if visual else 0
     if family == "mllama":
         # Visual tokens are not in the sequence, their one placeholder is: two tiles of 16 patches and a class token.
         visual, text = 2 * 17, text + 1
@@ -37,7 +38,13 @@ def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -
         images = tuple((width, height) for height, width in sizes)
     # The Qwen kind's tiny pictures are below its processors' least size: the shape follows from the number of tokens.
     return Workload(
-        visual_tokens=visual, text_tokens=text, system_tokens=system, batch=BATCH, images=images, kv_bits=64
+        visual_tokens=visual,
+        text_tokens=text,
+        system_tokens=system,
+        between_tokens=between,
+        batch=BATCH,
+        images=images,
+        kv_bits=64,
     )
 
 
@@ -276,6 +283,9 @@ CORNERS: dict[str, Schedule] = {
     "alone, then nothing": staged(
         (select("last_attention", 5), NOTHING, select("influence_l2", 3)), (), (), visual_attention="self"
     ),
+    "behind text, then nothing": staged(
+        (select("last_attention", 5), NOTHING, select("influence_l2", 3)), (), (), visual_attention="prefix"
+    ),
 }
 
 
@@ -295,7 +305,7 @@ def test_selections_that_find_little_to_do(name: str, family: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["visipruner", "visipruner-hidden", "visipruner-self", "visipruner-merge", "visipruner-mixed", "probe",
-     "prellm-visipruner", "fastv"],
+     "prellm-visipruner", "fastv", "prefix", "prefix-read", "prefix-mixed", "prefix-late", "prefix-probe"],
 )  # fmt: skip
 def test_a_second_question_on_a_cached_image(family: str, name: str) -> None:
     """No vision encoder, and of the shallow layers what text reads of them; all of it where there is no stream."""
@@ -306,6 +316,6 @@ def test_a_second_question_on_a_cached_image(family: str, name: str) -> None:
         model(**inputs, logits_to_keep=1)
         with FlopCounter() as counter:
             model(**inputs, logits_to_keep=1)
-    streams = SCHEDULES[name].entry is None and SCHEDULES[name].stages[0].visual_attention == "self"
+    streams = SCHEDULES[name].entry is None and SCHEDULES[name].stages[0].isolated
     workload = workload.model_copy(update={"image_stream_cached": streams})
     assert counter.total == cost(spec, workload, SCHEDULES[name]).prefill_flops

@@ -53,12 +53,6 @@ def test_a_papers_fractional_bounds() -> None:
             attach(tiny.model("llava", layers=LAYERS), schedule)
 
 
-def test_a_rule_that_is_not_executed_yet() -> None:
-    prefix = Schedule(stages=(Stage(first=0, last=LAYERS, visual_attention="prefix"),))
-    with pytest.raises(ScheduleError, match="'prefix' is not executed yet"):
-        attach(tiny.model("llava", layers=LAYERS), prefix)
-
-
 def test_training_mode() -> None:
     model = tiny.model("llava", layers=LAYERS, fresh=True).train()
     with pytest.raises(RuntimeStateError, match="training mode"):

@@ -146,6 +146,10 @@ class _Run:
             sees[prompt:] &= ~visual[sample] | cached_visual[sample]
             if stage.visual_attention == "self":
                 sees[visual[sample]] = False
+            if stage.visual_attention == "prefix":
+                for row in visual[sample].nonzero()[:, 0].tolist():
+                    sees[row, row:] = False
+                    sees[row] &= ~visual[sample]
             if stage.text_to_visual == "none":
                 sees[text[sample]] &= ~visual[sample]
             edges.append(sees | torch.eye(prompt + steps, dtype=torch.bool))

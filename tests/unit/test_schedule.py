@@ -182,6 +182,7 @@ def test_fractional_bounds_and_counts_are_for_accounting_only() -> None:
 
 
 _BLIND = {"text_to_visual": "none", "cache_visual": "none"}
+_CONTEXT = Select(rank_by="attention_received", keep=Count(count=3), of="context", protect=1)
 _FEW = Select(rank_by="random", keep=Count(count=3))
 
 
@@ -195,6 +196,9 @@ _FEW = Select(rank_by="random", keep=Count(count=3))
         # What a choice among the tokens leaves depends on the question.
         ([{"visual_attention": "self", "selects": (_FEW,)}, {"visual_attention": "prefix"}], 4, False),
         ([{}, {"visual_attention": "prefix"}], 0, False),
+        # Which text between images is dropped depends on the question, and rows that see none of it do not mind.
+        ([{"visual_attention": "prefix", "selects": (_CONTEXT,)}, {"visual_attention": "prefix"}], 4, True),
+        ([{"visual_attention": "prefix", "selects": (_CONTEXT,)}, {"visual_attention": "self"}], 8, True),
         ([{"visual_attention": "prefix", "redistribute": Redistribute(sink_dims=(1,))}], 0, False),
     ],
 )

@@ -136,8 +136,9 @@ class CompiledPrefill:
         arguments = _padded(kwargs, pad, layout)
         # Positions, for instance, come from `generate` and not from a bare forward.
         given = sorted(name for name, value in arguments.items() if value is not None)
-        shape: tuple[int | str, ...] = (bucket, batch, layout.visual_counts[0], *given)
-        visual = nn.functional.pad(layout.visual, (pad, 0))
+        ahead_width = self._ahead_width(layout, bucket)
+        shape: tuple[int | str, ...] = (bucket, batch, layout.visual_counts[0], ahead_width, *given)
+        visual, ahead = (nn.functional.pad(flags, (pad, 0)) for flags in (layout.visual, layout.ahead))
         scores = None if ranked is None else nn.functional.pad(ranked, (pad, 0))
         before = self.thread.forward
         # One thread at a time, until its results are copied: a graph on a GPU writes into the same memory again.
@@ -146,7 +147,7 @@ class CompiledPrefill:
                 self._graphs[shape] = torch.compile(_with_code_of_its_own(self._traced()), **self.options)
             try:
                 *found, tokens = self._graphs[shape](
-                    original, visual, layout.visual_counts[0], scores, features, arguments
+                    original, visual, layout.visual_counts[0], ahead, ahead_width, scores, features, arguments
                 )
                 hidden, keys, values, index, kept, finite = tree_map_only(Tensor, Tensor.clone, found)
             finally:
@@ -160,6 +161,12 @@ class CompiledPrefill:
         record.tokens.extend((visual, text) for visual, _ in tokens)
         return hidden[:, pad:], record
 
+    def _ahead_width(self, layout: Layout, bucket: int) -> int:
+        """Text before the last visual row that a graph has room for: prompts that differ little there share one."""
+        if all(stage.visual_attention != "prefix" for stage in self.schedule.stages):
+            return 0
+        return min(-(-max(layout.ahead_counts) // STEP) * STEP, bucket - layout.visual_counts[0])
+
     def _traced(self) -> Callable[..., Any]:
         """What is compiled: the prefill of a padded batch, all tensors out."""
         make, thread, windows = self.make, self.thread, self.windows
@@ -168,6 +175,8 @@ class CompiledPrefill:
             original: Function,
             visual: Tensor,
             count: int,
+            ahead: Tensor,
+            ahead_width: int,
             ranked: Tensor | None,
             features: list[Tensor],
             arguments: dict[str, Any],
@@ -175,7 +184,7 @@ class CompiledPrefill:
             length = visual.shape[1]
             cache = DynamicCache()
             caches = install(cache, len(windows), Attachment(), length, windows)
-            prefill = make(_layout_of_padded(visual, count), caches, ranked)
+            prefill = make(_layout_of_padded(visual, count, ahead, ahead_width), caches, ranked)
             prefill.deepstack = features
             thread.forward = Forward(prefill.layout, None, prefill, traced=True)
             output = original(**arguments, past_key_values=cache, use_cache=True)
@@ -193,14 +202,15 @@ class CompiledPrefill:
         return run
 
 
-def _layout_of_padded(visual: Tensor, count: int) -> Layout:
-    """The layout of a batch in which padding on the left is text."""
+def _layout_of_padded(visual: Tensor, count: int, ahead: Tensor, ahead_width: int) -> Layout:
+    """The layout of a batch in which padding on the left is text, though not text that visual rows could see."""
     batch, length = visual.shape
     everything = torch.ones_like(visual)
     last = torch.full((batch,), length - 1, device=visual.device)
     after = (visual.cumsum(1) > 0) & ~visual
     # Nothing that is compiled asks how much text comes after the image, nor which text it is.
-    return Layout(visual, visual, everything, after, last, (length,) * batch, (count,) * batch, (0,) * batch)
+    counts = [(number,) * batch for number in (length, count, 0, ahead_width)]
+    return Layout(visual, visual, everything, after, ahead, last, *counts)
 
 
 def _padded(kwargs: dict[str, Any], pad: int, layout: Layout) -> dict[str, Any]:

@@ -119,8 +119,12 @@ class Execution:
 
     def _find_fast_forms(self, stack: ExitStack) -> None:
         schedule, layers = self.schedule, range(len(self.parts.layers))
-        probed = {int(stage.last) for stage in schedule.stages if any(s.probe for s in stage.selects)}
-        chosen = probed | {i for i in layers if schedule.stage_of(i).visual_attention == "self"}
+        chosen = {int(stage.last) for stage in schedule.stages if any(s.probe for s in stage.selects)}
+        # Rows that see the text before them need all projections, except where they are cached and text reads them.
+        for index in layers:
+            stage = schedule.stage_of(index)
+            if stage.visual_attention == "self" or (stage.isolated and stage.text_to_visual != "none"):
+                chosen.add(index)
         with ExitStack() as trial:
             for index in chosen:
                 trial.enter_context(self._isolated_layers[index].skippable())

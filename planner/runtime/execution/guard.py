@@ -17,7 +17,7 @@ def check_schedule(schedule: Schedule, parts: Parts) -> None:
     """Refuse a schedule that does not fit the model.
 
     Raises:
-        ScheduleError: it has another number of layers, fractional layers or counts, or a rule that is not executed.
+        ScheduleError: it has another number of layers, or fractional layers or counts.
     """
     if schedule.layers != len(parts.layers):
         raise ScheduleError(
@@ -28,10 +28,6 @@ def check_schedule(schedule: Schedule, parts: Parts) -> None:
         raise ScheduleError(
             "the schedule has fractional layer bounds or counts, which belong to a paper's accounting",
             "Round them to whole numbers to run it",
-        )
-    if any(stage.visual_attention == "prefix" for stage in schedule.stages):
-        raise ScheduleError(
-            "visual_attention 'prefix' is not executed yet", "Use visual_attention 'self' or 'full' in this version"
         )
 
 

@@ -5,7 +5,8 @@
         model.generate(**first_question)
         model.generate(**second_question)      # same image: no vision encoder, no shallow layers for its tokens
 
-An image that is not here, or was made by another model or plan, is computed and kept; nothing is ever refused. A batch
+An image that is not here, or was made by another model or plan, or behind another text under a plan whose visual tokens
+see it, is computed and kept; nothing is ever refused. A batch
 is served when all its images are here: one that is missing means that the vision encoder runs for all of them. Threads
 and models may share one cache.
 """

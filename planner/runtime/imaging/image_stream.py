@@ -1,9 +1,11 @@
 """The image stream: the output of the shallow layers for an image, independent of the question.
 
 While visual rows see only themselves, what they become depends on the image alone: not on the question, the position
-or the batch. So it can be computed once per image and cached, or computed ahead and stored with the image:
+or the batch. Where they see the text before them, it depends on that too (`planner.runtime.imaging.prefixes`), which is
+the same for every question under one system prompt. So it can be computed once and cached, or computed ahead and stored
+with the image:
 
-    stream = plan.encode_image(model, **inputs)      # any prompt that holds the image
+    stream = plan.encode_image(model, **inputs)      # any prompt that holds the image, behind the same system prompt
     stream.save("cat.safetensors")
 
     stream = ImageStream.load("cat.safetensors")     # in another process
@@ -30,7 +32,9 @@ from torch import Tensor
 from planner.document import write_atomic
 from planner.errors import InputError, PlanMismatchError
 
-_FORMAT = "planner image streams 3"
+_FORMAT = "planner image streams 4"
+#: Files of the third format hold images that depend on nothing before them.
+_READABLE = (_FORMAT, "planner image streams 3")
 
 #: One image: hidden states ``[tokens, d]`` by the layer they enter.
 States = dict[int, Tensor]
@@ -43,11 +47,13 @@ class Key(NamedTuple):
         model: digest of configuration and weights (`planner.runtime.model.fingerprint`).
         layers: the shallow layers of the plan, and which of their states are kept.
         image: digest of the pixels and of what the processor says of them.
+        prefix: digest of what stands before the image, empty where its rows do not see it.
     """
 
     model: str
     layers: str
     image: str
+    prefix: str = ""
 
 
 class ImageStream:
@@ -93,14 +99,21 @@ class ImageStream:
         """The streams of a prompt's images.
 
         Raises:
-            InputError: an image is not here.
+            InputError: an image is not here, or behind another text.
         """
         for number, key in enumerate(keys, start=1):
-            if key not in self.images:
+            if key in self.images:
+                continue
+            which = f"image {number} of {len(keys)} in the prompt"
+            if any(held[:3] == key[:3] for held in self.images):
                 raise InputError(
-                    f"image {number} of {len(keys)} in the prompt is not in the image stream, which holds {len(self)}",
-                    "Encode it with plan.encode_image, or use image_cache=ImageCache() to compute what is missing",
+                    f"{which} is in the image stream behind another text, which its visual tokens see under this plan",
+                    "Encode it behind the same system prompt and images, or use image_cache=ImageCache()",
                 )
+            raise InputError(
+                f"{which} is not in the image stream, which holds {len(self)}",
+                "Encode it with plan.encode_image, or use image_cache=ImageCache() to compute what is missing",
+            )
         return [self.images[key] for key in keys]
 
     def save(self, path: str | Path) -> None:
@@ -132,7 +145,7 @@ class ImageStream:
         try:
             with safe_open(str(path), framework="pt", device=str(device)) as file:
                 about = file.metadata() or {}
-                if about.get("format") != _FORMAT:
+                if about.get("format") not in _READABLE:
                     raise InputError(f"{path} holds no image streams", "Give a file written by ImageStream.save")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             if about.get("sha256") != _digest(about["images"], tensors):

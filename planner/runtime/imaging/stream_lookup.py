@@ -1,5 +1,5 @@
-"""The shallow layers of a plan, whose visual rows depend on the image alone: which they are, and what is known of them
-when a prompt arrives.
+"""The shallow layers of a plan, whose visual rows do not depend on the question: which they are, and what is known of
+them when a prompt arrives.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from planner.errors import InputError
 from planner.runtime.imaging.image_cache import ImageCache
 from planner.runtime.imaging.image_stream import ImageStream, Key, States, join_states
 from planner.runtime.imaging.images import Image, brings_pixels, images_of, whole
+from planner.runtime.imaging.prefixes import prefixes
 from planner.runtime.model.adapters import Parts
 from planner.runtime.model.fingerprint import model_fingerprint
 from planner.runtime.tensors.layout import Layout
@@ -28,10 +29,13 @@ class StreamExtent:
     Attributes:
         depth: first layer that does not belong to it; 0 where the plan has no image stream.
         kept: states that are kept: those entering these layers.
+        rules: what visual rows and text see of each other in these layers, where visual rows depend on the text before
+            them; empty where they do not.
     """
 
     depth: int
     kept: frozenset[int]
+    rules: str = ""
 
     @classmethod
     def of(cls, schedule: Schedule, deepstack: int = 0) -> StreamExtent:
@@ -42,10 +46,19 @@ class StreamExtent:
         """
         depth = int(schedule.image_stream_layers(deepstack))
         read = {layer for layer in range(depth) if schedule.stage_of(layer).text_to_visual != "none"}
-        return cls(depth, frozenset(read | ({depth} if depth and depth < schedule.layers else set())))
+        kept = frozenset(read | ({depth} if depth and depth < schedule.layers else set()))
+        if not schedule.image_stream_reads_prefix(deepstack):
+            return cls(depth, kept)
+        rules = (
+            f"{stage.first}-{stage.last - 1} image sees {stage.visual_attention}, text sees {stage.text_to_visual}"
+            for stage in schedule.stages
+            if stage.first < depth
+        )
+        return cls(depth, kept, "; ".join(rules))
 
     def __str__(self) -> str:
-        return f"0-{self.depth - 1} (states {'+'.join(map(str, sorted(self.kept)))})"
+        states = f"states {'+'.join(map(str, sorted(self.kept)))}"
+        return f"0-{self.depth - 1} ({states}{self.rules and '; '}{self.rules})"
 
 
 @dataclass
@@ -71,6 +84,10 @@ class PromptStream:
         """Note the rows entering a layer."""
         if layer in self.extent.kept:
             self.taken[layer] = hidden[rows.filled.to(hidden.device)]
+
+    def forget(self) -> None:
+        """What is computed for the images is theirs in this prompt only: it is not kept."""
+        self.keys = []
 
     def give(self, layer: int, rows: Rows, like: Tensor) -> Tensor:
         """The rows entering a layer, ``[B, a, d]``."""
@@ -160,13 +177,13 @@ class StreamLookup:
         """Refuse a plan without an image stream.
 
         Raises:
-            InputError: its visual rows do not start alone, or not for long enough.
+            InputError: its visual rows do not start isolated, or not for long enough.
         """
         if not self.extent.depth:
             raise InputError(
-                "the plan has no image stream: its visual tokens are not alone from layer 0 "
-                "(past all layers that add vision features)",
-                "Use a plan whose first stage has visual_attention 'self', such as visipruner",
+                "the plan has no image stream: its visual tokens see each other from layer 0 "
+                "(or before the last layer that adds vision features)",
+                "Use a plan whose first stage has visual_attention 'prefix' or 'self', such as visipruner",
             )
 
     def stream_of(self, kwargs: dict[str, Any], layout: Layout, encode: bool = False) -> PromptStream | None:
@@ -184,7 +201,6 @@ class StreamLookup:
             return None
         if brings_pixels(kwargs):
             images = images_of(kwargs, layout, self.parts.visual_ids, self.parts.model.config)
-            keys = [Key(self.model, str(self.extent), image.digest) for image in images]
         elif kwargs.get("mm_encoder_outputs"):
             if self.stream is not None:
                 raise InputError(
@@ -193,8 +209,7 @@ class StreamLookup:
                 )
             return None
         elif self.stream is not None:
-            keys = list(self.stream.images)
-            images = [Image("", len(next(iter(states.values())))) for states in self.stream.images.values()]
+            images = [Image(key.image, len(next(iter(states.values())))) for key, states in self.stream.images.items()]
             if not whole(images, layout):
                 raise InputError(
                     f"the prompt has {sum(layout.visual_counts)} visual tokens and no pixels, the image stream has "
@@ -203,6 +218,10 @@ class StreamLookup:
                 )
         else:
             return None
+        behind = [""] * len(images)
+        if self.extent.rules:
+            behind = prefixes(images, layout, kwargs.get("position_ids"))
+        keys = [Key(self.model, str(self.extent), one.digest, at) for one, at in zip(images, behind, strict=True)]
         source = self.cache if self.stream is None else self.stream
         found = source.find(keys) if source is not None else None
         counts, given = [image.tokens for image in images], None if found is None else join_states(found)

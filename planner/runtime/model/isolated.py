@@ -1,4 +1,4 @@
-"""Visual rows run alone through a decoder layer.
+"""Visual rows run through a decoder layer outside the main stream.
 
 A visual query that sees only itself has its own value vector as attention output: a softmax over one key is 1. So the
 rows need no mask, no cache and no neighbours, and their layer is a function of each row alone. Two forms compute it:
@@ -9,6 +9,8 @@ rows need no mask, no cache and no neighbours, and their layer is a function of 
 
 Fast is used where it was found equal to generic, layer by layer, when the plan was attached: gates computed beside
 the query, norms across heads or fused projections make it differ or fail, and then generic is used.
+
+Rows that see the text before them as well run through the layer as it is, with an attention of their own.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ class Diversion(threading.local):
 
 
 class IsolatedLayer:
-    """Runs one layer on rows that see only themselves.
+    """Runs one layer on rows outside the main stream.
 
     Args:
         layer, attention: the decoder layer and its attention module.
@@ -141,15 +143,21 @@ class IsolatedLayer:
         return {id(getattr(self.attention, name)): self.head_size for name in names}
 
     def run(self, hidden: Tensor, kwargs: dict[str, Any], keys: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The layer's output ``[B, a, d]``, and the rotated keys (where asked) and values it had, ``[B, Hkv, a, dh]``.
+        """Of rows that see only themselves, the layer's output ``[B, a, d]``, and the rotated keys (where asked) and
+        values it had, ``[B, Hkv, a, dh]``.
 
         Args:
             hidden: ``[B, a, d]``.
             kwargs: the layer's keyword arguments for these rows.
             keys: whether text will read the keys.
         """
-        kwargs = {**kwargs, "attention_mask": None, "past_key_values": None, "use_cache": False}
+        kwargs = _without_cache(kwargs)
         return self._fast(hidden, kwargs, keys) if self.fast else self._generic(hidden, kwargs)
+
+    def run_with(self, attend: Handler, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """The layer's output ``[B, a, d]`` with another attention, which gets queries, keys and values of all rows."""
+        with self.diversion.to(attend):
+            return first(self.forward(hidden, **_without_cache(kwargs)))
 
     def _fast(self, hidden: Tensor, kwargs: dict[str, Any], keys: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         seen: list[Call] = []
@@ -198,7 +206,7 @@ class IsolatedLayer:
             seen.append(call)
             raise _Enough
 
-        kwargs = {**kwargs, "attention_mask": None, "past_key_values": None, "use_cache": False}
+        kwargs = _without_cache(kwargs)
         wanted = zip(_PROJECTIONS, (query, keys, values), strict=True)
         skipped = self._without(*(name for name, needed in wanted if not needed)) if self.fast else {}
         with self.diversion.to(stop, skipped), suppress(_Enough):
@@ -209,9 +217,7 @@ class IsolatedLayer:
         """True when the fast form gives what the generic form gives, on these rows."""
         tolerance = {torch.float64: 1e-10, torch.float32: 1e-4}.get(hidden.dtype, 3e-2)
         try:
-            expected = self._generic(
-                hidden, {**kwargs, "attention_mask": None, "past_key_values": None, "use_cache": False}
-            )
+            expected = self._generic(hidden, _without_cache(kwargs))
             self.fast = True
             with_keys, without = self.run(hidden, kwargs, keys=True), self.run(hidden, kwargs, keys=False)
         except (AttributeError, RuntimeError, TypeError, ValueError, IndexError):
@@ -236,6 +242,10 @@ def first(output: Any) -> Tensor:
 def with_first(output: Any, hidden: Tensor) -> Any:
     """A decoder layer's output with other hidden states."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _without_cache(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**kwargs, "attention_mask": None, "past_key_values": None, "use_cache": False}
 
 
 def _each_alone(value: Any, batch: int, count: int) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from planner.runtime.model.attention import Call
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.masks import causal
+from planner.runtime.tensors.prefix import PrefixAttention
 from planner.runtime.tensors.rows import Rows, gather
 from planner.runtime.tensors.weights import attention_weights, influence, influence_norm, weighted_values, working_dtype
 
@@ -35,6 +36,7 @@ class Scored:
         hidden: ``[B, m, d]`` input of the layer, and its rows.
         hidden_rows: rows of `hidden`.
         layout: parts of the prompt.
+        isolated: attention of visual rows that are no queries of the call, where they see text; ahead: that text.
     """
 
     call: Call
@@ -44,6 +46,8 @@ class Scored:
     hidden: Tensor
     hidden_rows: Rows
     layout: Layout
+    isolated: PrefixAttention | None = None
+    ahead: Rows | None = None
     _last: Tensor | None = None
 
     def weights(self, slots: Tensor) -> Tensor:
@@ -84,17 +88,31 @@ class Scored:
         mask = gather(mask, self.keys.slots_of(ranked)).transpose(1, 3)[:, 0]
         return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
-    def mean_over(self, rows: Rows, ranked: Rows, share: Tensor | None = None) -> Tensor:
+    def from_isolated(self, ranked: Rows) -> tuple[Tensor, Tensor] | None:
+        """What isolated visual rows give to ranked text: weights ``[B, H, r]``, and from how many, ``[B, 1, r]``."""
+        if self.isolated is None or self.ahead is None or self.isolated.mask is None:
+            return None  # without a mask there is no text between visual rows, and no other is ranked
+        slots, seen = self.ahead.slots_of(ranked), ranked.pick(self.ahead.mask)[:, None]
+        mask = self.isolated.mask
+        sees = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        weights = self.isolated.received()
+        return gather(weights, slots, dim=2) * seen, gather(sees.sum(2).to(weights), slots, dim=2) * seen
+
+    def mean_over(
+        self, rows: Rows, ranked: Rows, share: Tensor | None = None, more: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Mean weight that some queries give to the ranked rows, per head: ``[B, H, r]``.
 
         Args:
             rows: the query rows.
             ranked: the key rows.
             share: ``[B, q, r]`` bool, which pairs count; None: all.
+            more: sums over further queries: of their weights, ``[B, H, r]``, and of queries, ``[B, 1, r]``.
         """
         columns = self.keys.slots_of(ranked)
-        total: Tensor | float = 0.0
-        count: Tensor | float = 0.0
+        total: Tensor | float
+        count: Tensor | float
+        total, count = more or (0.0, 0.0)
         slots = self.queries.slots_of(rows)
         for start in range(0, rows.width, _CHUNK):
             part = slice(start, start + _CHUNK)
@@ -163,7 +181,7 @@ def attention_received(scored: Scored, ranked: Rows) -> Tensor:
     asking = layout.after | layout.visual if layout.visual_after_text() else layout.after
     rows = _held(scored, asking)
     sees = (rows.index[:, :, None] >= ranked.index[:, None, :]) & scored.allows(rows, ranked)
-    return scored.mean_over(rows, ranked, sees).amax(1)
+    return scored.mean_over(rows, ranked, sees, scored.from_isolated(ranked)).amax(1)
 
 
 def _held(scored: Scored, flags: Tensor) -> Rows:

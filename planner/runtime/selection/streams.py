@@ -1,6 +1,6 @@
 """The rows of a prefill: the main stream, and the isolated visual rows beside it.
 
-`main` goes through the unmodified layers. While visual rows see only themselves they are `isolated`, outside it.
+`main` goes through the unmodified layers. While no visual row sees another one they are `isolated`, outside it.
 Streams part, join and lose rows between layers; within a stream rows stay in prompt order.
 """
 
@@ -44,6 +44,7 @@ class Streams:
             tuple(valid - visual for valid, visual in zip(layout.valid_counts, layout.visual_counts, strict=True)),
         )
         self._present: tuple[Rows, Rows, Rows] | None = None
+        self._ahead: tuple[Rows, Rows] | None = None
 
     # -- what is where -----------------------------------------------------------------------------------------------
 
@@ -90,6 +91,14 @@ class Streams:
         )
         counts = tuple(text - ahead for text, ahead in zip(self.text.counts, before, strict=True))
         return Rows.of(self.text.mask & layout.after, counts)
+
+    def ahead(self) -> Rows:
+        """Text left before the last visual row: all that isolated rows could see."""
+        known = self._ahead
+        if known is None or known[0] is not self.text:
+            rows = Rows.most(self.text.mask & self.layout.ahead, max(self.layout.ahead_counts))
+            known = self._ahead = (self.text, rows)
+        return known[1]
 
     def _text_and_visual(self) -> Rows:
         counts = tuple(t + v for t, v in zip(self.text.counts, self.visual.counts, strict=True))

@@ -22,23 +22,32 @@ class Layout:
         visual: image and video placeholders.
         valid: not padding.
         after: text after the image, padding excluded.
+        ahead: text before the last visual token: all that some visual token could attend to.
         last: ``[B]`` last row of the prompt: the one whose attention scores the visual tokens.
-        valid_counts, visual_counts, after_counts: sums per sample, on the host.
+        valid_counts, visual_counts, after_counts, ahead_counts: sums per sample, on the host.
     """
 
     ids: Tensor
     visual: Tensor
     valid: Tensor
     after: Tensor
+    ahead: Tensor
     last: Tensor
     valid_counts: tuple[int, ...]
     visual_counts: tuple[int, ...]
     after_counts: tuple[int, ...]
+    ahead_counts: tuple[int, ...]
 
     @property
     def length(self) -> int:
         """Tokens of the prompt, padding included."""
         return int(self.ids.shape[1])
+
+    @property
+    def one_block(self) -> bool:
+        """True when no text stands between visual tokens, in any sample."""
+        parts = zip(self.valid_counts, self.visual_counts, self.after_counts, self.ahead_counts, strict=True)
+        return all(valid - visual - after == ahead for valid, visual, after, ahead in parts)
 
     def protected(self, count: int) -> Tensor:
         """``[B, n]``: the last `count` text rows after the image."""
@@ -69,7 +78,8 @@ def read_layout(ids: Tensor, visual_ids: tuple[int, ...], attention_mask: Tensor
     valid = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.to(ids.device) != 0
     visual = visual_rows(ids, visual_ids) & valid
     after = (visual.cumsum(1) > 0) & ~visual & valid
+    ahead = (visual.flip(1).cumsum(1).flip(1) > 0) & ~visual & valid
     position = torch.arange(ids.shape[1], device=ids.device)
     last = torch.where(valid, position, -1).amax(1).clamp(min=0)
-    counts = torch.stack([valid.sum(1), visual.sum(1), after.sum(1)]).tolist()
-    return Layout(ids, visual, valid, after, last, *(tuple(row) for row in counts))
+    counts = torch.stack([valid.sum(1), visual.sum(1), after.sum(1), ahead.sum(1)]).tolist()
+    return Layout(ids, visual, valid, after, ahead, last, *(tuple(row) for row in counts))

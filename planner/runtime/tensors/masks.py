@@ -50,6 +50,20 @@ def causal(queries: Rows, keys: Rows) -> Tensor:
     return (before & keys.filled[:, None, :])[:, None]
 
 
+def behind(mask: Tensor | None, queries: Rows, keys: Rows) -> Tensor:
+    """The mask between two sets of rows that share none, without keys that come after the query: ``[B, 1, q, k]``.
+
+    Args:
+        mask: as for `part`.
+    """
+    before = causal(queries, keys)
+    if mask is None:
+        return before
+    picked = gather(gather(mask, queries.index, dim=2).transpose(1, 3), keys.index).transpose(1, 3)
+    before = before.to(picked.device)
+    return picked & before if mask.dtype == torch.bool else picked.masked_fill(~before, torch.finfo(mask.dtype).min)
+
+
 def hide(mask: Tensor | None, rows: Rows, askers: Tensor, hidden: Tensor) -> Tensor:
     """Remove the edges from some rows to others.
 

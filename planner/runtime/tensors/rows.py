@@ -50,6 +50,12 @@ class Rows:
             order = order.masked_fill(slot < first[:, None], -1)
         return Rows(order, counts, length)
 
+    @staticmethod
+    def most(mask: Tensor, width: int) -> Rows:
+        """The rows that `mask` ``[B, n]`` selects, at most `width` a sample: where nobody has counted on the host."""
+        order = torch.argsort(mask.to(torch.uint8), dim=1, stable=True)[:, mask.shape[1] - width :]
+        return Rows(torch.where(mask.gather(1, order), order, -1), (width,) * len(mask), mask.shape[1])
+
     @property
     def width(self) -> int:
         """Slots per sample."""

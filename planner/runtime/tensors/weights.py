@@ -40,17 +40,22 @@ def attention_weights(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
-        mask = mask.to(scores.device)
-        if mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, float("-inf"))
-        else:
-            # A float mask may add the lowest number of a smaller type: that too means "not at all".
-            scores = (scores + mask.to(dtype)).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, float("-inf"))
+        scores = shown(scores, mask)
     weights = torch.softmax(scores, dim=-1)
     if mask is None:
         return weights
     # Only where nothing is seen: a NaN in the scores has to stay one.
     return weights.masked_fill((scores == float("-inf")).all(-1, keepdim=True), 0.0)
+
+
+def shown(scores: Tensor, mask: Tensor) -> Tensor:
+    """Scores with those that a mask, bool or additive, hides at minus infinity."""
+    mask = mask.to(scores.device)
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, float("-inf"))
+    # A float mask may add the lowest number of a smaller type: that too means "not at all".
+    hidden = mask <= torch.finfo(mask.dtype).min / 2
+    return (scores + mask.to(scores.dtype)).masked_fill(hidden, float("-inf"))
 
 
 def weighted_values(weights: Tensor, value: Tensor) -> Tensor:
