@@ -25,11 +25,14 @@ _SCORES: dict[str, RankBy] = {
     "random": "random",
 }
 Layer = Annotated[float, Field(ge=0)]
-#: For the layers before the filter, from cheapest to dearest per layer.
+#: For the layers before the filter. Those first under which pretrained models keep their answers; then the paper's, and
+#: what is left of it, from cheapest to dearest per layer.
 SHALLOW_RULES = (
-    ShallowRule("alone_before", ()),
+    ShallowRule("prefix_before", (("visual_attention", "prefix"),)),
+    ShallowRule("prefix_open_before", (("visual_attention", "prefix"), ("text_to_visual", "full"))),
+    ShallowRule("alone_before", (("visual_attention", "self"),)),
     ShallowRule("merged_before", (("merge_first", True),)),
-    ShallowRule("self_before", (("text_to_visual", "full"),)),
+    ShallowRule("self_before", (("visual_attention", "self"), ("text_to_visual", "full"))),
     ShallowRule("masked_before", (("visual_attention", "full"),)),
 )
 #: Layers before the filter run as the model has them: the shallow stage is empty.
@@ -40,8 +43,8 @@ class VisiPruner(Policy):
     """Shallow layers without image reading, one filtering layer, middle layers on the kept tokens, deep layers
     without any.
 
-    * ``[0, filter)``: visual tokens see only themselves, text does not see them, decoding finds none of them in the
-      cache;
+    * ``[0, filter)``: visual tokens see the text before them and themselves, text does not see them, decoding finds
+      none of them in the cache;
     * layer `filter`: all tokens, as the model has it; those with the most influence on the last token are kept, in
       its cache too;
     * ``[filter + 1, exit)``: the kept ones; ``[exit, L)``: none. Without `exit` they stay to the end.
@@ -52,7 +55,9 @@ class VisiPruner(Policy):
     Attributes:
         filter, exit: first and last bound of the middle layers.
         keep: visual tokens kept: below 1 a share, else a number.
-        visual_attention, text_to_visual: the rule in the shallow layers.
+        visual_attention, text_to_visual: the rule in the shallow layers. In the paper's text visual tokens see only
+            themselves (``self``); its released code lets them see the text before them as well (``prefix``), without
+            which a pretrained model loses most answers. ``prefix`` unless something is merged, which takes ``self``.
         merge_first: layer 0 puts all of the text's attention to the image on one visual token, instead of none.
         filter_cache: what decoding finds in the filtering layer: the kept tokens, or all that the prompt's text saw.
         probe: score layer `filter` before it runs, so that it runs on the kept tokens only.
@@ -68,7 +73,7 @@ class VisiPruner(Policy):
     filter: Layer
     keep: Annotated[float, Field(ge=0)] = 10
     exit: Layer | None = None
-    visual_attention: Literal["self", "full"] = "self"
+    visual_attention: Literal["prefix", "self", "full"] | None = None
     text_to_visual: Literal["none", "merge", "full"] = "none"
     merge_first: bool = False
     filter_cache: Literal["kept", "all"] = "kept"
@@ -87,15 +92,27 @@ class VisiPruner(Policy):
             raise ValueError("relative and expected belong to a threshold")
         if self.threshold is not None and self.rank_by == "random":
             raise ValueError("a random choice has no score to compare with a threshold")
-        if self.merge_first and (self.visual_attention, self.text_to_visual) != ("self", "none"):
+        if self.merge_first and (self.shallow_attention, self.text_to_visual) != ("self", "none"):
             raise ValueError("merge_first changes layer 0 of visual_attention=self,text_to_visual=none")
-        if self.text_to_visual == "merge" and self.visual_attention != "self":
+        if self.text_to_visual == "merge" and self.shallow_attention != "self":
             raise ValueError("text_to_visual=merge needs visual_attention=self")
         if self.probe and self.filter_cache == "all":
             raise ValueError("a probed filtering layer runs on the kept tokens: filter_cache must be kept")
         if self.probe and self.filter == 0:
             raise ValueError("probe needs a layer before the filtering layer: filter must be at least 1")
         return self
+
+    @property
+    def shallow_attention(self) -> Literal["prefix", "self", "full"]:
+        """`visual_attention`, its default settled."""
+        if self.visual_attention is not None:
+            return self.visual_attention
+        return "self" if self.merge_first or self.text_to_visual == "merge" else "prefix"
+
+    def resolve(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> VisiPruner:
+        if self.filter == 0:
+            return self
+        return self.model_copy(update={"visual_attention": self.shallow_attention})
 
     def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
         check_layer(self.name, "filter", self.filter, spec.layers)
@@ -145,7 +162,7 @@ class VisiPruner(Policy):
         kept = budget(column(given, "keep", 10), visual)
         if given.keys() - {"filter", "keep", "exit", "probe"} or filters is None or exits is None or kept is None:
             return None
-        # Only blind shallow layers leave an image stream behind.
+        # Only shallow layers whose visual tokens are isolated leave an image stream behind.
         least = max(1, spec.decoder.deepstack) if workload.image_stream_cached else 0
         middle = filters if probe else filters + 1
         if (
@@ -159,8 +176,8 @@ class VisiPruner(Policy):
         select = Select(rank_by="influence_l2", keep=Count(count=1), probe=probe)
         scoring = (Scoring(select, visual, workload.text_tokens, first),)
         shallow = segment(
-            workload, 0, first, visual, cached_visual=0, alone=True, reads=False, streamed=workload.image_stream_cached,
-            scorings=scoring if probe else (),
+            workload, 0, first, visual, cached_visual=0, alone=True, prefix=True, reads=False,
+            streamed=workload.image_stream_cached, scorings=scoring if probe else (),
         )  # fmt: skip
         filtering = segment(workload, first, middle, visual, cached_visual=left, scorings=() if probe else scoring)
         rest = segment(workload, middle, last, left), segment(workload, last, spec.layers, 0)
@@ -182,7 +199,7 @@ class VisiPruner(Policy):
         if filter_layer == 0:
             return ()
         rule: dict[str, Any] = {
-            "visual_attention": self.visual_attention,
+            "visual_attention": self.shallow_attention,
             "text_to_visual": self.text_to_visual,
             "cache_visual": _CACHE[self.text_to_visual],
         }

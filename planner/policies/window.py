@@ -30,7 +30,7 @@ class Window:
     """What a policy proposes in place of single members (`Policy.candidates`).
 
     Attributes:
-        rules: for the shallow layers, from cheapest to dearest per layer.
+        rules: for the shallow layers, in the order in which they are tried where they may reach equally deep.
         untouched: the rule that leaves shallow layers as the model has them.
         member: the policy of a filter layer, a budget (`planner.policies.base.keep_of`), an exit layer (None: no exit),
             a score and a rule's settings.

@@ -63,7 +63,7 @@ def profile(alone=0, exit_layer=7, least=144):
         )
         arrays[f"influence/{name}.lengths"] = np.ones(4, np.int64)
     curves = {
-        "alone_before": curve(1, [1.0] * alone + [0.5] * (LAYERS - alone)),
+        "prefix_before": curve(1, [1.0] * alone + [0.5] * (LAYERS - alone)),
         "masked_from": curve(0, [0.5] * exit_layer + [1.0] * (LAYERS - exit_layer)),
     }
     lengths = {"visual": {"value": 144, "least": least, "most": 144}}
@@ -119,14 +119,14 @@ class Truth:
 
     def _agreement(self, schedule, budget):
         blind = max([s.last for s in schedule.stages if s.text_to_visual == "none"], default=0)
-        self_only = max([s.last for s in schedule.stages if s.visual_attention == "self"], default=0)
+        isolated = max([s.last for s in schedule.stages if s.isolated], default=0)
         tokens, gone, early = 144, LAYERS, False
         for stage in schedule.stages:
             for select in stage.selects:
                 early |= stage.last <= self.alone and 0 < select.keep.count < 144
                 tokens = min(tokens, select.keep.count) if select.keep.count else tokens
                 gone = stage.last if select.keep.count == 0 else gone
-        harmless = blind <= self.alone and self_only <= self.alone and not early
+        harmless = blind <= self.alone and isolated <= self.alone and not early
         good = harmless and tokens >= budget and gone >= self.exit
         return Agreement(self.n if good else 0, self.n, 0.0)
 
@@ -137,7 +137,9 @@ def run(truth, held, **limits):
 
 def test_a_window_is_found_with_its_shallow_stage_exit_and_budget():
     found = run(Truth(64, 3, 20, 7), Truth(192, 3, 20, 7))
-    assert found.policy == VisiPruner(filter=3, keep=20, exit=7)
+    # No score is better than another here, and which is cheapest is a matter of rounding.
+    expected = VisiPruner(filter=3, keep=20, exit=7, visual_attention="prefix", rank_by=found.policy.rank_by)
+    assert found.policy == expected
     assert [(s.first, s.last, s.text_to_visual) for s in found.schedule.stages] == [
         (0, 3, "none"), (3, 4, "full"), (4, 7, "full"), (7, 10, "full"),
     ]  # fmt: skip

@@ -97,7 +97,7 @@ def test_cache_bytes_follow_the_element_size(bits: int, share: float) -> None:
     [
         ("dense", "pdrop", 3.817e12, 5e8),
         ("pyramiddrop:layers=8/16/24,keep=0.5", "pdrop", 1.777e12, 5e8),
-        ("visipruner:filter=14.94,keep=10.3,exit=23.9", "pdrop", 1.76e12, 5e9),
+        ("visipruner:filter=14.94,keep=10.3,exit=23.9,visual_attention=self", "pdrop", 1.76e12, 5e9),
         ("dense", "fastv", 99.33e9, 5e6),
     ],
 )
@@ -106,7 +106,7 @@ def test_papers_llava_7b(policy: str, convention: str, expected: float, printed_
 
 
 def test_visipruner_saves_what_its_paper_says() -> None:
-    planned = price("llava-1.5-7b", "visipruner:filter=14.94,keep=10.3,exit=23.9", "pdrop")
+    planned = price("llava-1.5-7b", "visipruner:filter=14.94,keep=10.3,exit=23.9,visual_attention=self", "pdrop")
     assert planned.prefill_flops / price("llava-1.5-7b", convention="pdrop").prefill_flops - 1 == pytest.approx(
         -0.539, abs=5e-4
     )
@@ -172,15 +172,21 @@ def test_qwen2_vl_tokens() -> None:
     assert encode(ModelSpec.from_config("qwen2-vl-7b"), 640, 480).visual_tokens == 391
 
 
-def test_visipruner_by_hand() -> None:
-    """Stage by stage, from shapes: 3 layers alone, a filtering layer, 2 on kept tokens, the rest without any."""
-    found = price("llava-1.5-7b", "visipruner:filter=3,keep=10,exit=6")
+@pytest.mark.parametrize("rule", ["self", "prefix"])
+def test_visipruner_by_hand(rule: str) -> None:
+    """Stage by stage, from shapes: 3 layers isolated, a filtering layer, 2 on kept tokens, the rest without any.
+
+    Rows that see the text before them have queries and keys too, and a pair with each of it and with themselves.
+    """
+    found = price("llava-1.5-7b", f"visipruner:filter=3,keep=10,exit=6,visual_attention={rule}")
     d, m, words, visual, kept = 4096, 11008, 74, 576, 10
 
     def layer(rows: int) -> int:
         return 2 * (4 * rows * d * d + 2 * rows * rows * d + 3 * rows * d * m)
 
     alone = 2 * visual * (2 * d * d + 3 * d * m)
+    if rule == "prefix":
+        alone += 2 * visual * (2 * d * d + 2 * d * (PROMPT.system_tokens + 1))
     expected = 3 * (layer(words) + alone) + layer(words + visual) + 2 * layer(words + kept) + 26 * layer(words)
     decoder = found.prefill_flops - found.prefill["vision"] - found.prefill["projector"] - found.prefill["lm_head"]
     assert found.prefill["selector"] == 2 * d * (words + visual)
@@ -190,14 +196,15 @@ def test_visipruner_by_hand() -> None:
 
 
 def test_generic_form_adds_queries_keys_and_one_pair() -> None:
-    fast, generic = (price("llava-1.5-7b", "visipruner:filter=3,keep=10,exit=6", alone=a) for a in ("fast", "generic"))
+    policy = "visipruner:filter=3,keep=10,exit=6,visual_attention=self"
+    fast, generic = (price("llava-1.5-7b", policy, alone=a) for a in ("fast", "generic"))
     d = 4096
     assert generic.prefill_flops - fast.prefill_flops == 3 * 576 * (2 * 2 * d * d + 2 * 2 * d)
 
 
 def test_cached_image_stream_leaves_the_text() -> None:
     """A second question on the image: no tower, no projector, nothing for visual rows of the shallow layers."""
-    policy = "visipruner:filter=3,keep=10,exit=6"
+    policy = "visipruner:filter=3,keep=10,exit=6,visual_attention=self"
     first = price("llava-1.5-7b", policy)
     second = price("llava-1.5-7b", policy, workload=PROMPT.model_copy(update={"image_stream_cached": True}))
     d, m = 4096, 11008

@@ -119,6 +119,8 @@ POLICIES_SEEN = (
     "visipruner:filter=4,keep=6,exit=9",
     "visipruner:filter=4,keep=6,exit=9,merge_first=true,rank_by=cos",
     "visipruner:filter=4,keep=6,probe=true",
+    "visipruner:filter=4,keep=6,visual_attention=self",
+    "visipruner:filter=4,keep=6,visual_attention=prefix,text_to_visual=full",
     "context:layers=4,rate=0.4,protect=2",
     "var:dims=3/7",
     "prellm:keep=0.5,rank_by=norm+visipruner:filter=3,keep=4,exit=7",

@@ -95,7 +95,7 @@ def test_prellm() -> None:
 
 
 def test_visipruner_stages() -> None:
-    shallow = Stage(first=0, last=8, visual_attention="self", text_to_visual="none", cache_visual="none")
+    shallow = Stage(first=0, last=8, visual_attention="prefix", text_to_visual="none", cache_visual="none")
     select = Select(rank_by="influence_l2", keep=Count(count=10))
     assert made("visipruner:filter=8,keep=10,exit=24").stages == (
         shallow,
@@ -116,6 +116,9 @@ def test_visipruner_at_its_ends() -> None:
 def test_visipruner_options() -> None:
     merged = made("visipruner:filter=8,keep=10,merge_first=true").stages
     assert (merged[0].last, merged[0].text_to_visual, merged[1].text_to_visual) == (1, "merge", "none")
+    assert [stage.visual_attention for stage in merged[:2]] == ["self", "self"]
+    assert made("visipruner:filter=8,text_to_visual=merge").stages[0].visual_attention == "self"
+    assert made("visipruner:filter=8,visual_attention=self").stages[0].visual_attention == "self"
     probed = made("visipruner:filter=8,keep=10,exit=24,probe=true").stages
     assert [stage.last for stage in probed] == [8, 24, 32]
     assert probed[0].selects[0].probe
@@ -124,6 +127,17 @@ def test_visipruner_options() -> None:
     assert made("visipruner:filter=8,rank_by=attention").stages[1].selects[0].rank_by == "last_attention"
     assert made("visipruner:filter=8,text_to_visual=full").stages[0].cache_visual == "all"
     assert made("visipruner:filter=8,keep=0.1").stages[1].selects[0].keep == Fraction(fraction=0.1)
+
+
+def test_a_plan_states_the_shallow_rule() -> None:
+    for text, spelled in (
+        ("visipruner:filter=8", "visipruner:filter=8,visual_attention=prefix"),
+        ("visipruner:filter=8,merge_first=true", "visipruner:filter=8,visual_attention=self,merge_first=true"),
+        ("visipruner:filter=0", "visipruner:filter=0"),
+    ):
+        policy = parse(text)
+        assert str(policy) == text and str(policy.resolve(SPEC)) == spelled
+        assert policy.resolve(SPEC).schedule(SPEC) == policy.schedule(SPEC)
 
 
 def test_visipruner_of_a_paper_has_no_dense_filtering_layer() -> None:
@@ -217,7 +231,7 @@ def test_a_combination_cuts_at_both_bounds_and_keeps_the_stricter_rule() -> None
     found = made("visipruner:filter=8,keep=10,exit=24+var:dims=3")
     assert [stage.last for stage in found.stages] == [2, 8, 9, 24, 31, 32]
     assert [stage.redistribute is not None for stage in found.stages] == [False, False, True, True, True, False]
-    assert found.stages[1].visual_attention == "self"
+    assert found.stages[1].visual_attention == "prefix"
     both = combine(made("fastv:k=3,ratio=0.5"), made("context:layers=3,rate=0.3"))
     assert [select.of for select in both.stages[2].selects] == ["visual", "context"]
 
@@ -280,6 +294,8 @@ def test_visipruner_always_tiles_the_model(filter_layer: int, keep: int, later: 
         ("visipruner:filter=4,threshold=0.2", "threshold and at_most go together"),
         ("visipruner:filter=4,relative=true", "belong to a threshold"),
         ("visipruner:filter=4,merge_first=true,visual_attention=full", "merge_first changes layer 0"),
+        ("visipruner:filter=4,merge_first=true,visual_attention=prefix", "merge_first changes layer 0"),
+        ("visipruner:filter=4,visual_attention=prefix,text_to_visual=merge", "merge needs visual_attention=self"),
         ("visipruner:filter=4,visual_attention=full,text_to_visual=merge", "merge needs visual_attention=self"),
         ("visipruner:filter=8+fastv:k=4", "do not go together: .* hide the image"),
         ("context:layers=40", "outside"),
