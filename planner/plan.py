@@ -215,7 +215,7 @@ class Plan(Document):
             handle.detach()
 
     def encode_image(self, model: Any, *, allow_other_weights: bool = False, **inputs: Any) -> ImageStream:
-        """Run the plan's shallow layers on the images of a prompt, independent of any question.
+        """Run the plan's shallow layers on the images of a prompt, independent of any question after them.
 
             stream = plan.encode_image(model, **inputs)      # stream.bytes, stream.save(path)
             with plan.apply(model, image_stream=stream):
@@ -224,11 +224,14 @@ class Plan(Document):
         Args:
             model: an unmodified transformers model in evaluation mode.
             allow_other_weights: as in `attach`.
-            inputs: what the processor gives for any prompt that holds the images; its text does not matter.
+            inputs: what the processor gives for any prompt that holds the images. What comes after them does not
+                matter; where visual tokens see the text before them (`visual_attention` ``prefix``), that must be what
+                will stand before them.
 
         Raises:
             PlanMismatchError: the plan is for another model, or for other weights.
-            InputError: the prompt holds no image, or the plan's visual tokens do not start alone.
+            InputError: the prompt holds no image, the plan's visual tokens do not start isolated, or the model lets
+                text before the image see the question.
         """
         with self.apply(model, allow_other_weights=allow_other_weights) as handle:
             return handle.encode_image(**inputs)

@@ -8,6 +8,12 @@ from planner.evidence import Measured, Row
 from planner.plan import Plan
 from planner.report.drawing import COLOURS, DENSE, MARK, MARKERS, OTHER, PALE, PLAN, draw_level, new_figure, to_svg
 
+#: Layers in which no visual token sees another one, by what it sees instead: colour, hatching and name.
+_ISOLATED = {
+    "self": ("#56b4e9", "//", "planned, isolated"),
+    "prefix": ("#009e73", "\\\\", "planned, isolated behind text"),
+}
+
 
 def visual_tokens(plan: Plan) -> str | None:
     """Visual tokens per layer, dense and planned; None when the plan carries no prediction."""
@@ -17,10 +23,12 @@ def visual_tokens(plan: Plan) -> str | None:
     layers = range(plan.model.layers)
     axes.bar(layers, plan.prediction[0].dense.visual_tokens_per_layer, color=PALE, width=0.92, label="dense")
     axes.bar(layers, plan.prediction[0].planned.visual_tokens_per_layer, color=PLAN, width=0.92, label="planned")
-    alone = [i for i in layers if plan.decision.schedule.stage_of(i).visual_attention == "self"]
-    if alone:
-        heights = [plan.prediction[0].planned.visual_tokens_per_layer[i] for i in alone]
-        axes.bar(alone, heights, color="#56b4e9", width=0.92, hatch="//", edgecolor="white", label="planned, isolated")
+    planned = plan.prediction[0].planned.visual_tokens_per_layer
+    for rule, (colour, hatch, label) in _ISOLATED.items():
+        isolated = [i for i in layers if plan.decision.schedule.stage_of(i).visual_attention == rule]
+        if isolated:
+            heights = [planned[i] for i in isolated]
+            axes.bar(isolated, heights, color=colour, width=0.92, hatch=hatch, edgecolor="white", label=label)
     axes.set(xlabel="decoder layer", ylabel="visual tokens", xticks=list(layers)[:: max(1, len(layers) // 16)])
     # Above the picture: bars fill it.
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))

@@ -35,8 +35,11 @@ from planner.workload import Workload
 from tests.benchmarks import bench_gpu, bench_runtime
 
 PLANS = {
-    "cpu": {"visipruner": "visipruner:filter=6,keep=10,exit=12", "fastv": "fastv:k=2,ratio=0.75"},
-    "cuda": {"visipruner": "visipruner:filter=8,keep=10,exit=24", "fastv": "fastv:k=2,ratio=0.75"},
+    "cpu": {"visipruner": "visipruner:filter=6,keep=10,exit=12,visual_attention=self", "fastv": "fastv:k=2,ratio=0.75"},
+    "cuda": {
+        "visipruner": "visipruner:filter=8,keep=10,exit=24,visual_attention=self",
+        "fastv": "fastv:k=2,ratio=0.75",
+    },
 }
 HEADER = (
     "| plan | visual tokens | batch | dense eager | planned eager | ratio | dense compiled | planned compiled | ratio "

@@ -30,7 +30,7 @@ from planner.workload import Workload
 
 MODEL = "llava-1.5-7b"
 SCHEDULES = 100_000
-POLICY = "visipruner:filter=8,keep=10,exit=24"
+POLICY = "visipruner:filter=8,keep=10,exit=24,visual_attention=self"
 SPEC = ModelSpec.from_config(MODEL)
 PROMPT = Workload(visual_tokens=576)
 

@@ -31,13 +31,13 @@ from planner.workload import Workload
 IMAGE = 32000
 PLANS = {
     "llava": {
-        "visipruner": "visipruner:filter=8,keep=10,exit=24",
-        "visipruner, image cached": "visipruner:filter=8,keep=10,exit=24",
+        "visipruner": "visipruner:filter=8,keep=10,exit=24,visual_attention=self",
+        "visipruner, image cached": "visipruner:filter=8,keep=10,exit=24,visual_attention=self",
         "fastv": "fastv:k=2,ratio=0.75",
     },
     "qwen2_vl": {
-        "visipruner": "visipruner:filter=8,keep=32,exit=22",
-        "visipruner, image cached": "visipruner:filter=8,keep=32,exit=22",
+        "visipruner": "visipruner:filter=8,keep=32,exit=22,visual_attention=self",
+        "visipruner, image cached": "visipruner:filter=8,keep=32,exit=22,visual_attention=self",
         "fastv": "fastv:k=2,ratio=0.75",
     },
 }

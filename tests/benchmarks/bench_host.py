@@ -31,9 +31,9 @@ IMAGE = 99
 PLANS = {
     "no plan, again": None,
     "empty": "dense",
-    "visipruner": "visipruner:filter=8,keep=10,exit=24",
+    "visipruner": "visipruner:filter=8,keep=10,exit=24,visual_attention=self",
     "visipruner, merge first": "visipruner:filter=8,keep=10,exit=24,merge_first=true",
-    "visipruner, probe first": "visipruner:filter=8,keep=10,exit=24,probe=true",
+    "visipruner, probe first": "visipruner:filter=8,keep=10,exit=24,probe=true,visual_attention=self",
     "fastv": "fastv:k=2,ratio=0.75",
     "prellm": "prellm:keep=0.25,rank_by=norm",
 }

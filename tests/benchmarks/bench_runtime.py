@@ -34,8 +34,8 @@ from planner.workload import Workload
 LAYERS, HIDDEN, SYSTEM, TEXT = 16, 1024, 35, 39
 IMAGE = 999
 PLANS = {
-    "visipruner": "visipruner:filter=6,keep=10,exit=12",
-    "visipruner, probe first": "visipruner:filter=6,keep=10,exit=12,probe=true",
+    "visipruner": "visipruner:filter=6,keep=10,exit=12,visual_attention=self",
+    "visipruner, probe first": "visipruner:filter=6,keep=10,exit=12,probe=true,visual_attention=self",
     "fastv": "fastv:k=2,ratio=0.75",
 }
 Context = Callable[[], AbstractContextManager[Any]]
@@ -133,7 +133,7 @@ def measure(side: int, rounds: int) -> list[str]:
         plan = parse(text).schedule(spec)
         first = _attached(model, plan)
         pairs.append(Pair(name, "dense", first, nullcontext, predicted(spec, workload, plan)))
-        if plan.stages[0].visual_attention == "self":
+        if plan.stages[0].isolated:
             cache = ImageCache()
             second = _attached(model, plan, cache)
             with second(), torch.inference_mode():

@@ -36,7 +36,10 @@ def counting() -> tuple[list[Any], Callable[..., Any]]:
     ("family", "name"),
     [
         *(("llava", name) for name in ("fastv", "visipruner", "visipruner-merge", "probe", "prellm")),
+        *(("llava", name) for name in ("prefix", "prefix-read", "prefix-mixed", "prefix-probe")),
         ("qwen2_5_vl", "visipruner"),
+        ("qwen3_vl", "prefix-read"),
+        ("gemma3", "prefix-read"),
         ("qwen3_vl", "fastv"),
         ("gemma3", "visipruner"),
         ("internvl", "fastv"),
@@ -63,6 +66,19 @@ def test_prompts_of_a_bucket_share_one_graph_and_are_exact(family: str, name: st
                 assert torch.equal(model.generate(**prompts[0], **OPTIONS), answer)
             assert len(graphs) <= 2  # `generate` brings positions, a bare forward need not
     assert_unchanged(model, before)
+
+
+def test_images_between_texts_and_longer_texts_before_them_are_exact() -> None:
+    """A graph has room for texts of several lengths before the last image."""
+    model = tiny.model("llava", layers=LAYERS)
+    prompts = [tiny.inputs("llava", images=2, system=system, text=7) for system in (0, 3, 20)]
+    graphs, compiler = counting()
+    with torch.no_grad(), attach(model, SCHEDULES["prefix-read"]) as handle:
+        expected = [model(**prompt).logits[:, -1] for prompt in prompts]
+        handle.compile_prefill(buckets=(64,), backend=compiler)
+        for prompt, logits in zip(prompts, expected, strict=True):
+            assert (model(**prompt).logits[:, -1] - logits).abs().max() < TOLERANCE
+    assert len(graphs) == 1
 
 
 def test_a_prompt_that_fills_its_bucket_needs_no_mask() -> None:

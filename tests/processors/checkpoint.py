@@ -18,7 +18,7 @@ from planner.schedule import Schedule
 from tests.processors import samples
 
 #: What is executed, whatever calibration decides: a shallow stage without reading, a selection, an exit.
-POLICY = "visipruner:filter=1,keep=4,exit=3"
+POLICY = "visipruner:filter=1,keep=4,exit=3,visual_attention=self"
 
 
 class Wrong(Exception):

@@ -1,1 +1,1 @@
-"""What depends on an image alone: its digest, its hidden states, and caching them."""
+"""What no question changes: an image's digest, what stands before it, its hidden states, and caching them."""
