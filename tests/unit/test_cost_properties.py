@@ -18,7 +18,7 @@ from planner.policies import FastV, Policy, PreLLM, PyramidDrop, Random, SparseV
 from planner.policies.base import REGISTRY
 from planner.report.sweeps import sweep_csv
 from planner.report.targets import Target
-from planner.schedule import dense
+from planner.schedule import Schedule, Stage, dense
 from planner.spec import ModelSpec
 from planner.workload import Workload
 
@@ -145,6 +145,49 @@ def test_conventions_order_and_sums_agree(name: str, policy: str) -> None:
             for component, layers in figure.per_layer.items():
                 entry = figure.prefill[component] - sum(layers)
                 assert entry == 0, (rule, component)
+
+
+@pytest.mark.parametrize("name", ["plain", "windows", "experts", "chunks"])
+@pytest.mark.parametrize(("system", "visual"), [(0, 30), (5, 57), (40, 9), (11, 23)])
+def test_pairs_of_visual_tokens_with_the_text_before_them(name: str, system: int, visual: int) -> None:
+    """Counted one by one, against the rule under which they see only themselves and have none."""
+    workload = Workload(visual_tokens=visual, text_tokens=21, system_tokens=system, batch=2)
+    spec = SPECS[name] if name in SPECS else llava(model_type="llama4_text", attention_chunk_size=24, head_dim=16)
+    windows = {layer.attention.window for layer in spec.decoder.layers}
+    assert windows == {"windows": {0, 24}, "chunks": {0, 24}}.get(name, {0})
+    for rule in ("exact", "causal"):
+        flops = []
+        for text in ("none", "full"):
+            stage = {"first": 0, "last": spec.layers, "text_to_visual": text, "cache_visual": "none"}
+            behind, alone = (
+                cost(spec, workload, Schedule(stages=(Stage(**stage, visual_attention=sight),)), rule)
+                for sight in ("prefix", "self")
+            )
+            flops.append(behind.prefill["attention_scores"] - alone.prefill["attention_scores"])
+            own_keys = spec.layers * visual * spec.decoder.layers[0].attention.pair_macs
+            assert behind.visual_attention - alone.visual_attention == 2 * 2 * own_keys
+        macs = 0
+        for layer in spec.decoder.layers:
+            window, pairs = layer.attention.window, visual
+            for row in range(system, system + visual):
+                for key in range(system):
+                    near = row // window == key // window if layer.attention.kind == "chunked" else row - key < window
+                    pairs += rule == "exact" or not window or near
+            macs += pairs * layer.attention.pair_macs
+        assert flops == [2 * 2 * macs] * 2
+
+
+def test_text_between_images_is_seen_by_later_ones() -> None:
+    """Its keys meet every visual row, and a mask hides them from earlier ones."""
+    one, two = (
+        Workload(visual_tokens=30, text_tokens=21, system_tokens=5, between_tokens=between) for between in (0, 4)
+    )
+    prefix, alone = (f"visipruner:filter=4,keep=6,visual_attention={rule}" for rule in ("prefix", "self"))
+    more = price(SPECS["plain"], two, prefix).prefill_flops - price(SPECS["plain"], one, prefix).prefill_flops
+    assert more == 2 * 4 * 30 * 4 * SPECS["plain"].decoder.layers[0].attention.pair_macs
+    assert price(SPECS["plain"], two, alone).prefill == price(SPECS["plain"], one, alone).prefill
+    with pytest.raises(InputError, match=r"between_tokens \(22\) cannot exceed text_tokens \(21\)"):
+        Workload.of(visual_tokens=30, text_tokens=21, between_tokens=22)
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))
