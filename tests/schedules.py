@@ -116,7 +116,7 @@ SCHEDULES: dict[str, Schedule] = {
             Stage(first=3, last=6),
         )
     ),
-    "prefix-context": Schedule(
+    "context-prefix": Schedule(
         stages=(
             Stage(
                 first=0,

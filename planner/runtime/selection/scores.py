@@ -90,10 +90,11 @@ class Scored:
 
     def from_isolated(self, ranked: Rows) -> tuple[Tensor, Tensor] | None:
         """What isolated visual rows give to ranked text: weights ``[B, H, r]``, and from how many, ``[B, 1, r]``."""
-        if self.isolated is None or self.ahead is None or self.isolated.mask is None:
-            return None  # without a mask there is no text between visual rows, and no other is ranked
+        if self.isolated is None or self.ahead is None or self.layout.one_block:
+            return None  # only text between visual rows is both ranked and seen by one
         slots, seen = self.ahead.slots_of(ranked), ranked.pick(self.ahead.mask)[:, None]
         mask = self.isolated.mask
+        assert mask is not None
         sees = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         weights = self.isolated.received()
         return gather(weights, slots, dim=2) * seen, gather(sees.sum(2).to(weights), slots, dim=2) * seen
