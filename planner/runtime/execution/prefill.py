@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from planner.errors import RuntimeStateError
+from planner.runtime.execution.beside import Beside
 from planner.runtime.execution.cache_writer import CacheWriter
-from planner.runtime.execution.layer_state import IsolatedRows, LayerState
+from planner.runtime.execution.layer_state import LayerState
 from planner.runtime.imaging.stream_lookup import PromptStream
 from planner.runtime.model.attention import Call
 from planner.runtime.model.cache import PrunedLayer
@@ -26,8 +27,7 @@ from planner.runtime.selection.scores import BY_ATTENTION, Scored
 from planner.runtime.selection.select import survivors
 from planner.runtime.selection.streams import Streams
 from planner.runtime.tensors.layout import Layout
-from planner.runtime.tensors.masks import behind, hide, part
-from planner.runtime.tensors.prefix import PrefixAttention
+from planner.runtime.tensors.masks import hide, part
 from planner.runtime.tensors.rows import Rows, gather
 from planner.schedule import Schedule, Select, Stage
 
@@ -91,6 +91,7 @@ class Prefill:
         self._state: LayerState | None = None
         #: Masks and position tables made for one layer that fit the next; by identity, kept beside what they are of.
         self._known: dict[Any, Any] = {}
+        self.beside = Beside(self.streams, isolated_layers, image_stream, self._known)
 
     # -- a layer's life: before, attend, after -----------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class Prefill:
         if layer == stage.first:
             hidden = self._enter(stage, hidden, kwargs)
         self.record.tokens.append((streams.visual.counts, streams.text.counts))
-        isolated = self._run_isolated(layer, stage, kwargs)
+        isolated = self.beside.run(layer, stage, kwargs)
         keys = streams.present() if isolated is not None and isolated.read else streams.main
         mask = self._mask(kwargs.get("attention_mask"), keys, stage)
         self._state = LayerState(stage, hidden, keys, isolated)
@@ -111,8 +112,8 @@ class Prefill:
         state = self._state
         assert state is not None
         isolated, stage = state.isolated, state.stage
-        if isolated is not None and isolated.waiting is not None:
-            self._run_behind(call, isolated, isolated.waiting)
+        if isolated is not None:
+            self.beside.run_behind(call, isolated)
         if isolated is not None and isolated.key is not None and isolated.shown is not None:
             order = self.streams.order(state.keys, isolated.rows)
             call.key = gather(torch.cat([isolated.key, call.key], dim=2), order, dim=2)
@@ -210,88 +211,6 @@ class Prefill:
             )
 
     # -- one layer ---------------------------------------------------------------------------------------------------
-
-    def _run_isolated(self, layer: int, stage: Stage, kwargs: dict[str, Any]) -> IsolatedRows | None:
-        """Take the isolated rows through the layer, or make them wait for the text's keys.
-
-        Returns:
-            What they were before it, and what text sees of them.
-        """
-        streams, image_stream = self.streams, self.image_stream
-        if streams.isolated is None:
-            return None
-        rows, before = streams.isolated.rows, streams.isolated.hidden
-        reads = stage.text_to_visual != "none"
-        inside = part_of_kwargs(kwargs, rows, None, self._known)
-        key: Tensor | None
-        value: Tensor | None
-        if image_stream is not None and layer < image_stream.extent.depth and image_stream.given is not None:
-            if not reads:
-                return IsolatedRows(rows, before)
-            before = image_stream.give(layer, rows, before)
-            call = self.isolated_layers[layer].project(before, inside, keys=True, values=True)
-            key, value = call.key, call.value
-        else:
-            if image_stream is not None and layer < image_stream.extent.depth:
-                if stage.visual_attention == "prefix" and self._looks_ahead(kwargs.get("attention_mask")):
-                    image_stream.forget()
-                image_stream.take(layer, before, rows)
-            if stage.visual_attention == "prefix":
-                mask = self._sight(kwargs.get("attention_mask"), rows)
-                return IsolatedRows(rows, before, reads, waiting=inside, mask=mask)
-            hidden, key, value = self.isolated_layers[layer].run(before, inside, reads)
-            streams.advance(hidden)
-        if not reads:
-            return IsolatedRows(rows, before)
-        if stage.text_to_visual != "merge":
-            return IsolatedRows(rows, before, reads, key, value)
-        # The first visual row of a sample stands behind its empty slots.
-        start = torch.tensor(
-            [min(rows.width - count, rows.width - 1) for count in rows.counts], device=rows.index.device
-        )
-        merged = Rows(rows.index.gather(1, start[:, None]), tuple(min(count, 1) for count in rows.counts), rows.length)
-        return IsolatedRows(rows, before, reads, key, gather(value, start[:, None], dim=2).expand_as(value), merged)
-
-    def _run_behind(self, text: Call, isolated: IsolatedRows, kwargs: dict[str, Any]) -> None:
-        """Take isolated rows through a layer whose text is at its attention: they see what comes before them of it."""
-        slots = self.streams.main.slots_of(self.streams.ahead())
-        key, value = gather(text.key, slots, dim=2), gather(text.value, slots, dim=2)
-
-        def attend(call: Call) -> tuple[Tensor, Tensor | None]:
-            isolated.attention = PrefixAttention(
-                call.query, call.key, call.value, key, value, isolated.mask, call.scaling, call.softcap
-            )
-            if isolated.read:
-                isolated.key, isolated.shown = call.key, call.value
-            return isolated.attention.output(), None
-
-        self.streams.advance(self.isolated_layers[text.layer].run_with(attend, isolated.hidden, kwargs))
-
-    def _looks_ahead(self, mask: Tensor | None) -> bool:
-        """Whether text before an image sees what comes after it, as in bidirectional prompts: then the image does."""
-        ahead, present = self.streams.ahead(), self.streams.present()
-        if mask is None or not ahead.width:
-            return False
-        key = ("looks ahead", id(mask), id(ahead), id(present))
-        if key not in self._known:
-            later = part(mask, ahead, present)
-            assert later is not None
-            sees = later if later.dtype == torch.bool else later > torch.finfo(later.dtype).min / 2
-            later = (present.index[:, None, :] > ahead.index[:, :, None]) & ahead.filled[:, :, None]
-            self._known[key] = (mask, ahead, present, bool((sees[:, 0] & later.to(sees.device)).any()))
-        return self._known[key][3]  # type: ignore[no-any-return]
-
-    def _sight(self, mask: Tensor | None, asking: Rows) -> Tensor | None:
-        """What isolated rows see of the text before them; None: all that any of them does."""
-        ahead, layout = self.streams.ahead(), self.layout
-        if torch.compiler.is_compiling():  # see part_of_kwargs
-            return behind(mask, asking, ahead)
-        if mask is None and layout.one_block and min(layout.ahead_counts) == ahead.width:
-            return None
-        key = ("sight", id(mask), id(asking), id(ahead))
-        if key not in self._known:
-            self._known[key] = (mask, asking, ahead, behind(mask, asking, ahead))
-        return self._known[key][3]  # type: ignore[no-any-return]
 
     def _mask(self, mask: Tensor | None, keys: Rows, stage: Stage) -> Tensor | None:
         main = self.streams.main
