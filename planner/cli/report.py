@@ -70,7 +70,7 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     type=click.Choice(["fast", "generic"]),
     default="fast",
     show_default=True,
-    help="How isolated visual rows run: values and FFN only, or with queries and keys.",
+    help="How visual rows that see only themselves run: values and FFN only, or with queries and keys.",
 )
 @click.option("--hardware", "device", help="Add roofline latency for a device (plan ls hardware) or a JSON file.")
 @click.option(

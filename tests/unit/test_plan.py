@@ -10,11 +10,15 @@ import pytest
 from planner import load_plan
 from planner.errors import InputError, PlanDigestError, PlanError, PlanVersionError
 from planner.evidence import Evidence, Measured, Part, Parts, Promise, Row, Rung
-from planner.plan import Decision, Plan
+from planner.plan import Decision, Plan, predict
+from planner.policies import parse
 from planner.profile import ModelIdentity
+from planner.report.plan_charts import visual_tokens
 from planner.report.plan_view import STAGE_VALUES, describe, stage_legend
 from planner.schedule import Count, Schedule, Select, Stage, dense
+from planner.spec import ModelSpec
 from planner.weights import TensorFacts, Weights
+from planner.workload import Workload
 
 POLICY = "visipruner:filter=3,keep=20,exit=7"
 
@@ -68,6 +72,25 @@ def make_plan() -> Plan:
     )
     decision = Decision(policy=POLICY, schedule=schedule)
     return Plan(model=identity, decision=decision, evidence=evidence).sealed()
+
+
+@pytest.mark.parametrize(("rule", "name"), [("self", "planned, isolated"), ("prefix", "planned, isolated behind text")])
+def test_the_staircase_names_the_shallow_rule(rule, name, monkeypatch):
+    spec = ModelSpec.from_config("llava-1.5-7b")
+    schedule = parse(f"visipruner:filter=3,keep=10,exit=6,visual_attention={rule}").schedule(spec)
+    made = make_plan()
+    plan = made.model_copy(
+        update={
+            "model": made.model.model_copy(update={"layers": spec.layers}),
+            "decision": Decision(policy="visipruner", schedule=schedule),
+            "prediction": (predict(spec, Workload(visual_tokens=576), schedule),),
+        }
+    )
+    drawn = []
+    monkeypatch.setattr("planner.report.plan_charts.to_svg", drawn.append)
+    visual_tokens(plan)
+    legend = drawn[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["dense", "planned", name]
 
 
 def test_saving_and_loading_is_identity(tmp_path):
