@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator"),
 ]
 FAMILIES = ("llava", "qwen2_vl", "gemma3", "internvl")
-NAMES = ("fastv", "random", "visipruner", "probe", "threshold", "context-fastv", "var-fastv")
+NAMES = ("fastv", "random", "visipruner", "probe", "prefix-read", "threshold", "context-fastv", "var-fastv")
 
 
 def on_gpu(value: Any, dtype: torch.dtype) -> Any:
@@ -57,7 +57,7 @@ def test_fewer_tokens_hold_less_memory() -> None:
     assert result.dense.peak_memory_bytes is not None
 
 
-@pytest.mark.parametrize("name", ["fastv", "visipruner"])
+@pytest.mark.parametrize("name", ["fastv", "visipruner", "prefix"])
 def test_a_compiled_prefill_replays_as_a_graph(name: str) -> None:
     """CUDA graphs write into the same memory at every replay: prompts in turn must keep their own caches."""
     model = tiny.model("llava", layers=LAYERS, fresh=True).to("cuda", torch.float32)

@@ -23,6 +23,7 @@ from tests.schedules import LAYERS, SCHEDULES, select
 THREADS = 8
 NAMES = (
     "visipruner",
+    "prefix-read",
     "visipruner-merge",
     "probe",
     "fastv",
