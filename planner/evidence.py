@@ -171,7 +171,8 @@ class Evidence(_Block):
         promise, parts, search: absent in plans of the first schema.
         agreement_when_chosen, agreement_limit: of those plans: the agreement on the samples by which they were chosen
             from many, so more than is to be expected of others; and what was asked for.
-        answer_tokens: mean length of the dense model's answers; `dtype`: number format in which all was measured.
+        answer_tokens: mean length of the dense model's answers; `longest_answer`: where they were cut off.
+        dtype: number format in which all was measured.
         questions: about each image for which costs were compared; above 1 the plan assumes an image cache.
         evaluation_digest: samples the decision never saw.
         metric: what `accuracy` in rows and kinds is a mean of.
@@ -188,6 +189,7 @@ class Evidence(_Block):
     agreement_when_chosen: Measured | None = None
     agreement_limit: Share | None = None
     answer_tokens: float | None = None
+    longest_answer: Annotated[int, Field(ge=1)] | None = None
     dtype: str | None = None
     questions: Annotated[int, Field(ge=1)] = 1
     evaluation_digest: str | None

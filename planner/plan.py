@@ -117,6 +117,13 @@ class Plan(Document):
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_absent(handler(self), "processor")
 
+    @property
+    def proven(self) -> bool:
+        """Whether what the plan promises was proven when it was made (`planner.evidence.Promise`)."""
+        promise = None if self.evidence is None else self.evidence.promise
+        rung = None if promise is None else promise.rung(self.decision.policy)
+        return promise is not None and promise.proven and rung is not None and rung.proven
+
     def check(self, config: Mapping[str, Any] | str | os.PathLike[str]) -> None:
         """Refuse a model this plan was not made for.
 

@@ -30,7 +30,8 @@ def command(plan_path: Path, model: str | None, full_digest: bool, allow_other_w
         raise click.UsageError("--full-digest needs --model")
     plan = load_plan(plan_path)
     bound = "" if plan.model.weights is not None else "; it is not bound to weights (made before plans were)"
-    about = f"valid plan for {plan.model.id} ({plan.model.layers} layers), policy {plan.decision.policy}{bound}"
+    proven = "" if plan.proven or plan.decision.schedule.empty else "; what it keeps is not proven (`plan show`)"
+    about = f"valid plan for {plan.model.id} ({plan.model.layers} layers), policy {plan.decision.policy}{bound}{proven}"
     click.echo(printable(f"{plan_path}: {about}"))
     if model is None:
         return

@@ -63,10 +63,12 @@ def promised(evidence: Evidence, policy: str) -> str:
     )
     each = f"; of each kind of question the loss is at most {promise.kind_limit:g}" if promise.kind_limit else ""
     lost = f"{rung.misses} lost something" if rung.misses else "none lost anything"
+    longest = "" if evidence.longest_answer is None else f"answers beyond {evidence.longest_answer} tokens, "
     return (
         f"Promised with confidence {promise.confidence:g}: on samples like these {kept}{each}. Shown by {shown} that "
         f"had no part in the choice: {lost}. Not promised: right answers where the dense model is wrong, other kinds "
-        f"of pictures and questions, another number format than {evidence.dtype or 'the measured one'}, and speed."
+        f"of pictures and questions, {longest}another number format than {evidence.dtype or 'the measured one'}, "
+        "and speed."
     )
 
 

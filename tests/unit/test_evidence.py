@@ -32,7 +32,8 @@ def test_a_proven_promise_says_what_how_sure_from_what_and_what_not():
         "Promised with confidence 0.8: on samples like these at least 0.98 of the answers, whole and with their end, "
         "are the dense model's. Shown by 217 samples that had no part in the choice: 2 lost something. Not promised: "
     )
-    assert "speed" in text
+    assert "speed" in text and "answers beyond" not in text
+    assert "answers beyond 16 tokens" in promised(evidence(longest_answer=16), POLICY)
     for loss, says in (("tokens", "0.98 of the tokens"), ("nll", "0.02 nats"), ("score", "accuracy (anls) falls by")):
         changed = promise(loss=loss, metric="anls")
         assert says in promised(evidence(promise=changed), POLICY)
@@ -50,6 +51,16 @@ def test_what_is_not_proven_is_said_first():
     assert nothing.startswith("Nothing was proven, so the plan is the dense model.") and POLICY in nothing
     old = evidence(promise=None, agreement_when_chosen=Measured(value=0.99, low=0.963, high=0.997, n=192))
     assert promised(old, POLICY).startswith("Unproven: ") and "by which it was chosen" in promised(old, POLICY)
+
+
+def test_a_plan_is_proven_if_its_own_rung_is():
+    plan = make_plan()
+    assert plan.proven
+    changed = plan.decision.model_copy(update={"policy": "fastv:k=1,ratio=0.9"})
+    assert not plan.model_copy(update={"decision": changed}).proven, "a rung that was not proven"
+    assert not plan.model_copy(update={"evidence": evidence(promise=promise(proven=False))}).proven
+    assert not plan.model_copy(update={"evidence": evidence(promise=None)}).proven
+    assert not plan.model_copy(update={"evidence": None}).proven
 
 
 def test_text_and_page_carry_promise_and_ladder():
