@@ -216,6 +216,8 @@ def rows_legend(evidence: Evidence) -> str:
 def worst_kind(evidence: Evidence) -> str:
     """The kind of question that suffers most, one sentence."""
     worst = min(evidence.kinds, key=_worst)
+    if all((kind.loss or kind.agreement).value == (kind.loss is None) for kind in evidence.kinds):
+        return "No kind of question lost anything."
     if worst.loss is not None:
         return f"The plan loses most on '{worst.kind}': {with_interval(worst.loss, 4)} on {worst.loss.n} samples."
     kept = with_interval(worst.agreement)

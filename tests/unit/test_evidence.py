@@ -12,9 +12,18 @@ from planner.document import digest
 from planner.errors import PlanDigestError, PlanError
 from planner.evidence import Evidence, Kind, Measured
 from planner.plan import Plan
-from planner.report.evidence_view import KIND_HEADERS, filled, kind_rows, ladder_legend, promised, worst_kind
+from planner.report.evidence_view import (
+    KIND_HEADERS,
+    filled,
+    kind_rows,
+    ladder_legend,
+    promised,
+    rows_table,
+    worst_kind,
+)
 from planner.report.page import page
 from planner.report.plan_view import describe
+from planner.report.tables import folded
 from tests.unit.test_plan import POLICY, make_plan, promise
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +62,17 @@ def test_what_is_not_proven_is_said_first():
     assert promised(old, POLICY).startswith("Unproven: ") and "by which it was chosen" in promised(old, POLICY)
 
 
+def test_long_spellings_go_on_in_the_next_line():
+    spelling = "prellm:keep=0.7,rank_by=norm+visipruner:filter=3,keep=3,visual_attention=self,rank_by=attention"
+    lines = folded(spelling, 48).split("\n")
+    assert "".join(lines) == spelling and all(len(line) <= 48 for line in lines) and len(lines) == 3
+    assert folded("dense again, batches of 9", 48) == "dense again, batches of 9"
+    assert folded("a,b") == "a,b" and folded("") == ""
+    text = rows_table([evidence().rows[0].model_copy(update={"policy": spelling})])
+    assert lines[0] + " " in text and spelling not in text
+    assert spelling in rows_table([evidence().rows[0].model_copy(update={"policy": spelling})], "md")
+
+
 def test_a_plan_is_proven_if_its_own_rung_is():
     plan = make_plan()
     assert plan.proven
@@ -66,7 +86,7 @@ def test_a_plan_is_proven_if_its_own_rung_is():
 def test_text_and_page_carry_promise_and_ladder():
     plan = make_plan()
     for shown in (describe(plan), page(plan)):
-        assert "Promised with confidence 0.8" in shown and "fastv:k=1,ratio=0.9" in shown
+        assert "Promised with confidence 0.8" in shown and "fastv:k=1,ratio=0.9" in shown.replace("\n", "")
         assert "1 cheaper rung was not tested" in shown
     assert "not tested" not in ladder_legend(promise(rungs=2))
 
@@ -82,6 +102,10 @@ def test_the_worst_kind_comes_first():
     headers, rows = filled(KIND_HEADERS, kind_rows(kinds))
     assert [row[0] for row in rows] == ["count", "name"] and "accuracy" not in headers
     assert "'count': 0.800" in worst_kind(evidence(kinds=kinds))
+    whole = (kinds[0],)
+    assert worst_kind(evidence(kinds=whole)) == "No kind of question lost anything."
+    unscathed = kinds[1].model_copy(update={"loss": Measured(value=0.0, low=0.0, high=0.0, n=20)})
+    assert worst_kind(evidence(kinds=(unscathed,))) == "No kind of question lost anything."
     lossy = tuple(kind.model_copy(update={"loss": share(1.8 - kind.agreement.value)}) for kind in kinds)
     assert "'count': 1.0000" in worst_kind(evidence(kinds=lossy))
 
