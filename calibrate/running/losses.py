@@ -163,4 +163,15 @@ def suited(dense: Sequence[Answer]) -> LossName:
     return "tokens" if np.mean([answer.length for answer in dense]) > LONG_ANSWER_TOKENS else "answer"
 
 
+def cut_off(dense: Sequence[Answer], longest: int) -> list[str]:
+    """A note, where some of the dense model's answers were cut off: what comes later was not compared."""
+    share = np.mean([not answer.ended for answer in dense])
+    if not share:
+        return []
+    return [
+        f"{share:.0%} of the dense model's answers did not end within {longest} tokens: what comes later was not compared; "
+        "--answer-tokens sets another length"
+    ]
+
+
 _DEFAULT_METRIC = metric(DEFAULT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from planner.evidence import Evidence, Kind, Measured, Promise, Row, Rung
 from planner.report.tables import table
@@ -17,7 +17,7 @@ ROW_HEADERS = (
     "KV of dense",
     "prefill ms",
 )
-LADDER_HEADERS = ("rung", "of dense", "mean loss", "lost", "loss below", "p", "proven")
+LADDER_HEADERS = ("rung", "of dense", "mean loss", "lost", "loss below", "worst kind", "p", "proven")
 KIND_HEADERS = ("kind of question", "accuracy", "dense accuracy", "whole answers as dense", "loss", "samples")
 #: What is counted as a loss, in words: what stays, with the share that may not.
 _KEPT = {
@@ -154,9 +154,8 @@ def evidence_text(evidence: Evidence, fmt: str) -> list[str]:
     """Tables and the sentences under them, one part each."""
     parts = []
     if evidence.promise is not None and evidence.promise.tested:
-        parts.append(
-            table(LADDER_HEADERS, ladder_rows(evidence.promise), fmt) + "\n\n" + ladder_legend(evidence.promise)
-        )
+        rungs = table(*filled(LADDER_HEADERS, ladder_rows(evidence.promise)), fmt)
+        parts.append(rungs + "\n\n" + ladder_legend(evidence.promise))
     if evidence.rows:
         parts.append(evidence_table(evidence, fmt) + "\n\n" + rows_legend(evidence))
     if evidence.kinds:
@@ -167,9 +166,16 @@ def evidence_text(evidence: Evidence, fmt: str) -> list[str]:
 def _ladder_row(one: Rung) -> list[str]:
     lost = f"{one.misses} of {one.n}"
     return [
-        one.policy, f"{one.share:.3f}", f"{one.loss:.4f}", lost, f"{one.bound:.4f}", f"{one.p:.3f}",
-        "yes" if one.proven else "no",
+        one.policy, f"{one.share:.3f}", f"{one.loss:.4f}", lost, f"{one.bound:.4f}", _worst_of(one.kinds),
+        f"{one.p:.3f}", "yes" if one.proven else "no",
     ]  # fmt: skip
+
+
+def _worst_of(kinds: Mapping[str, float]) -> str:
+    if not kinds:
+        return ""
+    kind = max(sorted(kinds), key=lambda name: kinds[name])
+    return f"{kind} {kinds[kind]:.3f}"
 
 
 def _share(value: float | None) -> str:

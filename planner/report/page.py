@@ -139,7 +139,7 @@ def _evidence_tables(evidence: Evidence) -> list[tuple[str, Any, Any, str, int]]
     if evidence.promise is not None and evidence.promise.tested:
         promise = evidence.promise
         last = max((i for i, one in enumerate(promise.tested) if one.proven), default=-1)
-        found.append(("How it was proven", LADDER_HEADERS, ladder_rows(promise), ladder_legend(promise), last))
+        found.append(("How it was proven", *filled(LADDER_HEADERS, ladder_rows(promise)), ladder_legend(promise), last))
     if evidence.kinds:
         found.append(
             ("By kind of question", *filled(KIND_HEADERS, kind_rows(evidence.kinds)), worst_kind(evidence), -1)

@@ -8,7 +8,7 @@ import torch
 
 from calibrate.inputs.batches import Batches
 from calibrate.inputs.encode import Encoder, to_device
-from calibrate.running.losses import NLL_CAP, LossRunner, suited
+from calibrate.running.losses import NLL_CAP, LossRunner, cut_off, suited
 from calibrate.running.metrics import Metric
 from planner.errors import InputError, RuntimeStateError
 from planner.policies import parse
@@ -152,3 +152,11 @@ def test_a_loss_fits_the_length_of_answers(model, samples):
     answers = make(model, samples).answers()
     assert suited([one for one in answers if one.length <= 4]) == "answer"
     assert suited([one for one in answers if not one.ended]) == "tokens", f"{TOKENS} tokens are more than 4"
+
+
+def test_answers_that_were_cut_off_are_told(model, samples):
+    answers = make(model, samples).answers()
+    open_ended = sum(not one.ended for one in answers)
+    (note,) = cut_off(answers, TOKENS)
+    assert note.startswith(f"{open_ended / 7:.0%} of the dense model's answers did not end within {TOKENS} tokens")
+    assert cut_off([one for one in answers if one.ended], TOKENS) == []
