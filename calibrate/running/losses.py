@@ -169,8 +169,8 @@ def cut_off(dense: Sequence[Answer], longest: int) -> list[str]:
     if not share:
         return []
     return [
-        f"{share:.0%} of the dense model's answers did not end within {longest} tokens: what comes later was not compared; "
-        "--answer-tokens sets another length"
+        f"{share:.0%} of the dense model's answers did not end within {longest} tokens: what comes later was not "
+        "compared; --answer-tokens sets another length"
     ]
 
 
