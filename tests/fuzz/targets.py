@@ -34,6 +34,7 @@ from planner.workload import Workload
 from tests.fuzz.mutants import damaged, rewritten
 from tests.unit.report_documents import profile as report_profile
 from tests.unit.report_documents import written
+from tests.unit.test_evidence import first_schema
 from tests.unit.test_plan import make_plan
 
 REQUEST = Workload(visual_tokens=100)
@@ -154,6 +155,9 @@ def targets(folder: Path | None = None) -> list[Target]:
         text, path = canonical(body).encode(), folder / f"{name}.json"
         found.append(Target(name, path, text, damaged(text), read, body))
         found.append(Target(f"{name}, digest made to fit", path, text, rewritten(body, sealed(name)), read))
+    old = first_schema()
+    name, path, text = "plan of the first schema, digest made to fit", folder / "old.json", canonical(old).encode()
+    found.append(Target(name, path, text, rewritten(old, sealed("plan")), read_plan))
     for model in ("llava-1.5-7b", "qwen2-vl-7b"):
         found.append(
             text_target(f"config of {model}", folder / f"{model}.json", shipped_model(model)["config"], read_config)
