@@ -114,6 +114,12 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
     tiles: list[tuple[str, str]] = []
     dense = plan.evidence.row("dense") if plan.evidence else None
     planned = plan.evidence.row("plan") if plan.evidence else None
+    promise = plan.evidence.promise if plan.evidence else None
+    if plan.proven and promise is not None:
+        what = "largest expected drop of accuracy" if promise.loss == "score" else "largest expected loss"
+        tiles.append((f"{promise.limit:g}", f"{what}, proven with confidence {promise.confidence:g}"))
+    elif planned is not None:
+        tiles.append(("not proven", "what the plan keeps"))
     if dense is not None and planned is not None:
         if planned.decoder_flops_ratio is not None:
             tiles.append((f"{planned.decoder_flops_ratio:.0%}", "of the dense decoder FLOPs"))

@@ -62,6 +62,14 @@ def test_what_is_not_proven_is_said_first():
     assert promised(old, POLICY).startswith("Unproven: ") and "by which it was chosen" in promised(old, POLICY)
 
 
+def test_the_page_s_first_tile_says_whether_it_is_proven():
+    plan = make_plan()
+    assert "<b>0.02</b>largest expected loss, proven with confidence 0.8" in page(plan)
+    row = evidence().rows[0].model_copy(update={"role": "plan"})
+    old = evidence(promise=None, rows=(*evidence().rows, row))
+    assert "<b>not proven</b>" in page(plan.model_copy(update={"evidence": old}))
+
+
 def test_long_spellings_go_on_in_the_next_line():
     spelling = "prellm:keep=0.7,rank_by=norm+visipruner:filter=3,keep=3,visual_attention=self,rank_by=attention"
     lines = folded(spelling, 48).split("\n")
