@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,7 @@ from planner.cli.options import fits, load_for, loading, other_weights
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
     from planner.cost import Cost
+    from planner.cost.hardware import Hardware
     from planner.runtime.bench import BenchResult
 
 
@@ -28,8 +29,12 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Runs of each side.")
 @click.option("--new-tokens", type=click.IntRange(2), default=16, show_default=True, help="Tokens to generate per run.")
 @click.option(
-    "--fit-hardware", metavar="NAME", help="Fit a hardware row to the measured times and write it as NAME.json."
+    "--hardware",
+    "row_name",
+    metavar="ROW",
+    help="Row or JSON file for the second prediction. [default: fitted to dense runs on this device]",
 )
+@click.option("--fit-hardware", metavar="NAME", help="Write the row that was fitted to this device as NAME.json.")
 @click.option(
     "--format",
     "fmt",
@@ -48,6 +53,7 @@ def command(
     batch_size: int,
     rounds: int,
     new_tokens: int,
+    row_name: str | None,
     fit_hardware: str | None,
     fmt: str,
     allow_other_weights: bool,
@@ -56,20 +62,23 @@ def command(
     """Measure time and memory, dense and planned.
 
     Runs without and with PLAN alternate. The table has prefill and decode time, peak memory and KV cache, and beside
-    the measured ratios those that the cost model predicts.
+    the measured ratios two predictions: by FLOPs alone, and by FLOPs with the bytes that every layer reads. The
+    constants of the second are fitted to dense runs of a few lengths, or come from a hardware row.
     """
+    if row_name is not None and fit_hardware is not None:
+        raise click.UsageError("--fit-hardware measures this device; --hardware takes a row as it is: give one of them")
     from calibrate.inputs.batches import Batches
     from calibrate.inputs.encode import Encoder
     from calibrate.inputs.identity import identify
     from calibrate.inputs.samples import Sample, SampleSet
-    from planner.cost import cost
+    from planner.cost.hardware import hardware
     from planner.errors import InputError
     from planner.files import is_file
     from planner.plan import load_plan
+    from planner.report.bench_view import render
     from planner.runtime.bench import bench
-    from planner.schedule import dense
-    from planner.workload import Workload
 
+    row = None if row_name is None else hardware(row_name)
     plan = load_plan(plan_path)
     image = image or _bundled_image(plan.model.id)
     if image is None or not is_file(image):
@@ -81,23 +90,14 @@ def command(
     requests = SampleSet((Sample((image,), prompt, where="the prompt"),) * batch_size, source=str(image))
     batches = Batches(requests, encoder, loaded.model, batch_size)
     schedule = plan.decision.schedule
-    measured = bench(
-        loaded.model, batches[0].inputs, schedule, rounds=rounds, new_tokens=new_tokens, seed=plan.decision.seed
-    )
-    system, visual, text = batches.shapes()[0]
-    workload = Workload(
-        visual_tokens=visual,
-        text_tokens=text,
-        system_tokens=system,
-        output_tokens=new_tokens,
-        batch=batch_size,
-        kv_bits=loaded.model.dtype.itemsize * 8,
-        weight_bits=loaded.model.dtype.itemsize * 8,
-    )
-    costs = cost(known.spec, workload, dense(known.layers)), cost(known.spec, workload, schedule)
-    _show(measured, costs, fmt)
+    inputs = batches[0].inputs
+    measured = bench(loaded.model, inputs, schedule, rounds=rounds, new_tokens=new_tokens, seed=plan.decision.seed)
+    costs = costs_of(loaded.model, known.spec, batches.shapes()[0], schedule, batch_size, new_tokens)
+    if row is None:
+        row = fitted(fit_hardware or "this device", loaded.model, inputs, measured, costs[0], rounds)
+    click.echo(render(measured, costs, row, fmt), nl=False)
     if fit_hardware is not None:
-        _fit(fit_hardware, measured, costs)
+        _write(fit_hardware, row)
 
 
 def _bundled_image(model_id: str) -> Path | None:
@@ -110,89 +110,85 @@ def _bundled_image(model_id: str) -> Path | None:
     return first if isinstance(first, Path) else None
 
 
-def _show(result: BenchResult, costs: tuple[Cost, Cost], fmt: str) -> None:
-    import dataclasses
+def costs_of(
+    model: Any, spec: Any, shape: tuple[int, int, int], schedule: Any, batch_size: int, new_tokens: int
+) -> tuple[Cost, Cost]:
+    """What a request costs dense and planned.
 
-    from tabulate import tabulate
+    Args:
+        shape: system, visual and text tokens.
+    """
+    from planner.cost import cost
+    from planner.schedule import dense
+    from planner.workload import Workload
 
-    from planner.document import canonical
-
-    before, after = costs
-    predicted = {
-        "prefill ms": after.prefill_flops / before.prefill_flops,
-        "decoder prefill ms": _decoder_flops(after) / _decoder_flops(before),
-        "decode ms per token": after.decode_flops_per_token / before.decode_flops_per_token,
-        "KV cache bytes": after.kv_cache_bytes / before.kv_cache_bytes,
-    }
-    pairs = {
-        "prefill ms": (result.dense.prefill_ms, result.planned.prefill_ms),
-        "decoder prefill ms": (result.dense.decoder_prefill_ms, result.planned.decoder_prefill_ms),
-        "decode ms per token": (result.dense.decode_ms, result.planned.decode_ms),
-        "KV cache bytes": (result.dense.kv_cache_bytes, result.planned.kv_cache_bytes),
-        "peak memory bytes": (result.dense.peak_memory_bytes, result.planned.peak_memory_bytes),
-    }
-    if fmt == "json":
-        click.echo(canonical({"measured": dataclasses.asdict(result), "predicted_ratio": predicted}), nl=False)
-        return
-    rows = [
-        [
-            name,
-            "" if one is None else f"{one:,.2f}" if name.endswith(("ms", "token")) else f"{one:,}",
-            "" if other is None else f"{other:,.2f}" if name.endswith(("ms", "token")) else f"{other:,}",
-            f"{other / one:.3f}" if one and other is not None else "",
-            f"{predicted[name]:.3f}" if name in predicted else "",
-        ]
-        for name, (one, other) in pairs.items()
-    ]
-    headers = ["", "dense", "planned", "measured ratio", "predicted ratio"]
-    style = "github" if fmt == "md" else "simple"
-    click.echo(
-        f"{result.device}, {result.dtype}, {result.threads} threads, torch {result.torch_version}, "
-        f"transformers {result.transformers_version}; batch {result.batch}, {result.prompt_tokens} prompt tokens, "
-        f"{result.rounds} rounds in turns, medians\n"
+    system, visual, text = shape
+    bits = model.dtype.itemsize * 8
+    workload = Workload(
+        visual_tokens=visual,
+        text_tokens=text,
+        system_tokens=system,
+        output_tokens=new_tokens,
+        batch=batch_size,
+        kv_bits=bits,
+        weight_bits=bits,
     )
-    click.echo(tabulate(rows, headers, tablefmt=style, disable_numparse=True, colalign=["left"] + ["right"] * 4))
-    if result.report is not None:
-        per_layer = " ".join(str(layer[0]) for layer in result.report.visual)
-        click.echo(f"\nvisual tokens per layer: {per_layer}")
+    return cost(spec, workload, dense(spec.layers), "causal"), cost(spec, workload, schedule, "causal")
 
 
-def _decoder_flops(of: Cost) -> float:
-    return float(of.prefill_flops - of.prefill["vision"] - of.prefill["projector"])
+#: Prompt lengths that constants are fitted to, beside the request's own.
+FITTED_ROWS = (8, 32, 96, 256)
 
 
-def _fit(name: str, result: BenchResult, costs: tuple[Cost, Cost]) -> None:
+def fitted(name: str, model: Any, inputs: Any, measured: BenchResult, dense_cost: Cost, rounds: int) -> Hardware | None:
+    """A hardware row fitted to this device: to the request that was measured dense, and to text-only prompts.
+
+    Returns:
+        None, with a warning, for a model whose matrix products cannot be run alone.
+    """
     import torch
 
-    from planner.cost.fit import Timing, fit
+    from planner.cost.fit import Timing, fit, row_timings
     from planner.cost.hardware import shipped_row, shipped_rows
-    from planner.cost.roofline import weight_bytes
-    from planner.document import canonical, write_atomic
+    from planner.runtime.bench import product_elements, row_times
 
-    timings = []
-    for side, of in zip((result.dense, result.planned), costs, strict=True):
-        read = sum(weight_bytes(of.spec, of.workload, of.workload.batch).values()) + of.kv_cache_bytes
-        towers = weight_bytes(of.spec, of.workload, 1)
-        timings.append(Timing(of.prefill_flops, 0, side.prefill_ms))
-        timings.append(Timing(0, read - towers["vision"] - towers["projector"], side.decode_ms))
-    on_gpu = torch.cuda.is_available() and result.device == torch.cuda.get_device_name()
-    memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else _memory_bytes()
-    rows = {shipped_row(row).name: shipped_row(row) for row in shipped_rows()}
-    row = fit(
+    spec, bits = dense_cost.spec, dense_cost.workload.weight_bits
+    weights = sum(layer.attention.projection_macs + layer.ffn.macs for layer in spec.decoder.layers)
+    if product_elements(model) != weights:
+        click.echo("Warning: layers that are not all linear are not fitted; give --hardware", err=True)
+        return None
+    rows = sorted({*FITTED_ROWS, measured.prompt_tokens})
+    found = row_times(model, rows, int(inputs["input_ids"][0, -1]), rounds)
+    timings = [
+        Timing(dense_cost, "decoder", measured.dense.decoder_prefill_ms),
+        Timing(dense_cost, "model", measured.dense.prefill_ms),
+        *row_timings(spec, bits, [(one.rows, one.products_ms, one.decoder_ms) for one in found]),
+    ]
+    on_gpu = inputs["input_ids"].device.type == "cuda"
+    memory = torch.cuda.get_device_properties(inputs["input_ids"].device).total_memory if on_gpu else _memory_bytes()
+    return fit(
         timings,
-        layers=costs[0].spec.layers,
         name=name,
-        dtype=result.dtype,
+        dtype=measured.dtype,
         memory_gb=memory / 1e9,
-        source=f"fitted by plan bench on {result.device}, torch {result.torch_version}, {result.rounds} rounds",
-        known=next((row for known, row in rows.items() if known in result.device), None),
+        source=f"fitted by plan bench on {measured.device}, torch {measured.torch_version}, {rounds} rounds",
+        asynchronous=on_gpu,
+        known=next((row for row in map(shipped_row, shipped_rows()) if row.name in measured.device), None),
     )
-    path = Path(f"{name}.json")
-    write_atomic(path, canonical(row.model_dump(mode="json")))
-    click.echo(f"wrote {path}: use it with `plan report --hardware {path}`", err=True)
 
 
 def _memory_bytes() -> int:
     import os
 
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _write(name: str, row: Hardware | None) -> None:
+    from planner.document import canonical, write_atomic
+    from planner.errors import InputError
+
+    if row is None:
+        raise InputError("no row could be fitted to this model", "Fit it with a model of linear layers")
+    path = Path(f"{name}.json")
+    write_atomic(path, canonical(row.model_dump(mode="json")))
+    click.echo(f"wrote {path}: use it with `plan report --hardware {path}`", err=True)

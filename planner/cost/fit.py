@@ -1,75 +1,176 @@
 """Fit a hardware row to times measured on a device: the rates it reaches instead of those of its data sheet.
 
-A prefill is taken as bound by computing, a decode step by reading, and each layer costs a fixed overhead (launches):
-
-    prefill_ms = FLOPs / rate + layers * overhead        decode_ms = bytes / bandwidth + layers * overhead
-
-Rate, bandwidth and overhead are fitted to all measurements together, each weighted by its inverse (relative errors
-count), none below zero. Two prefills of different size are needed to tell rate from overhead: dense and planned are.
+Nothing is assumed beyond `planner.cost.roofline` itself: the constants are those under which its predictions come
+nearest to the measured times, in the mean square of relative errors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-import numpy as np
-
-from planner.cost.hardware import Efficiency, Hardware
+from planner.cost.constants import Constants
+from planner.cost.conventions import CONVENTIONS
+from planner.cost.engine import engine
+from planner.cost.flops import Cost, cost
+from planner.cost.hardware import Hardware
+from planner.cost.roofline import Machine
 from planner.errors import InputError
+from planner.schedule import dense
+from planner.spec.facts import ModelSpec
+from planner.workload import Workload
+
+#: ``products``: the matrix products of all decoder layers and nothing else; ``decoder``: the text tower without its
+#: head; ``vision``: vision tower and projector; ``model``: a whole prefill.
+Phase = Literal["products", "decoder", "vision", "model"]
+_MATRICES = ("attention_projections", "ffn")
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One measured phase: ``flops`` of a prefill or ``read_bytes`` of a decode step (the other is 0), and its time."""
+    """One measured phase of a prefill, in milliseconds."""
 
-    flops: float
-    read_bytes: float
+    cost: Cost
+    phase: Phase
     ms: float
+
+
+def predicted_ms(of: Cost, phase: Phase, hardware: Hardware) -> float:
+    """What the roofline says of a phase under transformers."""
+    runs = engine("hf")
+    machine = Machine(hardware, runs)
+    rule = CONVENTIONS[of.convention]
+    vision, decoder = machine.prefill(of.spec, of.workload, of.cells, rule, of.prefill, of.generic)
+    if phase == "vision":
+        return float(machine.ms(vision))
+    if phase == "products":
+        return float(sum(decoder.ms_by_class[name] for name in _MATRICES))
+    if phase == "model":
+        return float(machine.ms(vision) + machine.ms(decoder))
+    layers = {name: ms for name, ms in decoder.ms_by_class.items() if name != "lm_head"}
+    return float(machine.ms(decoder._replace(ms_by_class=layers)))
+
+
+def row_timings(spec: ModelSpec, bits: int, found: Iterable[tuple[int, float, float]]) -> list[Timing]:
+    """Timings of text-only prompts: rows, milliseconds of the matrix products and of the whole decoder.
+
+    Args:
+        bits: of a weight.
+    """
+    timings = []
+    for rows, products_ms, decoder_ms in found:
+        prompt = Workload(visual_tokens=0, text_tokens=rows, system_tokens=0, weight_bits=bits, kv_bits=bits)
+        of = cost(spec, prompt, dense(spec.layers), "causal")
+        timings += [Timing(of, "products", products_ms), Timing(of, "decoder", decoder_ms)]
+    return timings
+
+
+class _Found(NamedTuple):
+    """Milliseconds per FLOP and byte, in which times are nearly linear; overheads in microseconds."""
+
+    matmul_flop: float
+    attention_flop: float
+    byte: float
+    elementwise_byte: float
+    layer_us: float
+    tower_layer_us: float
+    overlap: float = 0.0
 
 
 def fit(
     timings: Sequence[Timing],
     *,
-    layers: int,
     name: str,
     dtype: str,
     memory_gb: float,
     source: str,
+    asynchronous: bool,
     known: Hardware | None = None,
 ) -> Hardware:
     """A hardware row under which the roofline gives the measured times, as nearly as it can.
 
     Args:
-        timings: prefills and decode steps.
-        layers: decoder layers of the model that was measured.
-        known: a row with the device's data-sheet peaks; efficiencies are then shares of them, else the reached figures
+        timings: of at least two numbers of rows, and matrix products alone among them: without these, reading weights
+            and overhead cannot be told apart.
+        asynchronous: the device works while the host prepares (a GPU); on a CPU one follows the other, and so do
+            computing and reading.
+        known: a row with the device's data-sheet peaks; constants are then shares of them, else the reached figures
             become the peaks.
 
     Raises:
-        InputError: the measurements contradict the model (no part of them grows with FLOPs, or with bytes).
+        InputError: the measured times do not grow with the work.
     """
-    from scipy.optimize import nnls
+    from scipy.optimize import least_squares
 
-    table = np.array([[t.flops / t.ms, t.read_bytes / t.ms, layers / t.ms] for t in timings])
-    scale = np.abs(table).max(axis=0)
-    (per_flop, per_byte, overhead_ms), _ = nnls(table / scale, np.ones(len(timings)))
-    if per_flop == 0 or per_byte == 0:
+    products = [timing for timing in timings if timing.phase == "products"]
+    if len({timing.cost.prefill_flops for timing in products}) < 2 or not _grows(products):
         raise InputError(
             "the measured times do not grow with the work, so no hardware row can be fitted",
             "Measure a larger model or prompt, with more --rounds, on an idle machine",
         )
-    tflops, gbs = scale[0] / per_flop / 1e9, scale[1] / per_byte / 1e6
-    peak = max(known.peak_tflops, tflops) if known else tflops
-    bandwidth = max(known.bandwidth_gbs, gbs) if known else gbs
-    reached = min(1.0, tflops / peak)
+    guess = _guess(timings)
+
+    def row_of(multiples: Sequence[float]) -> Hardware:
+        found = _Found(*(one * value for one, value in zip(multiples, guess, strict=False)))
+        return _row(found, name, dtype, memory_gb, source, asynchronous, known)
+
+    def errors(multiples: Sequence[float]) -> list[float]:
+        row = row_of(multiples)
+        return [predicted_ms(timing.cost, timing.phase, row) / timing.ms - 1 for timing in timings]
+
+    count = len(guess) if asynchronous else len(guess) - 1
+    low = [1e-3, 1e-3, 1e-3, 1e-3, 0.0, 0.0, 0.0][:count]
+    high = [1e3, 1e3, 1e3, 1e3, 1e6, 1e6, 1.0][:count]
+    best = least_squares(errors, [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5][:count], bounds=(low, high), x_scale="jac")
+    return row_of(best.x)
+
+
+def _grows(timings: Sequence[Timing]) -> bool:
+    ordered = sorted(timings, key=lambda timing: timing.cost.prefill_flops)
+    return ordered[-1].ms > ordered[0].ms
+
+
+def _guess(timings: Sequence[Timing]) -> _Found:
+    """Magnitudes, from which the search takes multiples."""
+    ms_per_flop = min(timing.ms / timing.cost.prefill_flops for timing in timings)
+    shortest = min(timing.ms for timing in timings)
+    layer_us = 1000 * shortest / timings[0].cost.spec.layers
+    return _Found(ms_per_flop, 2 * ms_per_flop, 20 * ms_per_flop, 20 * ms_per_flop, layer_us, layer_us, 1.0)
+
+
+def _row(
+    found: _Found,
+    name: str,
+    dtype: str,
+    memory_gb: float,
+    source: str,
+    asynchronous: bool,
+    known: Hardware | None,
+) -> Hardware:
+    matmul, attention, gbs = 1e-9 / found.matmul_flop, 1e-9 / found.attention_flop, 1e-6 / found.byte
+    elementwise = 1e-6 / found.elementwise_byte
+    peak = max(known.peak_tflops, matmul) if known else matmul
+    bandwidth = max(known.bandwidth_gbs if known else 0.0, gbs, elementwise)
     return Hardware(
         name=name,
-        peak_tflops=float(peak),
-        bandwidth_gbs=float(bandwidth),
+        peak_tflops=peak,
+        bandwidth_gbs=bandwidth,
         memory_gb=memory_gb,
         dtype=dtype,
         source=source,
-        efficiency=Efficiency(matmul=reached, attention=reached, memory=min(1.0, float(gbs / bandwidth))),
-        overhead_us=float(1000 * overhead_ms / scale[2]),
+        measured=Constants(
+            matmul=_share(matmul, peak),
+            attention=_share(attention, peak),
+            memory=_share(gbs, bandwidth),
+            elementwise=_share(elementwise, bandwidth),
+            overlap=found.overlap,
+            layer_us=found.layer_us,
+            tower_layer_us=found.tower_layer_us,
+            asynchronous=asynchronous,
+        ),
     )
+
+
+def _share(reached: float, peak: float) -> float:
+    return min(1.0, max(1e-6, reached / peak))

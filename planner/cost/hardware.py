@@ -1,4 +1,4 @@
-"""Hardware rows: dense peaks, bandwidth and memory, each with its source, and how much of them is reached.
+"""Hardware rows: dense peaks, bandwidth and memory, each with its source; and what was measured on a device.
 
 Two traps of published tables: peaks with structured sparsity (twice the dense one), and gigabytes of 1024^3. Here
 peaks are dense, and a gigabyte is 1e9 bytes.
@@ -16,27 +16,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner import extensions
+from planner.cost.constants import Constants
 from planner.errors import ExtensionError, InputError, PlannerError
 from planner.files import is_file, parse_json, read_text
-
-# Not just above 0: products of such numbers vanish, and times are quotients.
-Reached = Annotated[float, Field(ge=1e-6, le=1)]
-
-
-class Efficiency(BaseModel):
-    """Share of a peak that is reached; `plan bench` fits them to a device.
-
-    Attributes:
-        matmul: of the FLOP peak, by projections and feed-forward (one large matrix product reaches 75 to 85 %).
-        attention: of the FLOP peak, by attention kernels.
-        memory: of the bandwidth.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    matmul: Reached = 0.75
-    attention: Reached = 0.5
-    memory: Reached = 0.8
 
 
 class Hardware(BaseModel):
@@ -49,9 +31,7 @@ class Hardware(BaseModel):
         memory_gb: memory, 1e9 bytes.
         dtype: of the peak.
         source: where the numbers are from.
-        efficiency: what is reached of them.
-        overhead_us: time per decoder layer that neither FLOPs nor bytes explain (kernel launches); fitted, 0 by
-            default.
+        measured: what `plan bench --fit-hardware` found on the device; it takes the place of an engine's constants.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -62,8 +42,7 @@ class Hardware(BaseModel):
     memory_gb: Annotated[float, Field(ge=1e-6, lt=1e6)]
     dtype: str = "bfloat16"
     source: str
-    efficiency: Efficiency = Efficiency()
-    overhead_us: Annotated[float, Field(ge=0, lt=1e9)] = 0.0
+    measured: Constants | None = None
 
     @property
     def doubts(self) -> tuple[str, ...]:

@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.cost.conventions import convention
-from planner.cost.flops import Cell, _vision, cache_elements, cells_of, cost, decode_step_macs, decoder_macs
+from planner.cost.engine import engine
+from planner.cost.flops import _vision, cache_elements, cells_of, cost, decode_step_macs, decoder_macs
 from planner.cost.hardware import Hardware
-from planner.cost.roofline import CLASSES, latency, roofline, weight_bytes
+from planner.cost.roofline import Machine, latency
+from planner.cost.staircase import Segment
 from planner.cost.sweep_layout import Array, SweepLayout
 from planner.errors import InputError
 from planner.schedule import Schedule, Stage, dense
@@ -216,37 +218,24 @@ class _Fast:
         columns = tuple(np.broadcast_to(np.asarray(value, self.kind), count) for value in figures)
         if self.hardware is None:
             return columns
-        times = self._times(cells, self.hardware, prefill, step, cache)
+        times = self._times(segments, self.hardware, prefill)
         return (*columns, *(np.broadcast_to(np.asarray(time, float), count) for time in times))
 
-    def _times(
-        self, cells: tuple[Cell, ...], hardware: Hardware, prefill: dict[str, Any], first: dict[str, Any], cache: Any
-    ) -> tuple[Any, Any]:
+    def _times(self, segments: tuple[Segment, ...], hardware: Hardware, prefill: dict[str, Any]) -> tuple[Any, Any]:
         """Prefill and decode time, as `latency` estimates them."""
-        spec, workload = self.spec, self.workload
-        weights = weight_bytes(spec, workload, workload.batch * workload.prompt_tokens)
-        work = {name: (prefill[name], weights.get(name, 0)) for name in CLASSES}
-        work["attention_scores"] = (prefill["attention_scores"], cache)
-        overhead_ms = spec.layers * hardware.overhead_us / 1000
-        prefill_ms = sum(roofline(_floats(work), hardware).values()) + overhead_ms
-        middle = (workload.output_tokens - 1) // 2
-        later = decode_step_macs(spec, cells, middle)
-        weights = weight_bytes(spec, workload, workload.batch)
-        flops = 2 * workload.batch
-        steps = {
-            name: (flops * first.get(name, 0), weights.get(name, 0))
-            for name in CLASSES
-            if name not in ("vision", "projector")
-        }
-        added = sum(later.values()) - sum(first.values())
-        bits = cache_elements(spec, cells, middle) * workload.batch * workload.kv_bits
-        steps["attention_scores"] = (flops * (first["attention_scores"] + added), (bits + 7) // 8)
-        return prefill_ms, sum(roofline(_floats(steps), hardware).values()) + overhead_ms
+        runs, workload = engine("hf"), self.workload
+        spec, machine = runs.executed(self.spec), Machine(hardware, runs)
+        # Times are not exact anyway, and floats are faster than Python's own integers in arrays.
+        cells = cells_of(spec, tuple(_floats(part) for part in segments))
+        vision, decoder = machine.prefill(spec, workload, cells, self.rule, prefill)
+        step = machine.decode(spec, workload, cells, (workload.output_tokens - 1) // 2)
+        return machine.ms(vision) + machine.ms(decoder), machine.ms(step)
 
 
-def _floats(work: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    """Python's integers in arrays as floats: times are not exact anyway."""
-    return {
-        name: tuple(value.astype(float) if isinstance(value, np.ndarray) else value for value in pair)  # type: ignore[misc]
-        for name, pair in work.items()
-    }
+def _floats(segment: Segment) -> Segment:
+    """The same rows and layers, their arrays as floats."""
+    values: dict[str, Any] = segment._asdict() | {"scorings": ()}
+    for name, value in values.items():
+        if isinstance(value, np.ndarray) and value.dtype != bool:
+            values[name] = value.astype(float)
+    return Segment(**values)

@@ -240,4 +240,5 @@ def _feed_forward(config: Config, data: Mapping[str, Any], sparse: bool) -> Feed
         expert_macs=matrices * hidden * width,
         experts=count,
         experts_run=count if experts.get("runs_all") else per_token,
+        routed=per_token if experts.get("runs_all") else 0,
     )

@@ -77,12 +77,15 @@ class FeedForward:
         expert_macs: one routed expert, per token.
         experts: routed experts stored.
         experts_run: routed experts executed per token. Llama 4's implementation runs all of them.
+        routed: experts that the router picks per token where transformers runs more, 0 elsewhere. Serving engines run
+            these alone; the computation that `ModelSpec.digest` stands for does not depend on it.
     """
 
     dense_macs: int
     expert_macs: int = 0
     experts: int = 0
     experts_run: int = 0
+    routed: int = 0
 
     @property
     def macs(self) -> int:
@@ -284,9 +287,12 @@ class ModelSpec:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the facts the computation depends on: the same for every spelling of a configuration."""
+        decoder = dataclasses.asdict(self.decoder)
+        for layer in decoder["layers"]:
+            del layer["ffn"]["routed"]
         facts = {
             "family": self.family,
-            "decoder": dataclasses.asdict(self.decoder),
+            "decoder": decoder,
             "vision": dataclasses.asdict(self.vision) if self.vision else None,
             "projector": dataclasses.asdict(self.projector) if self.projector else None,
             "image_token_id": self.image_token_id,

@@ -65,12 +65,18 @@ def test_run_answers_and_draws(calibrated: Path, tmp_path: Path) -> None:
 
 
 def test_bench_measures_beside_predictions(calibrated: Path, tmp_path: Path) -> None:
-    done = plan("bench", calibrated / "plan.json", "--rounds", 2, "--new-tokens", 2, "--format", "json", cwd=tmp_path)
+    arguments = ("bench", calibrated / "plan.json", "--rounds", 2, "--new-tokens", 2)
+    done = plan(*arguments, "--fit-hardware", "mine", "--format", "json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    measured = found["measured"]
+    measured, predicted = found["measured"], found["predicted_ratio"]
     ratio = measured["planned"]["kv_cache_bytes"] / measured["dense"]["kv_cache_bytes"]
-    assert ratio == found["predicted_ratio"]["KV cache bytes"]
+    assert ratio == predicted["flops"]["KV cache bytes"]
+    assert predicted["flops"]["prefill ms"] < predicted["flops_and_bytes"]["prefill ms"] < 1
+    assert measured["dense"]["peak_memory_bytes"] is None or measured["dense"]["peak_memory_bytes"] > 100_000
+    assert json.loads((tmp_path / "mine.json").read_text()) == found["hardware"]
+    again = plan(*arguments, "--hardware", "mine.json", cwd=tmp_path)
+    assert again.returncode == 0 and "by FLOPs and bytes" in again.stdout
 
 
 def test_export_and_validate(calibrated: Path, tmp_path: Path) -> None:

@@ -9,18 +9,16 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from planner.errors import InputError
 from planner.runtime.attach import attach
-from planner.runtime.model.adapters import find_parts
+from planner.runtime.bench.clock import now, tower_clock
+from planner.runtime.bench.memory import peak_bytes
 from planner.runtime.report import Report
 from planner.schedule import Schedule
 
@@ -119,16 +117,20 @@ def bench(
 
     dense, planned = _Run(), _Run()
     report: Report | None = None
-    for number in range(warmup + rounds):
+    ids = inputs["input_ids"]
+    device = ids.device
+    # The last round is for memory: giving free memory back before it would cost a timed round page faults.
+    for number in range(warmup + rounds + 1):
         for run, plan in ((dense, None), (planned, schedule)):
             context = nullcontext() if plan is None else attach(model, plan, seed=seed, image_cache=image_cache)
             with context as handle, torch.inference_mode():
+                if number == warmup + rounds:
+                    run.peak_bytes = peak_bytes(device, lambda: _generate(model, inputs, new_tokens))
+                    continue
                 found = _measure(model, inputs, new_tokens)
                 report = handle.report if handle is not None else report
             if number >= warmup:
                 run.add(found)
-    ids = inputs["input_ids"]
-    device = ids.device
     return BenchResult(
         dense=dense.median(),
         planned=planned.median(),
@@ -155,19 +157,19 @@ def kv_cache_bytes(cache: Any) -> int:
 class _Run:
     """Rounds of one side."""
 
-    rounds: list[tuple[float, float, float, int | None, int]] = field(default_factory=list)
+    rounds: list[tuple[float, float, float, int]] = field(default_factory=list)
+    peak_bytes: int | None = None
 
-    def add(self, found: tuple[float, float, float, int | None, int]) -> None:
+    def add(self, found: tuple[float, float, float, int]) -> None:
         self.rounds.append(found)
 
     def median(self) -> Measurement:
-        prefill, decoder, decode, peak, kept = zip(*self.rounds, strict=True)
-        peaks = [value for value in peak if value is not None]
+        prefill, decoder, decode, kept = zip(*self.rounds, strict=True)
         return Measurement(
             prefill_ms=statistics.median(prefill),
             decoder_prefill_ms=statistics.median(decoder),
             decode_ms=statistics.median(decode),
-            peak_memory_bytes=max(peaks) if peaks else None,
+            peak_memory_bytes=self.peak_bytes,
             kv_cache_bytes=kept[-1],
             prefill_rounds_ms=tuple(prefill),
         )
@@ -186,81 +188,22 @@ class _Clock:
         """Nothing is left to note."""
 
 
-def _measure(model: Any, inputs: dict[str, Any], new_tokens: int) -> tuple[float, float, float, int | None, int]:
+def _measure(model: Any, inputs: dict[str, Any], new_tokens: int) -> tuple[float, float, float, int]:
     device = inputs["input_ids"].device
     gc.collect()
-    with _PeakMemory(device) as memory:
-        with tower_clock(model, device) as spans:
-            start = _now(device)
-            output = model(**inputs, use_cache=True, logits_to_keep=1)
-            prefill = _now(device) - start
-        held = kv_cache_bytes(output.past_key_values)
-        del output
-        clock = _Clock()
-        model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, streamer=clock)
+    with tower_clock(model, device) as spans:
+        start = now(device)
+        output = model(**inputs, use_cache=True, logits_to_keep=1)
+        prefill = now(device) - start
+    held = kv_cache_bytes(output.past_key_values)
+    del output
+    clock = _Clock()
+    _generate(model, inputs, new_tokens, streamer=clock)
     # The streamer sees the prompt first, then each token.
     tokens = clock.times[-new_tokens:]
     decode = (tokens[-1] - tokens[0]) / (new_tokens - 1)
-    return prefill * 1e3, spans[0] * 1e3, decode * 1e3, memory.bytes, held
+    return prefill * 1e3, spans[0] * 1e3, decode * 1e3, held
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-@contextmanager
-def tower_clock(model: Any, device: torch.device, now: Callable[[], float] | None = None) -> Iterator[list[float]]:
-    """Seconds of each forward of the text tower, the plan's work on the way in and out included.
-
-    `now` is another clock than wall time, such as `time.process_time` on a shared machine.
-    """
-    clock = now or (lambda: _now(device))
-    tower = find_parts(model).tower
-    spans: list[float] = []
-    started: list[float] = []
-
-    def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
-        started.append(clock())
-
-    def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        spans.append(clock() - started.pop())
-
-    with ExitStack() as stack:
-        for hook in (tower.register_forward_pre_hook(enter, prepend=True), tower.register_forward_hook(leave)):
-            stack.callback(hook.remove)
-        yield spans
-
-
-class _PeakMemory:
-    """Most memory held in a block beyond what was held at its start: allocated on a GPU, else resident (Linux)."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.bytes: int | None = None
-
-    def __enter__(self) -> _PeakMemory:
-        self.before: int | None = None
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
-        else:
-            try:
-                Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-                self.before = _status("VmRSS")
-            except OSError:
-                self.before = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.before is not None:
-            peak = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else _status("VmHWM")
-            self.bytes = max(peak - self.before, 0)
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {name} in /proc/self/status")
+def _generate(model: Any, inputs: dict[str, Any], new_tokens: int, **options: Any) -> None:
+    model.generate(**inputs, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, **options)

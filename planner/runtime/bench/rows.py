@@ -1,0 +1,85 @@
+"""Dense times at several numbers of rows: what a device's constants are fitted to (`planner.cost.fit`)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from planner.runtime.bench.clock import Clock, now, tower_clock
+from planner.runtime.model.adapters import Parts, find_parts
+
+
+@dataclass(frozen=True)
+class RowTimes:
+    """Times of a text-only prompt, medians over the rounds.
+
+    Attributes:
+        rows: its length.
+        products_ms: the matrix products of all decoder layers and nothing else.
+        decoder_ms: the text tower.
+    """
+
+    rows: int
+    products_ms: float
+    decoder_ms: float
+
+
+def row_times(model: Any, rows: Sequence[int], text_id: int, rounds: int, read: Clock | None = None) -> list[RowTimes]:
+    """Measure a model dense, without an image.
+
+    Args:
+        rows: prompt lengths.
+        text_id: an ordinary text token.
+        rounds: measured rounds after one that is not counted; each goes through all lengths.
+        read: another clock than wall time, such as `time.process_time` on a shared machine.
+    """
+    parts = find_parts(model)
+    device = model.device
+    clock = read or (lambda: now(device))
+    products: dict[int, list[float]] = {count: [] for count in rows}
+    decoder: dict[int, list[float]] = {count: [] for count in rows}
+    with torch.inference_mode():
+        for number in range(1 + rounds):
+            for count in rows:
+                multiply = _products(parts, count)
+                started = clock()
+                multiply()
+                spent = clock() - started
+                ids = torch.full((1, count), text_id, device=device)
+                with tower_clock(model, device, clock) as spans:
+                    model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1)
+                if number:
+                    products[count].append(spent)
+                    decoder[count].append(spans[0])
+    return [
+        RowTimes(count, 1e3 * statistics.median(products[count]), 1e3 * statistics.median(decoder[count]))
+        for count in rows
+    ]
+
+
+def product_elements(model: Any) -> int:
+    """Weights in the matrix products that `row_times` runs."""
+    return sum(module.weight.numel() for layer in find_parts(model).layers for module in _linear(layer))
+
+
+def _linear(layer: nn.Module) -> list[nn.Linear]:
+    return [module for module in layer.modules() if isinstance(module, nn.Linear)]
+
+
+def _products(parts: Parts, count: int) -> Callable[[], None]:
+    modules = [module for layer in parts.layers for module in _linear(layer)]
+    inputs = {
+        module.in_features: torch.randn(1, count, module.in_features, device=module.weight.device).to(module.weight)
+        for module in modules
+    }
+
+    def multiply() -> None:
+        for module in modules:
+            module(inputs[module.in_features])
+
+    return multiply
