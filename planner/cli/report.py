@@ -74,7 +74,26 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
 )
 @click.option("--hardware", "device", help="Add roofline latency for a device (plan ls hardware) or a JSON file.")
 @click.option(
+    "--engine",
+    type=click.Choice(["hf", "vllm", "ideal"]),
+    help="What runs the model, for --hardware: transformers, a serving engine, or good kernels without overhead. "
+    "[default: the row's, which is hf]",
+)
+@click.option("--tp", type=click.IntRange(1, 1024), default=1, show_default=True, help="Devices that cut every matrix.")
+@click.option(
+    "--pp", type=click.IntRange(1, 1024), default=1, show_default=True, help="Devices that take turns by layer."
+)
+@click.option(
+    "--ep", type=click.IntRange(1, 1024), default=1, show_default=True, help="Devices that share the experts."
+)
+@click.option(
     "--sweep", "swept", metavar="NAME:key=a..b,...", help="Cost every combination of a policy's parameters, as CSV."
+)
+@click.option(
+    "--published-latency",
+    "published_latency",
+    is_flag=True,
+    help="Estimate published measurements of latency, as Markdown; takes no TARGET.",
 )
 @click.option(
     "--published", is_flag=True, help="Recompute the papers' published figures, as Markdown; takes no TARGET."
@@ -104,6 +123,11 @@ def command(
     swept: str | None,
     checked: str | None,
     published: bool,
+    published_latency: bool,
+    engine: Any,
+    tp: int,
+    pp: int,
+    ep: int,
     head: Any,
     alone: Any,
     fmt: str,
@@ -120,6 +144,11 @@ def command(
 
         _write(markdown(), output)
         return
+    if published_latency:
+        from planner.report.published_latency import markdown as page
+
+        _write(page(), output)
+        return
     if checked is not None:
         _refuse_beside_check(click.get_current_context(), fmt)
         from planner.cli.checking import check_model
@@ -135,7 +164,7 @@ def command(
 
     given = {name: value for name, value in sizes.items() if value is not None and value is not False}
     parsed = [(text, parse(text)) for text in policies]
-    row = _hardware(device)
+    row = _hardware(device, engine, {"tp": tp, "pp": pp, "ep": ep})
     reports, sheets = [], []
     for text in targets:
         target = read_target(text)
@@ -169,15 +198,19 @@ def _refuse_beside_check(ctx: click.Context, fmt: str) -> None:
         raise click.UsageError("--check prints table, md or json")
 
 
-def _hardware(device: str | None) -> Any:
+def _hardware(device: str | None, engine: Any, shares: dict[str, int]) -> Any:
     if device is None:
         return None
     from planner.cost.hardware import hardware
+    from planner.cost.parallel import Parallel
 
     row = hardware(device)
     for doubt in row.doubts:
         click.echo(f"Warning: {doubt}", err=True)
-    return row
+    changed: dict[str, Any] = {} if engine is None else {"engine": engine}
+    if max(shares.values()) > 1:
+        changed["parallel"] = Parallel(**shares)
+    return row.model_copy(update=changed)
 
 
 def _write(text: str, output: Path | None) -> None:

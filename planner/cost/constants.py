@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 # Not just above 0: products of such numbers vanish, and times are quotients.
 Reached = Annotated[float, Field(ge=1e-6, le=1)]
 Microseconds = Annotated[float, Field(ge=0, lt=1e9)]
+EngineName = Literal["hf", "vllm", "ideal"]
 
 
 class Constants(BaseModel):
@@ -25,8 +26,6 @@ class Constants(BaseModel):
             reads as many weights as one of many, reaches less of the FLOP peak.
         layer_us, tower_layer_us: overhead of a layer of the decoder and of the vision tower (launches, Python).
         step_us: overhead of a forward pass.
-        asynchronous: the overhead passes on the host while the device works, as on a GPU, so that the longer of the
-            two counts; on a CPU they add.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -39,4 +38,3 @@ class Constants(BaseModel):
     layer_us: Microseconds = 0.0
     tower_layer_us: Microseconds = 0.0
     step_us: Microseconds = 0.0
-    asynchronous: bool = True

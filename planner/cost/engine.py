@@ -11,15 +11,13 @@ import json
 import math
 from dataclasses import replace
 from importlib import resources
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from planner.cost.constants import Constants
-from planner.cost.hardware import Hardware
+from planner.cost.constants import Constants, EngineName
 from planner.spec.facts import Attention, LayerSpec, ModelSpec, Tower
 
-EngineName = Literal["hf", "vllm", "ideal"]
+#: Names of the presets.
 ENGINES: tuple[EngineName, ...] = ("hf", "vllm", "ideal")
 
 
@@ -41,10 +39,6 @@ class Engine(BaseModel):
     constants: Constants
     sources: dict[str, str]
     serving: bool
-
-    def reached(self, hardware: Hardware) -> Constants:
-        """What is reached of a device: as measured on it, else as usual with this engine."""
-        return hardware.measured or self.constants
 
     def executed(self, spec: ModelSpec) -> ModelSpec:
         """The model as this engine executes it."""

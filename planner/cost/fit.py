@@ -12,10 +12,9 @@ from typing import Literal, NamedTuple
 
 from planner.cost.constants import Constants
 from planner.cost.conventions import CONVENTIONS
-from planner.cost.engine import engine
 from planner.cost.flops import Cost, cost
 from planner.cost.hardware import Hardware
-from planner.cost.roofline import Machine
+from planner.cost.machine import Machine
 from planner.errors import InputError
 from planner.schedule import dense
 from planner.spec.facts import ModelSpec
@@ -37,9 +36,8 @@ class Timing:
 
 
 def predicted_ms(of: Cost, phase: Phase, hardware: Hardware) -> float:
-    """What the roofline says of a phase under transformers."""
-    runs = engine("hf")
-    machine = Machine(hardware, runs)
+    """What the roofline says of a phase; the engine is transformers."""
+    machine = Machine(hardware)
     rule = CONVENTIONS[of.convention]
     vision, decoder = machine.prefill(of.spec, of.workload, of.cells, rule, of.prefill, of.generic)
     if phase == "vision":
@@ -158,6 +156,7 @@ def _row(
         bandwidth_gbs=bandwidth,
         memory_gb=memory_gb,
         dtype=dtype,
+        asynchronous=asynchronous,
         source=source,
         measured=Constants(
             matmul=_share(matmul, peak),
@@ -167,7 +166,6 @@ def _row(
             overlap=found.overlap,
             layer_us=found.layer_us,
             tower_layer_us=found.tower_layer_us,
-            asynchronous=asynchronous,
         ),
     )
 

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner import extensions
-from planner.cost.constants import Constants
+from planner.cost.constants import Constants, EngineName
+from planner.cost.parallel import Parallel
 from planner.errors import ExtensionError, InputError, PlannerError
 from planner.files import is_file, parse_json, read_text
 
@@ -30,8 +31,13 @@ class Hardware(BaseModel):
         bandwidth_gbs: memory bandwidth, 1e9 bytes a second.
         memory_gb: memory, 1e9 bytes.
         dtype: of the peak.
+        link_gbs: bandwidth to another such device, one direction, 1e9 bytes a second; 0 where none is known.
+        asynchronous: the device works while the host prepares, as a GPU does, so that the longer of the two counts; on
+            a CPU one follows the other.
         source: where the numbers are from.
-        measured: what `plan bench --fit-hardware` found on the device; it takes the place of an engine's constants.
+        engine: what runs the model on it (`planner.cost.engine`).
+        parallel: how many of it share a model.
+        measured: what `plan bench --fit-hardware` found on the device; it takes the place of the engine's constants.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -40,8 +46,12 @@ class Hardware(BaseModel):
     peak_tflops: Annotated[float, Field(ge=1e-6, lt=1e6)]
     bandwidth_gbs: Annotated[float, Field(ge=1e-6, lt=1e6)]
     memory_gb: Annotated[float, Field(ge=1e-6, lt=1e6)]
+    link_gbs: Annotated[float, Field(ge=0, lt=1e6)] = 0.0
     dtype: str = "bfloat16"
+    asynchronous: bool = True
     source: str
+    engine: EngineName = "hf"
+    parallel: Parallel = Parallel()
     measured: Constants | None = None
 
     @property

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.cost.conventions import convention
-from planner.cost.engine import engine
 from planner.cost.flops import _vision, cache_elements, cells_of, cost, decode_step_macs, decoder_macs
 from planner.cost.hardware import Hardware
-from planner.cost.roofline import Machine, latency
+from planner.cost.machine import Machine
+from planner.cost.roofline import latency
 from planner.cost.staircase import Segment
 from planner.cost.sweep_layout import Array, SweepLayout
 from planner.errors import InputError
@@ -223,8 +223,8 @@ class _Fast:
 
     def _times(self, segments: tuple[Segment, ...], hardware: Hardware, prefill: dict[str, Any]) -> tuple[Any, Any]:
         """Prefill and decode time, as `latency` estimates them."""
-        runs, workload = engine("hf"), self.workload
-        spec, machine = runs.executed(self.spec), Machine(hardware, runs)
+        workload, machine = self.workload, Machine(hardware)
+        spec = machine.engine.executed(self.spec)
         # Times are not exact anyway, and floats are faster than Python's own integers in arrays.
         cells = cells_of(spec, tuple(_floats(part) for part in segments))
         vision, decoder = machine.prefill(spec, workload, cells, self.rule, prefill)

@@ -82,13 +82,20 @@ def _estimate(found: Cost, hardware: Any) -> dict[str, Any]:
     time = latency(found, hardware)
     return {
         "hardware": time.hardware,
+        "devices": hardware.parallel.devices,
+        "engine": time.engine,
+        "vision_ms": time.vision_ms,
         "time_to_first_token_ms": time.prefill_ms,
         "per_token_ms": time.decode_ms,
         "total_ms": time.total_ms,
         "prefill_bound": time.prefill_bound,
         "decode_bound": time.decode_bound,
-        "memory_bytes": time.memory_bytes,
-        "fits": time.fits,
+        "memory_bytes": time.memory.total,
+        "weights_bytes": time.memory.weights,
+        "activation_bytes": time.memory.activations,
+        "available_bytes": time.memory.available,
+        "fits": time.memory.fits,
+        "largest_batch": time.memory.largest_batch,
     }
 
 
@@ -141,11 +148,12 @@ def _columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for row in found["rows"]
     ]
     if "latency_estimate" in found["rows"][0]:
-        headers += ["first token ms (est.)", "ms/token (est.)", "bound by"]
+        headers += ["first token ms (est.)", "ms/token (est.)", "bound by", "memory GB", "fits"]
         for row, cell in zip(found["rows"], cells, strict=True):
             time = row["latency_estimate"]
             bounds = f"{time['prefill_bound']}, {time['decode_bound']}"
             cell += [f"{time['time_to_first_token_ms']:.2f}", f"{time['per_token_ms']:.2f}", bounds]
+            cell += [f"{time['memory_bytes'] / 1e9:.1f} of {time['available_bytes'] / 1e9:g}", _fits(time)]
     return headers, cells
 
 
@@ -184,10 +192,26 @@ def _text(found: dict[str, Any], fmt: str) -> str:
         align = ["left", *["right"] * (len(headers) - 1)]
         parts.append(tabulate(cells, headers, tablefmt=style, disable_numparse=True, colalign=align))
     if "latency_estimate" in found["rows"][0]:
-        parts.append(
-            f"Times are roofline estimates for {found['rows'][0]['latency_estimate']['hardware']}, not measurements."
-        )
+        parts.append(_assumed(found))
     return "\n\n".join(parts)
+
+
+def _fits(time: dict[str, Any]) -> str:
+    """Whether the request fits, and at which batch."""
+    if time["fits"]:
+        return f"up to batch {time['largest_batch']:,}"
+    most = time["largest_batch"]
+    return f"does not fit; batch {most:,} does" if most else "does not fit"
+
+
+def _assumed(found: dict[str, Any]) -> str:
+    """What the estimates are of."""
+    time = found["rows"][0]["latency_estimate"]
+    devices = f"{time['devices']} x " if time["devices"] > 1 else ""
+    return (
+        f"Times are roofline estimates for {devices}{time['hardware']} and the engine {time['engine']}, not "
+        "measurements. Memory is each device's: weights, activations at their peak, KV cache at the end of the answer."
+    )
 
 
 def _csv(reports: Sequence[dict[str, Any]]) -> str:
@@ -217,5 +241,5 @@ def _html(reports: Sequence[dict[str, Any]]) -> str:
             {"model": found["model"], "title": _title(found), "tables": (_columns(found), _components(found))}
             for found in reports
         ],
-        estimated=any("latency_estimate" in found["rows"][0] for found in reports),
+        assumed=[_assumed(found) for found in reports if "latency_estimate" in found["rows"][0]],
     )

@@ -238,6 +238,22 @@ class ImageRule:
     longest_edge: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How a checkpoint stores its weights.
+
+    Attributes:
+        tied: the language-model head is the input embedding.
+        layer_bits: bits per weight of the decoder layers' matrices, scales included; 0: as all others. Tower,
+            projector, embedding and head are not quantised.
+        quantization: its method's name.
+    """
+
+    tied: bool = False
+    layer_bits: float = 0.0
+    quantization: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class ModelSpec:
     """Everything about a model that a cost or a schedule depends on. Two are the same computation if their `digest` is.
@@ -248,6 +264,7 @@ class ModelSpec:
         image_token_id: id of the placeholder token in a prompt, None for a text-only model.
         images: how pixels become tokens, None for a text-only model.
         name: as the user called it.
+        storage: how the weights are stored, which the computation does not depend on.
     """
 
     family: str
@@ -257,6 +274,7 @@ class ModelSpec:
     image_token_id: int | None = None
     images: ImageRule | None = None
     name: str = ""
+    storage: Storage = Storage()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:

@@ -15,7 +15,8 @@ from planner.errors import InputError
 from planner.files import is_file, is_folder, parse_json, read_text
 from planner.spec.config import Config, family, reader, role_of
 from planner.spec.decoder import read_decoder
-from planner.spec.facts import ImageRule, ModelSpec, Projector, Tower
+from planner.spec.facts import ImageRule, ModelSpec, Projector, Storage, Tower
+from planner.spec.storage import read_storage
 
 
 def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
@@ -123,7 +124,10 @@ def _from_values(values: Mapping[str, Any], name: str) -> ModelSpec:
         raise InputError("the configuration has no field 'model_type'", "Give the model's complete config.json")
     if role_of(model_type) == "decoder":
         return ModelSpec(
-            family=model_type, decoder=read_decoder(values, model_type, where="config"), name=name or model_type
+            family=model_type,
+            decoder=read_decoder(values, model_type, where="config"),
+            name=name or model_type,
+            storage=_storage(values, values, model_type),
         )
     data = family(model_type, "vlm")
     config = Config(values, model_type, data)
@@ -146,7 +150,16 @@ def _from_values(values: Mapping[str, Any], name: str) -> ModelSpec:
         image_token_id=config.size("image_token_id", "image_token_index", least=0),
         images=images,
         name=name or model_type,
+        storage=_storage(values, text, _type_of(text, data["text"])),
     )
+
+
+def _storage(values: Mapping[str, Any], text: Mapping[str, Any], text_type: str) -> Storage:
+    """How the weights are stored; not asked of a configuration whose facts are recorded, as a plan does not depend on
+    it."""
+    if isinstance(values, _Recorded):
+        return Storage()
+    return read_storage(values, text, family(text_type, "decoder").get("defaults", {}))
 
 
 def _block(values: Mapping[str, Any], name: str, model_type: str) -> Mapping[str, Any]:

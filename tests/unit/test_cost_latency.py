@@ -12,7 +12,7 @@ from planner.cost import cost, latency
 from planner.cost.constants import Constants
 from planner.cost.engine import ENGINES, absorbed, engine
 from planner.cost.hardware import Hardware, hardware, shipped_row, shipped_rows
-from planner.cost.memory import reached_experts, weights_stored
+from planner.cost.memory import reached_experts
 from planner.cost.vision import vision_flops
 from planner.errors import InputError
 from planner.policies import parse
@@ -26,11 +26,11 @@ PROMPT = Workload(visual_tokens=576, output_tokens=1)
 CONSTANTS = Constants(matmul=1, attention=1, memory=1, elementwise=1)
 
 
-def device(**constants: Any) -> Hardware:
+def device(asynchronous: bool = True, **constants: Any) -> Hardware:
     """A device that reaches its peaks, except as given."""
     return Hardware(
         name="ideal", peak_tflops=100, bandwidth_gbs=1000, memory_gb=80, source="a test",
-        measured=CONSTANTS.model_copy(update=constants),
+        asynchronous=asynchronous, measured=CONSTANTS.model_copy(update=constants),
     )  # fmt: skip
 
 
@@ -132,18 +132,11 @@ def test_overhead_counts_where_the_device_waits_for_it() -> None:
 
 
 def test_an_engine_s_constants_give_way_to_measured_ones() -> None:
-    row = shipped_row("h100-sxm")
     found = cost(SPEC, PROMPT, dense(32), "causal")
-    assert latency(found, row, engine("ideal")).prefill_ms < latency(found, row, engine("hf")).prefill_ms
-    same = {latency(found, IDEAL, engine(name)).prefill_ms for name in ENGINES}
+    times = [latency(found, shipped_row("h100-sxm").model_copy(update={"engine": name})).prefill_ms for name in ENGINES]
+    assert sorted(times, reverse=True) == times, "hf, vllm, ideal"
+    same = {latency(found, IDEAL.model_copy(update={"engine": name})).prefill_ms for name in ENGINES}
     assert len(same) == 1
-
-
-def test_memory() -> None:
-    time = estimate()
-    assert time.memory_bytes == sum(weights_stored(SPEC, PROMPT).values()) + 650 * 524_288
-    assert time.fits
-    assert not estimate(device=shipped_row("t4").model_copy(update={"memory_gb": 12})).fits
 
 
 def test_a_step_reads_the_experts_it_is_expected_to_reach() -> None:
@@ -168,7 +161,8 @@ def test_a_serving_engine_runs_routed_experts_only() -> None:
     assert routed.experts_run == 1
     assert engine("hf").executed(spec) is spec
     found = cost(spec, Workload(visual_tokens=64, batch=512), dense(spec.layers), "causal")
-    every, one = (latency(found, IDEAL, engine(name)).prefill_ms_by_class["ffn"] for name in ("hf", "vllm"))
+    vllm = IDEAL.model_copy(update={"engine": "vllm"})
+    every, one = (latency(found, row).prefill_ms_by_class["ffn"] for row in (IDEAL, vllm))
     assert one < every
 
 
@@ -186,7 +180,7 @@ def test_absorbed_latent_attention() -> None:
     assert found.projection_macs == layer.attention.projection_macs
     assert found.expand_macs == 0
     dense_layer = SPEC.decoder.layers[0]
-    assert absorbed(dense_layer) is dense_layer
+    assert absorbed(dense_layer) == dense_layer
 
 
 def test_a_serving_engine_lets_images_attend_alone() -> None:
@@ -199,7 +193,7 @@ def test_a_serving_engine_lets_images_attend_alone() -> None:
 
 
 def test_shipped_rows_state_a_source_and_raise_no_doubt() -> None:
-    assert len(shipped_rows()) == 12
+    assert len(shipped_rows()) == 24
     for name in shipped_rows():
         row = hardware(name)
         assert row.source and not row.doubts, name

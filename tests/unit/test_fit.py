@@ -18,12 +18,12 @@ ROWS = (8, 32, 128, 650)
 FITTED = {"name": "device", "dtype": "bfloat16", "memory_gb": 16.0, "source": "measured"}
 
 
-def device(**constants: float) -> Hardware:
+def device(asynchronous: bool = True, **constants: float) -> Hardware:
     """A device that overlaps half, waits 40 us a layer and 90 us a tower layer, except as given."""
     usual = {"matmul": 0.6, "attention": 0.3, "memory": 0.7, "overlap": 0.5, "layer_us": 40, "tower_layer_us": 90}
     return Hardware(
         name="device", peak_tflops=400, bandwidth_gbs=2000, memory_gb=16, source="a test",
-        measured=Constants(**{**usual, **constants}),
+        asynchronous=asynchronous, measured=Constants(**{**usual, **constants}),
     )  # fmt: skip
 
 
