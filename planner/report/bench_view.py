@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import TYPE_CHECKING
 
 from planner.cost import Cost
@@ -53,11 +54,10 @@ def render(result: BenchResult, costs: tuple[Cost, Cost], row: Hardware | None, 
     by_flops = predicted_by_flops(*costs)
     by_roofline = predicted_by_roofline(*costs, row) if row is not None else {}
     if fmt == "json":
-        from planner.document import canonical
-
         predicted = {"flops": by_flops, "flops_and_bytes": by_roofline}
         hardware = None if row is None else row.model_dump(mode="json")
-        return canonical({"measured": dataclasses.asdict(result), "predicted_ratio": predicted, "hardware": hardware})
+        found = {"measured": dataclasses.asdict(result), "predicted_ratio": predicted, "hardware": hardware}
+        return json.dumps(found, indent=2) + "\n"
     from tabulate import tabulate
 
     table = []
