@@ -46,8 +46,7 @@ def predicted_ms(of: Cost, phase: Phase, hardware: Hardware) -> float:
         return float(sum(decoder.ms_by_class[name] for name in _MATRICES))
     if phase == "model":
         return float(machine.ms(vision) + machine.ms(decoder))
-    layers = {name: ms for name, ms in decoder.ms_by_class.items() if name != "lm_head"}
-    return float(machine.ms(decoder._replace(ms_by_class=layers)))
+    return float(machine.ms(decoder.without("lm_head")))
 
 
 def row_timings(spec: ModelSpec, bits: int, found: Iterable[tuple[int, float, float]]) -> list[Timing]:

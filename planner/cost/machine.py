@@ -8,6 +8,7 @@ Numbers in, numbers out; arrays, with an entry per schedule, in, arrays out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from planner.cost import formulas
@@ -30,19 +31,48 @@ CLASSES = (
 )  # fmt: skip
 
 
-class Step(NamedTuple):
-    """A tower's pass, or the decoder's.
+class Part(NamedTuple):
+    """Equal layers, or something beside them: how often, and milliseconds of each class, computing and reading."""
 
-    Attributes:
-        ms_by_class: the device's time.
-        computing_ms, reading_ms: what it consists of; where they overlap their sum is more.
-        overhead_ms: the host's time.
-    """
-
+    times: Number
     ms_by_class: dict[str, Number]
     computing_ms: Number
     reading_ms: Number
+
+
+@dataclass(frozen=True)
+class Step:
+    """A tower's pass, or the decoder's.
+
+    Attributes:
+        parts: what the device does.
+        overhead_ms: the host's time.
+    """
+
+    parts: tuple[Part, ...]
     overhead_ms: Number
+
+    @property
+    def device_ms(self) -> Number:
+        """All parts."""
+        return sum(part.times * sum(part.ms_by_class.values()) for part in self.parts)
+
+    @property
+    def ms_by_class(self) -> dict[str, Number]:
+        """The device's time per class."""
+        found: dict[str, Number] = {}
+        for part in self.parts:
+            for name, ms in part.ms_by_class.items():
+                found[name] = found.get(name, 0.0) + part.times * ms
+        return found
+
+    def without(self, name: str) -> Step:
+        """The same step but for a class."""
+        parts = (
+            part._replace(ms_by_class={key: ms for key, ms in part.ms_by_class.items() if key != name})
+            for part in self.parts
+        )
+        return Step(tuple(parts), self.overhead_ms)
 
 
 class Machine:
@@ -96,8 +126,7 @@ class Machine:
             work.overhead_us = work.overhead_us + layers * (1 + twice) * constants.layer_us
         work.add("lm_head", counted["lm_head"], decoder.head_macs * workload.weight_bits / 8)
         work.add("selector", counted["selector"], 0)
-        rows = batch * workload.prompt_tokens
-        work.wait(self.parallel.hand_over_ms(rows * work.row_bytes, self.link_bytes_per_ms))
+        work.hand_over(batch * workload.prompt_tokens)
         work.overhead_us = work.overhead_us + constants.step_us
         return self._sight(spec, workload, counted), work.step()
 
@@ -126,24 +155,24 @@ class Machine:
             work.add_layers(layer, layers, macs, batch, formulas.cached_elements(layer, segment, decoder, ahead), 0)
             work.add("selector", layers * (2 * batch) * macs[3], 0)
         work.add("lm_head", 2 * batch * decoder.head_macs, decoder.head_macs * workload.weight_bits / 8)
-        work.wait(self.parallel.hand_over_ms(batch * work.row_bytes, self.link_bytes_per_ms))
+        work.hand_over(batch)
         work.overhead_us = self.constants.layer_us * spec.layers + self.constants.step_us
         return work.step()
 
     def ms(self, step: Step) -> Number:
         """Time of a step: the device's and the host's, side by side or one after the other."""
-        device = sum(step.ms_by_class.values())
+        device = step.device_ms
         if not self.asynchronous:
             return device + step.overhead_ms
         return device + step.overhead_ms - formulas.least(device, step.overhead_ms)
 
     def bound(self, *steps: Step) -> str:
         """What takes the larger part of the time."""
-        device = sum(sum(step.ms_by_class.values()) for step in steps)
-        if sum(step.overhead_ms for step in steps) > device:
+        if sum(step.overhead_ms for step in steps) > sum(step.device_ms for step in steps):
             return "overhead"
-        computing = sum(step.computing_ms for step in steps)
-        return "compute" if computing >= sum(step.reading_ms for step in steps) else "memory"
+        parts = [part for step in steps for part in step.parts]
+        computing = sum(part.times * part.computing_ms for part in parts)
+        return "compute" if computing >= sum(part.times * part.reading_ms for part in parts) else "memory"
 
 
 class _Work:
@@ -155,9 +184,7 @@ class _Work:
         self.value_size = workload.kv_bits / 8
         #: A row's hidden state.
         self.row_bytes = spec.hidden_size * self.value_size
-        self.ms_by_class: dict[str, Number] = {}
-        self.computing_ms: Number = 0.0
-        self.reading_ms: Number = 0.0
+        self.parts: list[Part] = []
         self.overhead_us: Number = 0.0
 
     def add_layers(
@@ -171,48 +198,60 @@ class _Work:
             cached: elements cached per request.
             twice: 1 where the weights are read a second time.
         """
-        attention, ffn, batch = layer.attention, layer.ffn, self.workload.batch
-        times = layers * (2 * batch)
+        machine, attention, ffn, batch = self.machine, layer.attention, layer.ffn, self.workload.batch
+        flops = [2 * batch * one for one in macs[:3]]
         projected = attention.projection_macs + twice * (attention.value_macs + attention.output_macs)
-        self.add("attention_projections", times * macs[0], layers * projected * self.layer_size)
-        self.add("attention_scores", times * macs[1], layers * cached * batch * self.value_size)
-        fed = layers * (1 + twice) * ffn.dense_macs * self.layer_size
+        work = [
+            ("attention_projections", flops[0], projected * self.layer_size, machine.parallel.tp),
+            ("attention_scores", flops[1], cached * (batch * self.value_size), machine.parallel.tp),
+        ]
+        fed = (1 + twice) * (ffn.dense_macs * self.layer_size)
+        waits: Number = 0.0
         if ffn.experts:
             routed = ffn.experts_run * ffn.expert_macs / ffn.macs
-            read = layers * reached_experts(ffn, rows) * ffn.expert_macs * self.layer_size
-            self.add("ffn", times * macs[2] * routed, read, self.machine.parallel.expert_shares)
-            self.add("ffn", times * macs[2] * (1 - routed), fed)
+            read = reached_experts(ffn, rows) * (ffn.expert_macs * self.layer_size)
+            work.append(("ffn", flops[2] * (1 - routed), fed, machine.parallel.tp))
+            work.append(("ffn", flops[2] * routed, read, machine.parallel.expert_shares))
         else:
-            self.add("ffn", times * macs[2], fed)
-        machine = self.machine
-        touched = layers * rows * _touched(layer, self.spec.hidden_size) * self.value_size
-        self.add("elementwise", 0.0, touched * machine.elementwise)
+            work.append(("ffn", flops[2], fed, machine.parallel.tp))
+        touched = rows * (_touched(layer, self.spec.hidden_size) * self.value_size * machine.elementwise)
+        work.append(("elementwise", 0.0, touched, machine.parallel.tp))
         if machine.parallel.devices > 1:
             sent = rows * self.row_bytes
             waits = 2 * machine.parallel.all_reduce_ms(sent, machine.link_bytes_per_ms)
             if ffn.experts:
                 waits = waits + 2 * machine.parallel.all_to_all_ms(sent * ffn.experts_run, machine.link_bytes_per_ms)
-            self.wait(layers * waits)
+        self._add(layers, work, waits)
 
-    def add(self, name: str, flops: Number, read_bytes: Number, shares: int = 0) -> None:
-        """FLOPs and bytes of a class, over `shares` devices: by default those that cut every matrix."""
+    def add(self, name: str, flops: Number, read_bytes: Number) -> None:
+        """Work beside the layers."""
+        self._add(1, [(name, flops, read_bytes, self.machine.parallel.tp)])
+
+    def _add(self, times: Number, work: Sequence[tuple[str, Number, Number, int]], waits: Number = 0.0) -> None:
+        """Name, FLOPs, bytes and devices that share them, `times` as often; and what is waited for others."""
         machine = self.machine
-        shares = shares or machine.parallel.tp
-        attends = name in ("attention_scores", "selector")
-        rate = machine.attention_flops_per_ms if attends else machine.matmul_flops_per_ms
-        computing, reading = flops / (rate * shares), read_bytes / (machine.bytes_per_ms * shares)
-        hidden = machine.constants.overlap * formulas.least(computing, reading)
-        self.ms_by_class[name] = self.ms_by_class.get(name, 0.0) + computing + reading - hidden
-        self.computing_ms = self.computing_ms + computing
-        self.reading_ms = self.reading_ms + reading
+        ms_by_class: dict[str, Number] = {}
+        computing_ms: Number = 0.0
+        reading_ms: Number = 0.0
+        for name, flops, read_bytes, shares in work:
+            attends = name in ("attention_scores", "selector")
+            rate = machine.attention_flops_per_ms if attends else machine.matmul_flops_per_ms
+            computing, reading = flops / (rate * shares), read_bytes / (machine.bytes_per_ms * shares)
+            ms = computing + reading - machine.constants.overlap * formulas.least(computing, reading)
+            ms_by_class[name] = ms_by_class[name] + ms if name in ms_by_class else ms
+            computing_ms, reading_ms = computing_ms + computing, reading_ms + reading
+        if machine.parallel.devices > 1:
+            ms_by_class["communication"] = waits
+        self.parts.append(Part(times, ms_by_class, computing_ms, reading_ms))
 
-    def wait(self, ms: Number) -> None:
-        """For what other devices send."""
-        if self.machine.parallel.devices > 1:
-            self.ms_by_class["communication"] = self.ms_by_class.get("communication", 0.0) + ms
+    def hand_over(self, rows: int) -> None:
+        """Rows pass from stage to stage of a pipeline."""
+        if self.machine.parallel.pp > 1:
+            ms = self.machine.parallel.hand_over_ms(rows * self.row_bytes, self.machine.link_bytes_per_ms)
+            self.parts.append(Part(1, {"communication": ms}, 0.0, 0.0))
 
     def step(self) -> Step:
-        return Step(self.ms_by_class, self.computing_ms, self.reading_ms, self.overhead_us / 1000)
+        return Step(tuple(self.parts), self.overhead_us / 1000)
 
 
 def _second_pass(segment: Segment) -> Number:
