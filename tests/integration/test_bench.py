@@ -19,9 +19,13 @@ SIZE = 48 << 20
 def test_a_second_call_holds_as_much_as_the_first():
     """What the first has freed stays with the allocator; it must not make the second look free."""
 
+    kept = []
+
     def call() -> None:
-        # Many pieces below the size from which an allocator asks the system for each anew.
+        # Many pieces below the size from which an allocator asks the system for each anew, and one behind them that
+        # stays, so that it cannot shrink the heap by itself.
         pieces = [torch.ones(1 << 14) for _ in range(SIZE >> 16)]
+        kept.append(torch.ones(1 << 10))
         assert pieces[-1].sum() == 1 << 14
 
     peaks = [peak_bytes(CPU, call) for _ in range(3)]
