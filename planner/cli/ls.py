@@ -14,7 +14,9 @@ _T = TypeVar("_T")
 
 @click.command("ls")
 @click.argument(
-    "what", metavar="WHAT", type=click.Choice(["models", "families", "policies", "hardware", "conventions", "probes"])
+    "what",
+    metavar="WHAT",
+    type=click.Choice(["models", "families", "policies", "hardware", "engines", "conventions", "probes"]),
 )
 @click.option(
     "--format",
@@ -27,14 +29,15 @@ _T = TypeVar("_T")
 def command(what: str, fmt: str) -> None:
     """List models, policies, probes and the like.
 
-    WHAT is models (shipped facts), families (known model types), policies, hardware, conventions (ways of counting
-    FLOPs) or probes.
+    WHAT is models (shipped facts), families (known model types), policies, hardware, engines (constants of latency
+    estimates), conventions (ways of counting FLOPs) or probes.
     """
     rows: Sequence[Mapping[str, Any]] = {
         "models": _models,
         "families": _families,
         "policies": _policies,
         "hardware": _hardware,
+        "engines": _engines,
         "conventions": _conventions,
         "probes": _probes,
     }[what]()
@@ -123,6 +126,20 @@ def _hardware() -> list[dict[str, str]]:
             }
         )
     return found
+
+
+def _engines() -> list[dict[str, Any]]:
+    from planner.cost.engine import ENGINES, engine
+
+    return [
+        {
+            "engine": name,
+            "what it is": engine(name).summary,
+            "constants": {key: f"{value:g}" for key, value in engine(name).constants.model_dump().items()},
+            "sources": engine(name).sources,
+        }
+        for name in ENGINES
+    ]
 
 
 def _conventions() -> list[dict[str, str]]:

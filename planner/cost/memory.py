@@ -12,11 +12,14 @@ from planner.cost.flops import Cost
 from planner.cost.hardware import Hardware
 from planner.cost.parallel import Parallel
 from planner.cost.selector import Number
+from planner.errors import UnsupportedModelError
 from planner.spec.facts import FeedForward, ModelSpec
 from planner.workload import Workload
 
 #: Batches beyond this are not looked for.
 LARGEST_BATCH = 1 << 16
+#: Bits of a weight that is not quantised, which a workload has by default.
+FULL_BITS = 16
 #: Classes whose weights a quantised checkpoint stores in fewer bits.
 _QUANTISED = ("attention_projections", "ffn", "experts")
 
@@ -106,8 +109,18 @@ def _elements(spec: ModelSpec) -> dict[str, int]:
 
 
 def layer_bits(spec: ModelSpec, workload: Workload) -> float:
-    """Bits per weight of the decoder's layers: as the checkpoint stores them, unless the workload asks for fewer."""
+    """Bits per weight of the decoder's layers: as the checkpoint stores them, unless the workload asks for fewer.
+
+    Raises:
+        UnsupportedModelError: the checkpoint is quantised in a way that is not known, and the workload does not say.
+    """
     stored = spec.storage.layer_bits
+    if stored is None and workload.weight_bits == FULL_BITS:
+        raise UnsupportedModelError(
+            f"the quantization_config of {spec.name or spec.family} ({spec.storage.quantization}) does not say how many "
+            "bits a weight takes, and they are not guessed",
+            "Give --weight-bits",
+        )
     return min(stored, float(workload.weight_bits)) if stored else float(workload.weight_bits)
 
 

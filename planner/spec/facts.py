@@ -244,13 +244,13 @@ class Storage:
 
     Attributes:
         tied: the language-model head is the input embedding.
-        layer_bits: bits per weight of the decoder layers' matrices, scales included; 0: as all others. Tower,
-            projector, embedding and head are not quantised.
+        layer_bits: bits per weight of the decoder layers' matrices, scales included; 0: as all others; None: the
+            configuration does not say. Tower, projector, embedding and head are not quantised.
         quantization: its method's name.
     """
 
     tied: bool = False
-    layer_bits: float = 0.0
+    layer_bits: float | None = 0.0
     quantization: str = ""
 
 

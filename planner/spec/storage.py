@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from planner.errors import UnsupportedModelError
 from planner.spec.facts import Storage
 
 #: Bits per weight of formats whose configuration gives no number, scales included.
@@ -28,24 +27,22 @@ def read_storage(values: Mapping[str, Any], text: Mapping[str, Any], defaults: M
         values: the whole model's configuration.
         text: its text decoder's block.
         defaults: of the text decoder's model type.
-
-    Raises:
-        UnsupportedModelError: a quantisation whose bits are not known; they are not guessed.
     """
     blocks = (values, text, defaults)
     tied = next((bool(block["tie_word_embeddings"]) for block in blocks if _has(block, "tie_word_embeddings")), False)
     found = next((block["quantization_config"] for block in blocks if _has(block, "quantization_config")), None)
     if not isinstance(found, Mapping):
         return Storage(tied=tied)
-    return Storage(tied=tied, layer_bits=_bits(found), quantization=str(found.get("quant_method", "")))
+    named = (str(found[key]) for key in ("quant_method", "quant_algo") if found.get(key))
+    return Storage(tied=tied, layer_bits=_bits(found), quantization=" ".join(named))
 
 
 def _has(block: Mapping[str, Any], name: str) -> bool:
     return block.get(name) is not None
 
 
-def _bits(found: Mapping[str, Any]) -> float:
-    """Bits per weight of the decoder's matrices, scales and zero points included."""
+def _bits(found: Mapping[str, Any]) -> float | None:
+    """Bits per weight of the decoder's matrices, scales and zero points included; None where they are not known."""
     method, algorithm = str(found.get("quant_method", "")), str(found.get("quant_algo", ""))
     if method == "bitsandbytes":
         # A float32 per block of 64, itself in 8 bits where it is quantised twice.
@@ -67,10 +64,7 @@ def _bits(found: Mapping[str, Any]) -> float:
             )
     if method in _FORMATS:
         return _FORMATS[method]
-    raise UnsupportedModelError(
-        f"the quantization_config ({method} {algorithm}".rstrip() + ") does not say how many bits a weight takes",
-        "Remove quantization_config from the file and give --weight-bits",
-    )
+    return None
 
 
 def _grouped(bits: int, group: int | None, zero_point: bool) -> float:
