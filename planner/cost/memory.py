@@ -117,8 +117,8 @@ def layer_bits(spec: ModelSpec, workload: Workload) -> float:
     stored = spec.storage.layer_bits
     if stored is None and workload.weight_bits == FULL_BITS:
         raise UnsupportedModelError(
-            f"the quantization_config of {spec.name or spec.family} ({spec.storage.quantization}) does not say how many "
-            "bits a weight takes, and they are not guessed",
+            f"the quantization_config of {spec.name or spec.family} ({spec.storage.quantization}) does not say how "
+            "many bits a weight takes, and they are not guessed",
             "Give --weight-bits",
         )
     return min(stored, float(workload.weight_bits)) if stored else float(workload.weight_bits)

@@ -84,7 +84,7 @@ def test_an_unknown_quantisation_has_flops_and_no_bytes():
     spec = ModelSpec.from_config(config(quantization_config={"quant_method": "modelopt", "quant_algo": "MIXED"}))
     found = cost(spec, PROMPT, dense(32), "causal")
     assert found.prefill_flops == cost(SPEC, PROMPT, dense(32), "causal").prefill_flops
-    with pytest.raises(UnsupportedModelError, match="modelopt MIXED.*weight-bits"):
+    with pytest.raises(UnsupportedModelError, match=r"modelopt MIXED.*weight-bits"):
         latency(found, shipped_row("h100-sxm"))
     told = PROMPT.model_copy(update={"weight_bits": 8})
     assert weights_stored(spec, told) == weights_stored(SPEC, told)
