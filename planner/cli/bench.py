@@ -92,9 +92,9 @@ def command(
     schedule = plan.decision.schedule
     inputs = batches[0].inputs
     measured = bench(loaded.model, inputs, schedule, rounds=rounds, new_tokens=new_tokens, seed=plan.decision.seed)
-    costs = costs_of(loaded.model, known.spec, batches.shapes()[0], schedule, batch_size, new_tokens)
+    costs = _costs_of(loaded.model, known.spec, batches.shapes()[0], schedule, batch_size, new_tokens)
     if row is None:
-        row = fitted(fit_hardware or "this device", loaded.model, inputs, measured, costs[0], rounds)
+        row = _fitted(fit_hardware or "this device", loaded.model, inputs, measured, costs[0], rounds)
     click.echo(render(measured, costs, row, fmt), nl=False)
     if fit_hardware is not None:
         _write(fit_hardware, row)
@@ -110,7 +110,7 @@ def _bundled_image(model_id: str) -> Path | None:
     return first if isinstance(first, Path) else None
 
 
-def costs_of(
+def _costs_of(
     model: Any, spec: Any, shape: tuple[int, int, int], schedule: Any, batch_size: int, new_tokens: int
 ) -> tuple[Cost, Cost]:
     """What a request costs dense and planned.
@@ -136,11 +136,9 @@ def costs_of(
     return cost(spec, workload, dense(spec.layers), "causal"), cost(spec, workload, schedule, "causal")
 
 
-#: Prompt lengths that constants are fitted to, beside the request's own.
-FITTED_ROWS = (8, 32, 96, 256)
-
-
-def fitted(name: str, model: Any, inputs: Any, measured: BenchResult, dense_cost: Cost, rounds: int) -> Hardware | None:
+def _fitted(
+    name: str, model: Any, inputs: Any, measured: BenchResult, dense_cost: Cost, rounds: int
+) -> Hardware | None:
     """A hardware row fitted to this device: to the request that was measured dense, and to text-only prompts.
 
     Returns:
@@ -150,7 +148,7 @@ def fitted(name: str, model: Any, inputs: Any, measured: BenchResult, dense_cost
 
     from planner.cost.fit import Timing, fit, row_timings
     from planner.cost.hardware import shipped_row, shipped_rows
-    from planner.runtime.bench import product_elements, row_times
+    from planner.runtime.bench import FITTED_ROWS, product_elements, row_times
 
     spec, bits = dense_cost.spec, dense_cost.workload.weight_bits
     weights = sum(layer.attention.projection_macs + layer.ffn.macs for layer in spec.decoder.layers)

@@ -149,9 +149,8 @@ class Machine:
         """One decode step of the whole batch, `ahead` generated tokens after the prompt."""
         batch, decoder = workload.batch, spec.decoder
         work = _Work(self, spec, workload)
-        for segment, stored, layers in cells:
-            layer = absorbed(stored) if self.engine.serving else stored
-            macs = formulas.decode_macs(layer, segment, decoder, ahead)
+        for segment, layer, layers in cells:
+            macs = formulas.decode_macs(absorbed(layer) if self.engine.serving else layer, segment, decoder, ahead)
             work.add_layers(layer, layers, macs, batch, formulas.cached_elements(layer, segment, decoder, ahead), 0)
             work.add("selector", layers * (2 * batch) * macs[3], 0)
         work.add("lm_head", 2 * batch * decoder.head_macs, decoder.head_macs * workload.weight_bits / 8)

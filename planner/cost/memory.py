@@ -62,7 +62,8 @@ def memory(cost: Cost, hardware: Hardware, eager: bool = False) -> Memory:
     spec, workload, parallel = cost.spec, cost.workload, hardware.parallel
     weights = device_weights(spec, workload, parallel)
     cached = cost.kv_cache_bytes_after(workload.output_tokens - 1)
-    heads = max(layer.attention.kv_heads for layer in spec.decoder.layers)
+    # Latents are one head's worth: every device holds them whole.
+    heads = max(1 if layer.attention.expand_macs else layer.attention.kv_heads for layer, _ in spec.decoder.kinds)
     kv_cache = -(-cached // (min(parallel.tp, heads) * parallel.pp))
     active = activation_bytes(cost, eager) // parallel.tp
     available = int(hardware.memory_gb * 1e9)

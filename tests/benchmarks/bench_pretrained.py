@@ -30,13 +30,12 @@ from planner.plan import load_plan
 from planner.policies import parse
 from planner.report.bench_view import predicted_by_flops, predicted_by_roofline
 from planner.runtime import attach
-from planner.runtime.bench import row_times, tower_clock
+from planner.runtime.bench import FITTED_ROWS, row_times, tower_clock
 from planner.schedule import Schedule, dense
 from planner.spec import ModelSpec
 from planner.workload import Workload
 
 SYSTEM, TEXT = 4, 24
-FITTED_ROWS = (8, 32, 96, 256)
 POLICIES = (
     "fastv:k=2,ratio=0.75",
     "fastv:k=8,ratio=0.9",

@@ -133,6 +133,23 @@ def test_experts_are_shared():
     assert device_weights(spec, request, Parallel(ep=4)) == pytest.approx(rest + experts / 4)
 
 
+def test_latents_are_on_every_device():
+    """Two devices halve the cache of heads, not that of latents, which all heads share."""
+    latent = ModelSpec.from_config(
+        {
+            "model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+            "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "q_lora_rank": 16,
+            "intermediate_size": 64, "vocab_size": 100, "first_k_dense_replace": 1, "n_routed_experts": 8,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1,
+        }
+    )  # fmt: skip
+    request = Workload(visual_tokens=0)
+    for spec, share in ((latent, 1), (SPEC, 2)):
+        found = cost(spec, request, dense(spec.layers))
+        one, two = (memory(found, device(link_gbs=1, parallel=Parallel(tp=tp))) for tp in (1, 2))
+        assert one.kv_cache == share * two.kv_cache
+
+
 def device(**fields):
     measured = {"matmul": 1, "attention": 1, "memory": 1, "elementwise": 1}
     return Hardware(

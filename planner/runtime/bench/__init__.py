@@ -3,9 +3,10 @@
 from planner.runtime.bench.clock import tower_clock
 from planner.runtime.bench.dense_planned import BenchResult, Measurement, bench, kv_cache_bytes
 from planner.runtime.bench.memory import peak_bytes
-from planner.runtime.bench.rows import RowTimes, product_elements, row_times
+from planner.runtime.bench.rows import FITTED_ROWS, RowTimes, product_elements, row_times
 
 __all__ = [
+    "FITTED_ROWS",
     "BenchResult",
     "Measurement",
     "RowTimes",

@@ -13,6 +13,9 @@ from torch import nn
 from planner.runtime.bench.clock import Clock, now, tower_clock
 from planner.runtime.model.adapters import Parts, find_parts
 
+#: Prompt lengths that tell computing, reading and overhead apart, beside that of a request.
+FITTED_ROWS = (8, 32, 96, 256)
+
 
 @dataclass(frozen=True)
 class RowTimes:
