@@ -160,7 +160,7 @@ def _fitted(
     timings = [
         Timing(dense_cost, "decoder", measured.dense.decoder_prefill_ms),
         Timing(dense_cost, "model", measured.dense.prefill_ms),
-        *row_timings(spec, bits, [(one.rows, one.products_ms, one.decoder_ms) for one in found]),
+        *row_timings(spec, bits, [(one.rows, one.products_ms, one.attention_ms, one.decoder_ms) for one in found]),
     ]
     on_gpu = inputs["input_ids"].device.type == "cuda"
     memory = torch.cuda.get_device_properties(inputs["input_ids"].device).total_memory if on_gpu else _memory_bytes()

@@ -20,9 +20,11 @@ from planner.schedule import dense
 from planner.spec.facts import ModelSpec
 from planner.workload import Workload
 
-#: ``products``: the matrix products of all decoder layers and nothing else; ``decoder``: the text tower without its
-#: head; ``vision``: vision tower and projector; ``model``: a whole prefill.
-Phase = Literal["products", "decoder", "vision", "model"]
+#: ``products``: the matrix products of all decoder layers and nothing else; ``attention``: their attention kernels;
+#: ``decoder``: the text tower without its head; ``model``: a whole prefill.
+Phase = Literal["products", "attention", "decoder", "model"]
+#: What is measured of a text-only prompt.
+ROW_PHASES: tuple[Phase, ...] = ("products", "attention", "decoder")
 _MATRICES = ("attention_projections", "ffn")
 
 
@@ -40,8 +42,8 @@ def predicted_ms(of: Cost, phase: Phase, hardware: Hardware) -> float:
     machine = Machine(hardware)
     rule = CONVENTIONS[of.convention]
     vision, decoder = machine.prefill(of.spec, of.workload, of.cells, rule, of.prefill, of.generic)
-    if phase == "vision":
-        return float(machine.ms(vision))
+    if phase == "attention":
+        return float(decoder.ms_by_class["attention_scores"])
     if phase == "products":
         return float(sum(decoder.ms_by_class[name] for name in _MATRICES))
     if phase == "model":
@@ -49,17 +51,17 @@ def predicted_ms(of: Cost, phase: Phase, hardware: Hardware) -> float:
     return float(machine.ms(decoder.without("lm_head")))
 
 
-def row_timings(spec: ModelSpec, bits: int, found: Iterable[tuple[int, float, float]]) -> list[Timing]:
-    """Timings of text-only prompts: rows, milliseconds of the matrix products and of the whole decoder.
+def row_timings(spec: ModelSpec, bits: int, found: Iterable[tuple[int, float, float, float]]) -> list[Timing]:
+    """Timings of text-only prompts: rows, milliseconds of the matrix products, of attention and of the whole decoder.
 
     Args:
         bits: of a weight.
     """
     timings = []
-    for rows, products_ms, decoder_ms in found:
+    for rows, *times in found:
         prompt = Workload(visual_tokens=0, text_tokens=rows, system_tokens=0, weight_bits=bits, kv_bits=bits)
         of = cost(spec, prompt, dense(spec.layers), "causal")
-        timings += [Timing(of, "products", products_ms), Timing(of, "decoder", decoder_ms)]
+        timings += [Timing(of, phase, ms) for phase, ms in zip(ROW_PHASES, times, strict=True)]
     return timings
 
 
@@ -88,8 +90,8 @@ def fit(
     """A hardware row under which the roofline gives the measured times, as nearly as it can.
 
     Args:
-        timings: of at least two numbers of rows, and matrix products alone among them: without these, reading weights
-            and overhead cannot be told apart.
+        timings: of at least two numbers of rows, and matrix products and attention alone among them: without these,
+            reading weights, elementwise work and overhead cannot be told apart.
         asynchronous: the device works while the host prepares (a GPU); on a CPU one follows the other, and so do
             computing and reading.
         known: a row with the device's data-sheet peaks; constants are then shares of them, else the reached figures
@@ -106,7 +108,7 @@ def fit(
             "the measured times do not grow with the work, so no hardware row can be fitted",
             "Measure a larger model or prompt, with more --rounds, on an idle machine",
         )
-    guess = _guess(timings)
+    guess = _guess(products)
 
     def row_of(multiples: Sequence[float]) -> Hardware:
         found = _Found(*(one * value for one, value in zip(multiples, guess, strict=False)))
@@ -128,11 +130,10 @@ def _grows(timings: Sequence[Timing]) -> bool:
     return ordered[-1].ms > ordered[0].ms
 
 
-def _guess(timings: Sequence[Timing]) -> _Found:
+def _guess(products: Sequence[Timing]) -> _Found:
     """Magnitudes, from which the search takes multiples."""
-    ms_per_flop = min(timing.ms / timing.cost.prefill_flops for timing in timings)
-    shortest = min(timing.ms for timing in timings)
-    layer_us = 1000 * shortest / timings[0].cost.spec.layers
+    ms_per_flop = min(timing.ms / timing.cost.prefill_flops for timing in products)
+    layer_us = 1000 * min(timing.ms for timing in products) / products[0].cost.spec.layers
     return _Found(ms_per_flop, 2 * ms_per_flop, 20 * ms_per_flop, 20 * ms_per_flop, layer_us, layer_us, 1.0)
 
 

@@ -122,7 +122,7 @@ class Machine:
             macs = formulas.layer_macs(rule, layer, segment, decoder, generic)
             twice = _second_pass(segment)
             cached = formulas.cached_elements(layer, segment, decoder)
-            work.add_layers(layer, layers, macs, batch * _rows_run(segment), cached, twice)
+            work.add_layers(layer, layers, macs, batch * _rows_run(segment), cached, twice, segment.prefix)
             work.overhead_us = work.overhead_us + layers * (1 + twice) * constants.layer_us
         work.add("lm_head", counted["lm_head"], decoder.head_macs * workload.weight_bits / 8)
         work.add("selector", counted["selector"], 0)
@@ -151,7 +151,8 @@ class Machine:
         work = _Work(self, spec, workload)
         for segment, layer, layers in cells:
             macs = formulas.decode_macs(absorbed(layer) if self.engine.serving else layer, segment, decoder, ahead)
-            work.add_layers(layer, layers, macs, batch, formulas.cached_elements(layer, segment, decoder, ahead), 0)
+            cached = formulas.cached_elements(layer, segment, decoder, ahead)
+            work.add_layers(layer, layers, macs, batch, cached)
             work.add("selector", layers * (2 * batch) * macs[3], 0)
         work.add("lm_head", 2 * batch * decoder.head_macs, decoder.head_macs * workload.weight_bits / 8)
         work.hand_over(batch)
@@ -187,7 +188,14 @@ class _Work:
         self.overhead_us: Number = 0.0
 
     def add_layers(
-        self, layer: LayerSpec, layers: Number, macs: Sequence[Number], rows: Number, cached: Number, twice: Number
+        self,
+        layer: LayerSpec,
+        layers: Number,
+        macs: Sequence[Number],
+        rows: Number,
+        cached: Number,
+        twice: Number = 0,
+        asks: bool = False,
     ) -> None:
         """Equal decoder layers.
 
@@ -195,11 +203,13 @@ class _Work:
             macs: of one layer and request: projections, scores, feed-forward.
             rows: that run, whole batch.
             cached: elements cached per request.
-            twice: 1 where the weights are read a second time.
+            twice: 1 where isolated rows read the weights a second time.
+            asks: those rows have queries and keys too.
         """
         machine, attention, ffn, batch = self.machine, layer.attention, layer.ffn, self.workload.batch
         flops = [2 * batch * one for one in macs[:3]]
-        projected = attention.projection_macs + twice * (attention.value_macs + attention.output_macs)
+        again = attention.projection_macs if asks else attention.value_macs + attention.output_macs
+        projected = attention.projection_macs + twice * again
         work = [
             ("attention_projections", flops[0], projected * self.layer_size, machine.parallel.tp),
             ("attention_scores", flops[1], cached * (batch * self.value_size), machine.parallel.tp),

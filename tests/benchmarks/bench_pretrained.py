@@ -111,7 +111,9 @@ def measure(
     costs = {name: price(spec, visual, schedule, dtype) for name, schedule in schedules}
     rows = row_times(model, [*FITTED_ROWS, SYSTEM + visual + TEXT], 1234, rounds, clock)
     whole = Timing(costs["dense"], "decoder", statistics.median(spent["dense"]))
-    timings = row_timings(spec, 8 * dtype.itemsize, [(one.rows, one.products_ms, one.decoder_ms) for one in rows])
+    timings = row_timings(
+        spec, 8 * dtype.itemsize, [(one.rows, one.products_ms, one.attention_ms, one.decoder_ms) for one in rows]
+    )
     row = fit(
         [whole, *timings], name="this device", dtype=str(dtype).removeprefix("torch."), memory_gb=1,
         source="this run", asynchronous=device != "cpu",

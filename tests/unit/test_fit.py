@@ -31,7 +31,7 @@ def timings(row: Hardware) -> list[Timing]:
     """What a benchmark would measure on it."""
     request = cost(SPEC, Workload(visual_tokens=576), dense(32), "causal")
     asked = [Timing(request, phase, predicted_ms(request, phase, row)) for phase in ("decoder", "model")]
-    empty = row_timings(SPEC, 16, [(rows, 1, 1) for rows in ROWS])
+    empty = row_timings(SPEC, 16, [(rows, 1, 1, 1) for rows in ROWS])
     return asked + [Timing(one.cost, one.phase, predicted_ms(one.cost, one.phase, row)) for one in empty]
 
 
@@ -57,7 +57,7 @@ def test_an_asynchronous_device_is_predicted_between_the_fitted_lengths() -> Non
 def test_products_have_no_overhead() -> None:
     """By hand: FLOPs over the rate, then bytes over the bandwidth, one after the other."""
     row = device(overlap=0, asynchronous=False)
-    (products, _) = row_timings(SPEC, 16, [(100, 1, 1)])
+    (products, *_) = row_timings(SPEC, 16, [(100, 1, 1, 1)])
     weights = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     by_hand = 2 * 100 * weights / 240e9 + 2 * weights / 1400e6
     assert predicted_ms(products.cost, "products", row) == pytest.approx(by_hand)

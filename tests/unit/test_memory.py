@@ -138,9 +138,10 @@ def test_latents_are_on_every_device():
     latent = ModelSpec.from_config(
         {
             "model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
-            "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "q_lora_rank": 16,
-            "intermediate_size": 64, "vocab_size": 100, "first_k_dense_replace": 1, "n_routed_experts": 8,
-            "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 1,
+            "num_key_value_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+            "v_head_dim": 8, "q_lora_rank": 16, "intermediate_size": 64, "vocab_size": 100,
+            "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32, "n_shared_experts": 1,
         }
     )  # fmt: skip
     request = Workload(visual_tokens=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from planner.runtime.bench.clock import Clock, now, tower_clock
 from planner.runtime.model.adapters import Parts, find_parts
@@ -24,11 +25,13 @@ class RowTimes:
     Attributes:
         rows: its length.
         products_ms: the matrix products of all decoder layers and nothing else.
+        attention_ms: the fused attention kernel of all decoder layers and nothing else.
         decoder_ms: the text tower.
     """
 
     rows: int
     products_ms: float
+    attention_ms: float
     decoder_ms: float
 
 
@@ -44,25 +47,27 @@ def row_times(model: Any, rows: Sequence[int], text_id: int, rounds: int, read: 
     parts = find_parts(model)
     device = model.device
     clock = read or (lambda: now(device))
-    products: dict[int, list[float]] = {count: [] for count in rows}
-    decoder: dict[int, list[float]] = {count: [] for count in rows}
+    spent: dict[int, list[tuple[float, float, float]]] = {count: [] for count in rows}
     with torch.inference_mode():
         for number in range(1 + rounds):
             for count in rows:
-                multiply = _products(parts, count)
-                started = clock()
-                multiply()
-                spent = clock() - started
+                products = _seconds(_products(parts, count), clock)
+                attention = _seconds(_attention(parts, count), clock)
                 ids = torch.full((1, count), text_id, device=device)
                 with tower_clock(model, device, clock) as spans:
                     model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1)
                 if number:
-                    products[count].append(spent)
-                    decoder[count].append(spans[0])
+                    spent[count].append((products, attention, spans[0]))
     return [
-        RowTimes(count, 1e3 * statistics.median(products[count]), 1e3 * statistics.median(decoder[count]))
+        RowTimes(count, *(1e3 * statistics.median(times) for times in zip(*spent[count], strict=True)))
         for count in rows
     ]
+
+
+def _seconds(call: Callable[[], None], clock: Clock) -> float:
+    started = clock()
+    call()
+    return clock() - started
 
 
 def product_elements(model: Any) -> int:
@@ -86,3 +91,19 @@ def _products(parts: Parts, count: int) -> Callable[[], None]:
             module(inputs[module.in_features])
 
     return multiply
+
+
+def _attention(parts: Parts, count: int) -> Callable[[], None]:
+    config, like = parts.model.config.get_text_config(), next(parts.tower.parameters())
+    size = getattr(config, "head_dim", None) or config.hidden_size // parts.heads
+    shared = parts.heads // (getattr(config, "num_key_value_heads", None) or parts.heads)
+    query, key, value = (
+        torch.randn(1, heads, count, size, device=like.device).to(like.dtype)
+        for heads in (parts.heads, parts.heads // shared, parts.heads // shared)
+    )
+
+    def attend() -> None:
+        for _ in parts.layers:
+            functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=shared > 1)
+
+    return attend
