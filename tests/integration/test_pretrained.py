@@ -24,6 +24,7 @@ from planner.profiles.reference.train.pretrained.decoder import Decoder
 from planner.profiles.reference.train.pretrained.evaluate import judge
 from planner.profiles.reference.train.pretrained.language import Student
 from planner.profiles.reference.train.pretrained.layout import draw_layout
+from planner.profiles.reference.train.pretrained.pairs import draw_pairs, look_alikes
 from planner.profiles.reference.train.pretrained.samples import SetPlan, draw_set, load_pictures
 from planner.profiles.reference.train.pretrained.tower import Eyes
 from planner.profiles.reference.train.pretrained.vocabulary import CLASSES, STYLES
@@ -127,6 +128,20 @@ def test_judging_says_what_greedy_decoding_would(gguf_file, sprites, tmp_path: P
         expected = tokenizer(f" {verdict.row.answer}")["input_ids"][:1]
         assert (verdict.tokens > 0) >= (ids[:1] == expected)
     assert len(judge(student, tokenizer, rows, None)) == len(rows)
+
+
+def test_look_alikes_are_the_nearest_drawings_and_each_thing_has_one(sprites, tmp_path: Path) -> None:
+    drawn = sprites.clone()
+    drawn[:, 7] = drawn[:, 3]  # the same drawing
+    drawn[:, 11, :3] = (drawn[:, 3, :3].int() + 1).clamp(max=255).to(torch.uint8)  # hardly another, but 3 is taken
+    pairs = look_alikes(drawn, 5)
+    assert pairs[0] == (3, 7)
+    assert len({number for pair in pairs for number in pair}) == 10
+    rows = draw_pairs(drawn, tmp_path, count=2)
+    assert [row.answer for row in rows[:10:5]] == [CLASSES[3].name, CLASSES[7].name]
+    first, twin = ((tmp_path / rows[place].image).read_bytes() for place in (0, 5))
+    assert first == twin
+    assert (tmp_path / rows[1].image).read_bytes() != first
 
 
 def test_a_few_steps_train_resume_and_rebuild(gguf_file, sprites, tmp_path: Path, monkeypatch) -> None:

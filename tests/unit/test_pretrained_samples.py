@@ -17,6 +17,7 @@ from planner.profiles.reference.train.pretrained.vocabulary import (
     NUMBERS,
     PLACES,
     QUESTION_KINDS,
+    STYLES,
     TRAINED_STYLES,
     Class,
     at,
@@ -116,3 +117,22 @@ def test_shipped_sets_share_no_picture() -> None:
     contents = [path.read_bytes() for name in SIZES for path in (FOLDER / "images" / name).iterdir()]
     assert len(set(contents)) == len(contents) == sum(SIZES.values()) // 4
     assert sum(map(len, contents)) < 3_000_000
+
+
+def test_shipped_pairs_differ_in_the_drawing_alone() -> None:
+    found = rows("pairs")
+    scenes = [found[start : start + 10] for start in range(0, len(found), 10)]
+    assert len(scenes) == 12
+    for number, scene in enumerate(scenes):
+        assert {(row["scene"], row["prompt"], row["objects"], row["object_size"]) for row in scene} == {
+            (number, "What is in the picture?", 1, scene[0]["object_size"])
+        }
+        assert [row["style"] for row in scene] == [*STYLES, *STYLES]
+        pixels = np.stack([np.asarray(Image.open(FOLDER / str(row["image"]))).astype(int) for row in scene])
+        # The ground round the thing is the same but for what compression leaves.
+        same = np.abs(pixels - pixels[0]).max(axis=(0, 3)) < 24
+        assert 0.7 < same.mean() < 0.995
+    names = [scene[thing]["answer"] for scene in scenes for thing in (0, 5)]
+    assert len(set(names)) == 24
+    named = {str(row["image"]) for row in found}
+    assert named == {path.relative_to(FOLDER).as_posix() for path in (FOLDER / "images" / "pairs").iterdir()}

@@ -16,6 +16,7 @@ from .base import BaseModelError, load_base
 from .build import save_folder
 from .card import CHECKSUM, ship
 from .loop import Clock
+from .pairs import draw_pairs
 from .run import RECIPES, Paths, Run
 from .samples import draw_all
 from .sprites import SpriteError, load_sprites, pack_sprites
@@ -51,12 +52,24 @@ def sprites_command(sprites: Path, cache: Path | None) -> None:
 @click.option("--out", type=_path, default=SHIPPED, help="Folder of the sample sets.")
 def samples_command(sprites: Path, out: Path) -> None:
     """Draw the calibration, evaluation and held-out sets."""
+    for name, rows in draw_all(_drawn(sprites), out).items():
+        click.echo(f"{name}: {len(rows)} samples about {len({row.image for row in rows})} pictures")
+
+
+@main.command("pairs")
+@_sprites
+@click.option("--out", type=_path, default=SHIPPED, help="Folder of the sample sets.")
+def pairs_command(sprites: Path, out: Path) -> None:
+    """Draw the set of look-alikes: pairs of things, each in every style."""
+    rows = draw_pairs(_drawn(sprites), out)
+    click.echo(f"pairs: {len(rows)} samples of {len({row.scene for row in rows})} pairs")
+
+
+def _drawn(sprites: Path) -> torch.Tensor:
     try:
-        drawn = load_sprites(sprites)
+        return load_sprites(sprites)
     except SpriteError as error:
         raise click.ClickException(str(error)) from error
-    for name, rows in draw_all(drawn, out).items():
-        click.echo(f"{name}: {len(rows)} samples about {len({row.image for row in rows})} pictures")
 
 
 @main.command("train")

@@ -89,12 +89,13 @@ Pictures are painted while training; none is stored. {seconds:,} seconds in all 
 
 A line is `{{"image", "prompt", "answer", "kind", "style", "objects", "object_size"}}`: kind of question, style of
 drawing, number of things in the picture, and side in pixels of the thing asked about (0 where it is about none or
-several). Four questions a picture, all kinds equally often, as many "yes" as "no".
+several). Four questions a picture, all kinds equally often, as many "yes" as "no". `pairs.jsonl` has twelve pairs of
+things that look alike, each thing in all five styles, at one place of one picture: what tells meaning from appearance.
 
 ## Licences
 
 Weights, code and questions: Apache-2.0, as the language model. The pictures are made of drawings by others, see
-`ATTRIBUTION.md`; those in `images/held_out` are under CC BY-SA 4.0.
+`ATTRIBUTION.md`; those of the style openmoji are under CC BY-SA 4.0.
 
 ## Limits
 
@@ -211,7 +212,7 @@ ATTRIBUTION = """\
 | openmoji | {openmoji} | OpenMoji, the open-source emoji and icon project | CC BY-SA 4.0 |
 
 Drawings were scaled, turned, mirrored and set on painted grounds. A line of a sample set names the style. Pictures
-with drawings of OpenMoji (`images/held_out`) are shared under CC BY-SA 4.0 too.
+with drawings of OpenMoji are shared under CC BY-SA 4.0 too.
 """
 
 
