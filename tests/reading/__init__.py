@@ -1,0 +1,1 @@
+"""What the papers say, read on the pretrained reference model, claim by claim."""
