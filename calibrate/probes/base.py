@@ -38,7 +38,7 @@ BUILT_IN: dict[str, str] = {
     "sinks": "calibrate.probes.sinks:SinksProbe",
     "sparsity": "calibrate.probes.sparsity:SparsityProbe",
     "value_norms": "calibrate.probes.value_norms:ValueNormsProbe",
-    "masking": "calibrate.probes.masking:MaskingProbe",
+    "masking": "calibrate.probes.masking.probe:MaskingProbe",
     "flip": "calibrate.probes.flip:FlipProbe",
     "sink_masking": "calibrate.probes.sink_masking:SinkMaskingProbe",
     "attribution": "calibrate.probes.attribution.probe:AttributionProbe",

@@ -1,0 +1,9 @@
+"""Masking curves: where the text needs the image. `probe` says which; `replay` executes, `depths` bisects, `reading`
+reads what was measured.
+"""
+
+from calibrate.probes.masking.curves import CURVES
+from calibrate.probes.masking.probe import MaskingProbe
+from calibrate.probes.masking.reading import changes, contradictions, deepest, earliest
+
+__all__ = ["CURVES", "MaskingProbe", "changes", "contradictions", "deepest", "earliest"]

@@ -1,0 +1,199 @@
+"""Where the text needs the image: hide it from the text in a range of layers and compare the answers (VisiPruner 3-5).
+
+For every k, a curve says how often the first answer token stays the dense model's and, where samples have answers, how
+often it starts an accepted one:
+
+    prefix_before       in [0, k) visual rows see the text before them and themselves, and text does not see the image
+                        (what a plan executes)
+    prefix_open_before  the same, and text sees the image
+    alone_before        in [0, k) visual rows see themselves only, and text does not see the image
+    self_before         the same, and text sees the image
+    merged_before       layer 0 merges the image into one token; [1, k) as in alone_before (section 3.3)
+    masked_before       in [0, k) text does not see the image; visual tokens attend as usual (figure 3)
+    masked_from         text does not see the image from layer k on: visual tokens may be dropped (figure 3, table 10)
+    skipped             layer k alone hides the image from the text (section 5.1, against dropping from k on)
+    uncached            generated text does not see the image in [0, k) or in [k, L): its keys and values are not cached
+                        (table 2)
+
+In models of many layers the ``*_before`` curves are bisected, sample by sample (`depths`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from calibrate.inputs.batches import Batch
+from calibrate.probes.base import ExecutedProbe
+from calibrate.probes.masking.curves import CURVES, MONOTONE, TEXT_ONLY, point_of, points_of
+from calibrate.probes.masking.depths import bisect, passes, settled
+from calibrate.probes.masking.replay import Replay
+from calibrate.probes.masking.uncached import cache_ranges, uncached
+from calibrate.probes.stats import Array, mean, proportion
+from calibrate.running.execute import divergence, first_token_right
+from planner.errors import InputError
+from planner.profile import PromptShape
+
+#: Models of at most so many layers are measured at every point.
+FEW_LAYERS = 16
+
+
+class MaskingProbe(ExecutedProbe):
+    """Masking curves on few samples.
+
+    Args:
+        samples: how many.
+        curves: which of `CURVES`, and ``uncached``.
+        answer_tokens: length of the answers generated for ``uncached``, whose first token never changes.
+        every_point: measure all points of all curves; None: in models of at most `FEW_LAYERS` layers.
+
+    Raises:
+        InputError: an unknown curve, or answers without a token.
+    """
+
+    name: ClassVar[str] = "masking"
+    default_samples: ClassVar[int] = 32
+
+    def __init__(
+        self,
+        samples: int | None = None,
+        curves: Sequence[str] = (*CURVES, "uncached"),
+        answer_tokens: int = 8,
+        every_point: bool | None = None,
+    ) -> None:
+        super().__init__(samples)
+        unknown = set(curves) - {*CURVES, "uncached"}
+        if unknown:
+            raise InputError(
+                f"no masking curve {', '.join(sorted(unknown))}", f"There are {', '.join(CURVES)}, uncached"
+            )
+        if answer_tokens < 1:
+            raise InputError(f"answers of {answer_tokens} tokens cannot be compared", "Give answer_tokens of 1 or more")
+        self.curves, self.answer_tokens, self.every_point = tuple(curves), answer_tokens, every_point
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "curves": list(self.curves),
+            "answer_tokens": self.answer_tokens,
+            "every_point": self.every_point,
+        }
+
+    # -- cost --------------------------------------------------------------------------------------------------------
+
+    def forwards(self, layers: int) -> int:
+        curves = [name for name in self.curves if name in CURVES]
+        found = 1 + sum(self._passes(name, layers) + (name in MONOTONE) for name in curves)
+        return found + (2 + len(cache_ranges(layers)) if "uncached" in self.curves else 0)
+
+    def work(self, layers: int, prompt: PromptShape) -> float:
+        share = prompt.text_tokens / (prompt.system_tokens + prompt.visual_tokens + prompt.text_tokens)
+        total = 1.0
+        for name in (name for name in self.curves if name in CURVES):
+            points = points_of(name, layers)
+            # A pass that goes on at layer k runs the layers behind it.
+            part = sum(layers - k for k in points) / len(points) / layers
+            rows = share if name in TEXT_ONLY else 1.0
+            total += rows * (self._passes(name, layers) * part + (name in MONOTONE))
+        if "uncached" in self.curves:
+            answers = self.answer_tokens / (prompt.visual_tokens + prompt.text_tokens + prompt.system_tokens)
+            total += 2 + answers * len(cache_ranges(layers))
+        return total
+
+    def _bisected(self, name: str, layers: int) -> bool:
+        every_point = layers <= FEW_LAYERS if self.every_point is None else self.every_point
+        return name in MONOTONE and name not in TEXT_ONLY and not every_point
+
+    def _passes(self, name: str, layers: int) -> int:
+        points = len(points_of(name, layers))
+        return passes(points) if self._bisected(name, layers) else points
+
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    def run(self, batch: Batch) -> None:
+        layers = batch.model.config.get_text_config().num_hidden_layers
+        with Replay(batch.model, batch.inputs) as replay:
+            columns = {"dense_right": self._right(batch, replay.dense.argmax(dim=-1))[:, None]}
+            for name in (name for name in self.curves if name in CURVES):
+                columns |= self._curve(name, batch, replay)
+        if "uncached" in self.curves:
+            columns["uncached.agree"], decoded = uncached(batch, self.answer_tokens)
+            columns["uncached.decoded"] = decoded[:, None]
+        for position, sample in enumerate(batch.ids):
+            self.table.add(sample, layers=layers, **{name: values[position] for name, values in columns.items()})
+
+    def _curve(self, name: str, batch: Batch, replay: Replay) -> dict[str, Array]:
+        """Agreement, right first tokens and divergence ``[B, points]``, NaN where not measured."""
+        points = points_of(name, replay.layers)
+        execute, dense = point_of(name, replay), replay.dense
+        everyone = list(range(len(batch.ids)))
+        answer = dense.argmax(dim=-1)
+        found = {
+            f"{name}.{what}": np.full((len(everyone), len(points)), np.nan, np.float32)
+            for what in ("agree", "right", "kl")
+        }
+
+        def measure(point: int, samples: Sequence[int]) -> list[bool]:
+            chosen = list(samples)
+            logits = execute(points[point], chosen)
+            picks = torch.zeros_like(answer)
+            picks[chosen] = logits.argmax(dim=-1)
+            same = (picks == answer)[chosen]
+            found[f"{name}.agree"][chosen, point] = same.numpy()
+            found[f"{name}.right"][chosen, point] = self._right(batch, picks)[chosen]
+            found[f"{name}.kl"][chosen, point] = divergence(dense[chosen], logits).numpy()
+            return [bool(one) for one in same]
+
+        if self._bisected(name, replay.layers):
+            bisect(len(points), len(everyone), measure)
+        else:
+            for point in range(len(points)):
+                measure(point, everyone)
+        return found
+
+    def _right(self, batch: Batch, tokens: Any) -> Array:
+        """``[B]`` 1 right, 0 wrong, NaN without an answer."""
+        right = np.asarray(first_token_right(batch.encoder, batch.samples, tokens), np.float32)
+        return np.where([bool(sample.answers) for sample in batch.samples], right, np.float32(np.nan))
+
+    # -- findings ----------------------------------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        layers = int(self.table.column("layers")[0, 0])
+        values: dict[str, Any] = {"dense_first_token_accuracy": _share(self.table.column("dense_right"))[0]}
+        for name in (name for name in self.curves if name in CURVES):
+            values[name] = self._summary_of(name, layers)
+        if "uncached" in self.curves:
+            decoded = self.table.column("uncached.decoded")
+            values["uncached"] = {
+                "ranges": [list(one) for one in cache_ranges(layers)],
+                "agreement": _share(self.table.column("uncached.agree")),
+                "decoded_tokens": mean(decoded[:, 0]),
+                "nothing_decoded": int((decoded == 0).sum()),
+            }
+        return values
+
+    def _summary_of(self, name: str, layers: int) -> dict[str, Any]:
+        """The points that some sample was measured at. Accuracy and divergence are given where every sample was."""
+        agree = self.table.column(f"{name}.agree")
+        measured = (~np.isnan(agree)).sum(axis=0)
+        listed = measured > 0
+        partly = listed & (measured < len(agree))
+        right, kl = (np.where(partly, np.nan, self.table.column(f"{name}.{what}")) for what in ("right", "kl"))
+        accuracy = [None if part else entry for entry, part in zip(_share(right), partly, strict=True)]
+        return {
+            "k": [k for k, some in zip(points_of(name, layers), listed, strict=True) if some],
+            "measured": measured[listed].tolist(),
+            "agreement": _share(settled(agree)[:, listed]),
+            "first_token_accuracy": [entry for entry, some in zip(accuracy, listed, strict=True) if some],
+            "kl": mean(kl[:, listed]),
+        }
+
+
+def _share(hits: Array) -> list[dict[str, Any]]:
+    """Proportion per column of ``[samples, columns]``, NaN left out."""
+    return [proportion(int(np.nansum(column)), int((~np.isnan(column)).sum())) for column in hits.T]

@@ -1,0 +1,310 @@
+"""One dense forward pass of a batch, kept, and the passes that begin where it, or another pass, has got to.
+
+A condition of a masking curve changes what some layers see, and nothing before them. What came before is not computed
+again: a pass starts at any layer from hidden states that were kept. Where no visual row changes (rows before the
+question see nothing of it), only the rows after the image run, over the dense pass's keys and values. Who sees whom is
+closed by masks here; a plan leaves out what is closed, and gives the same answers.
+
+    with Replay(model, inputs) as replay:
+        replay.dense                                # log-probabilities of the first answer token
+        blind, states = replay.rule([Sight(text="none")] * layers)
+        replay.go_on(states, 8)                     # blind in [0, 8), dense from there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from planner.runtime.model.adapters import find_parts, unwrap
+from planner.runtime.model.attention import Call, attention_hook
+from planner.runtime.model.exchange import Function, wrapped
+from planner.runtime.tensors.layout import read_layout
+
+#: Methods by which families get the features of images and videos, which stay the same.
+_FEATURES = ("get_image_features", "get_video_features")
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What the rows of a layer see, as in a `planner.schedule.Stage`, and which visual tokens are hidden besides.
+
+    Attributes:
+        visual: visual rows see what the model lets them, the text before them and themselves, or themselves.
+        text: text sees the image, does not, or reads the value of one visual token in place of every one's.
+        hidden: ``[B, n]`` visual tokens that text does not see.
+        merged: ``[B]`` columns of the tokens whose values are read; None: each sample's first visual token.
+    """
+
+    visual: Literal["full", "prefix", "self"] = "full"
+    text: Literal["full", "none", "merge"] = "full"
+    hidden: Tensor | None = None
+    merged: Tensor | None = None
+
+
+#: Per layer; None: the model as it is.
+Sights = Sequence[Sight | None]
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states that enter each layer, ``[B, n - start, d]``: the rows from column `start` on."""
+
+    hidden: list[Tensor]
+    start: int
+
+
+@dataclass
+class _Pass:
+    """One pass through the layers from `first` on, by rows from column `start` on of some samples (None: all)."""
+
+    sights: Sights
+    first: int = 0
+    given: Tensor | None = None
+    start: int = 0
+    samples: Tensor | None = None
+    keeps: bool = False
+    kept: list[Tensor] = field(default_factory=list)
+
+
+class Replay:
+    """A dense pass, kept, while the ``with`` block lasts; the model is as it was afterwards.
+
+    Args:
+        model: a transformers vision-language model in evaluation mode, without a plan attached.
+        inputs: a batch padded on the left.
+        start: the first column whose row may change while visual rows stay dense; None: the first text after an image.
+        last: how many of the last rows' log-probabilities are given.
+
+    Attributes:
+        dense: log-probabilities ``[B, V]`` (``[B, last, V]`` for more than one row) of the dense pass.
+        layout: parts of the prompts.
+        states: of the dense pass.
+        shared: the rows before `start` do not depend on those from there on, so that the latter can run alone.
+
+    Raises:
+        UnsupportedModelError: the model lacks a part that is needed.
+        RuntimeStateError: another attention kernel than sdpa or eager.
+    """
+
+    def __init__(self, model: Any, inputs: Mapping[str, Tensor], start: int | None = None, last: int = 1) -> None:
+        self.parts, self.inputs, self.last = find_parts(model), dict(inputs), last
+        self.layout = read_layout(inputs["input_ids"], self.parts.visual_ids, inputs.get("attention_mask"))
+        self.layers = len(self.parts.layers)
+        self.text = self.layout.valid & ~self.layout.visual
+        after = self.layout.after.any(0)
+        self._start = start if start is not None else int(after.int().argmax()) if bool(after.any()) else 0
+        self.shared = self._start > 0
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._features: dict[tuple[int, str], Any] = {}
+        self._closed: dict[int, tuple[Sight, Tensor]] = {}
+        self._tuples = False
+        self._dense_pass, self._whole = True, False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Replay:
+        model = unwrap(self.parts.model)
+        with ExitStack() as stack:
+            stack.enter_context(attention_hook(list(self.parts.attentions), self._attend))
+            for index, layer in enumerate(self.parts.layers):
+                stack.enter_context(wrapped(layer, "forward", partial(self._around_layer, index)))
+            for owner in {id(owner): owner for owner in (model, getattr(model, "model", model))}.values():
+                for name in _FEATURES:
+                    if hasattr(owner, name):
+                        stack.enter_context(wrapped(owner, name, partial(self._remembered, (id(owner), name))))
+            stack.callback(self.parts.tower.register_forward_pre_hook(self._look, with_kwargs=True).remove)
+            self._pass = _Pass([None] * self.layers, keeps=True)
+            self.dense = self._forward(self._pass)
+            self._stack = stack.pop_all()
+        self._dense_pass = False
+        self._entry = self._pass.kept[0]
+        if not self.shared:
+            self._keys, self._values, self._start = [], [], 0
+        # Copies: views would keep the rows before them alive.
+        self.states = States([hidden[:, self._start :].clone() for hidden in self._pass.kept], self._start)
+        self._pass.kept.clear()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    # -- passes ------------------------------------------------------------------------------------------------------
+
+    def rule(self, sights: Sights) -> tuple[Tensor, States]:
+        """All layers under their sights: log-probabilities as `dense`, and the states that enter each layer."""
+        alone = self.shared and all(sight is None or sight.visual == "full" for sight in sights)
+        start = self._start if alone else 0
+        run = _Pass(sights, given=self._entry[:, start:], start=start, keeps=True)
+        found = self._forward(run)
+        return found, States(run.kept, start)
+
+    def go_on(
+        self, states: States, layer: int, sights: Sights | None = None, samples: Sequence[int] | None = None
+    ) -> Tensor:
+        """From the states that enter a layer to the end.
+
+        Args:
+            states: of this replay.
+            sights: of every layer; None: dense. Where `states` lack visual rows, these stay dense.
+            samples: which of the batch; None: all.
+
+        Returns:
+            Log-probabilities as `dense`, of these samples.
+        """
+        if self._whole and samples is not None:
+            return self.go_on(states, layer, sights)[list(samples)]
+        chosen = None if samples is None else torch.as_tensor(samples, device=states.hidden[layer].device)
+        given = states.hidden[layer] if chosen is None else states.hidden[layer][chosen]
+        return self._forward(_Pass(sights or [None] * self.layers, layer, given, states.start, chosen))
+
+    def _forward(self, run: _Pass) -> Tensor:
+        self._pass = run
+        with torch.inference_mode():
+            logits: Tensor = self.parts.model(**self.inputs, use_cache=False, logits_to_keep=self.last).logits
+        found = logits[:, -self.last :].float().log_softmax(dim=-1).cpu()
+        return found[:, 0] if self.last == 1 else found
+
+    # -- the model's layers ------------------------------------------------------------------------------------------
+
+    def _remembered(self, key: tuple[int, str], original: Function) -> Function:
+        def features(*args: Any, **kwargs: Any) -> Any:
+            if key not in self._features:
+                self._features[key] = original(*args, **kwargs)
+            return self._features[key]
+
+        return features
+
+    def _around_layer(self, index: int, original: Function) -> Function:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            run = self._pass
+            hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+            if index < run.first:
+                return (hidden,) if self._tuples else hidden
+            if index == run.first and run.given is not None:
+                hidden = run.given
+            if run.keeps:
+                run.kept.append(hidden)
+            output = original(hidden, *rest, **self._part(run, kwargs))
+            self._tuples = isinstance(output, tuple)
+            return output
+
+        return forward
+
+    def _look(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Features that the tower itself adds between layers are of all rows and samples.
+        if kwargs.get("deepstack_visual_embeds") is not None:
+            self._whole, self.shared = True, False
+
+    def _part(self, run: _Pass, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A layer's keyword arguments for the pass's rows and samples."""
+        if run.start == 0 and run.samples is None:
+            return kwargs
+        return {
+            name: _cut(name, value, run)
+            if name == "attention_mask" or name == "position_ids" or name.startswith("position_embeddings")
+            else value
+            for name, value in kwargs.items()
+        }
+
+    def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
+        run = self._pass
+        if self._dense_pass:
+            self._keep(call)
+        sight = run.sights[call.layer]
+        if run.start:
+            keys, values = self._keys[call.layer], self._values[call.layer]
+            if run.samples is not None:
+                keys, values = keys[run.samples], values[run.samples]
+            call.key, call.value = torch.cat([keys, call.key], dim=2), torch.cat([values, call.value], dim=2)
+        if sight is None and not run.start:
+            return call.run()
+        call.mask = self._mask(call, run, sight)
+        output, weights = call.run()
+        if sight is not None and sight.text == "merge":
+            merged, _ = replace(call, value=self._merged(call.value, run, sight)).run()
+            rows = _of(self.text, run)[:, run.start :].to(output.device)
+            output = torch.where(rows[:, :, None, None], merged, output)
+        return output, weights
+
+    def _keep(self, call: Call) -> None:
+        """The dense pass's keys and values before `start`, and whether they stand by themselves."""
+        if call.mask is not None and self.shared:
+            ahead = call.mask[:, :, : self._start, self._start :]
+            seen = ahead if ahead.dtype == torch.bool else ahead > torch.finfo(ahead.dtype).min / 2
+            # Padding may see anything: nobody sees it.
+            asks = self.layout.valid[:, None, : self._start, None].to(seen.device)
+            self.shared &= not bool((seen & asks).any())
+        self._keys.append(call.key[:, :, : self._start])
+        self._values.append(call.value[:, :, : self._start])
+
+    # -- who sees whom -----------------------------------------------------------------------------------------------
+
+    def _mask(self, call: Call, run: _Pass, sight: Sight | None) -> Tensor:
+        mask, device = call.mask, call.key.device
+        if mask is None:  # the kernel would have been causal
+            length = self.layout.length
+            mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None, run.start :]
+        if sight is None:
+            return mask
+        closed = _of(self._edges(sight), run)[:, None, run.start :].to(device)
+        return mask & ~closed if mask.dtype == torch.bool else mask.masked_fill(closed, torch.finfo(mask.dtype).min)
+
+    def _edges(self, sight: Sight) -> Tensor:
+        """``[B, n, n]`` which rows (first) must not see which columns."""
+        if id(sight) not in self._closed:
+            self._closed[id(sight)] = (sight, self._closed_by(sight))
+        return self._closed[id(sight)][1]
+
+    def _closed_by(self, sight: Sight) -> Tensor:
+        visual, text = self.layout.visual, self.text
+        length, device = self.layout.length, visual.device
+        closed = torch.zeros(len(visual), length, length, dtype=torch.bool, device=device)
+        if sight.visual != "full":
+            others = ~torch.eye(length, dtype=torch.bool, device=device).expand_as(closed)
+            if sight.visual == "prefix":
+                later = torch.ones(length, length, dtype=torch.bool, device=device).triu()
+                others = others & (visual[:, None, :] | later)
+            closed |= visual[:, :, None] & others
+        if sight.text == "none":
+            closed |= text[:, :, None] & visual[:, None, :]
+        if sight.hidden is not None:
+            closed |= text[:, :, None] & (sight.hidden & visual)[:, None, :]
+        return closed
+
+    def _merged(self, value: Tensor, run: _Pass, sight: Sight) -> Tensor:
+        """Values with one visual token's in the place of every visual token's."""
+        visual = self.layout.visual
+        chosen = visual.int().argmax(1) if sight.merged is None else sight.merged.to(visual.device)
+        columns = _of(chosen, run).to(value.device)
+        one = value.gather(2, columns[:, None, None, None].expand(-1, value.shape[1], 1, value.shape[3]))
+        return torch.where(_of(visual, run)[:, None, :, None].to(value.device), one, value)
+
+
+def _of(tensor: Tensor, run: _Pass) -> Tensor:
+    """A tensor of the whole batch for the samples of a pass."""
+    return tensor if run.samples is None else tensor[run.samples.to(tensor.device)]
+
+
+def _cut(name: str, value: Any, run: _Pass) -> Any:
+    """Masks ``[B or 1, 1, n, n]``, positions ``[..., B or 1, n]`` and tables of them ``[..., B or 1, n, r]``, cut to a
+    pass's samples and rows."""
+    if isinstance(value, tuple):
+        return tuple(_cut(name, one, run) for one in value)
+    if not isinstance(value, Tensor):
+        return value
+    batch = 0 if name == "attention_mask" else value.ndim - (2 if name == "position_ids" else 3)
+    rows = 2 if name == "attention_mask" else batch + 1
+    value = value.narrow(rows, run.start, value.shape[rows] - run.start)
+    if run.samples is not None and value.shape[batch] > 1:
+        value = value.index_select(batch, run.samples.to(value.device))
+    return value
