@@ -28,8 +28,8 @@ def test_cost_is_shown_before_and_time_after(chosen):
     run(chosen, lines=lines, probes=("influence", "masking"))
     before, after = lines[:3], lines[3:]
     assert before[0].startswith("prompt, influence: one forward pass over 12 samples together, about ")
-    # Dense and 4 discards; dense, everywhere, and up to and from each of 3 quarters.
-    assert before[1].startswith("masking: 13 forward passes over 5 samples, about ")
+    # Dense and 4 discards; answers, the prompt with them, everywhere, and up to and from each of 3 quarters.
+    assert before[1].startswith("masking: 14 forward passes over 5 samples, about ")
     assert before[2].startswith("in all about ") and before[2].endswith(" ms per sample")
     for name in ("prompt", "influence", "masking", "shared forward passes"):
         assert any(line.startswith(f"{name}: ") and line.endswith(" s") for line in after), name
@@ -70,4 +70,7 @@ def test_work_counts_short_and_long_passes():
     # Dense, 3 rates, 5 variants, attention twice, each 2, 3 and 4 times as long as without a context.
     context = ContextProbe(lengths=(100, 200, 300), rates=(0.0, 0.3, 0.6), flow=False)
     assert context.work(32, prompt) == (1 + 3 + 5 + 2) * (2 + 3 + 4)
-    assert MaskingProbe(curves=("masked_from",)).work(4, prompt) == 5
+    # From k on a tenth of the prompt runs: (4 + 3 + 2 + 1) / 4 of a tenth, and the dense pass.
+    assert MaskingProbe(curves=("masked_from",)).work(4, prompt) == pytest.approx(1 + 0.25)
+    # The rule in all layers, and what lies behind 1, 2, 3 and 4 of them.
+    assert MaskingProbe(curves=("self_before",)).work(4, prompt) == pytest.approx(1 + 1 + 1.5)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from calibrate.probes.masking.curves import CURVES, point_of, points_of
-from calibrate.probes.masking.replay import Replay, Sight
-from calibrate.running.execute import first_logits
+from calibrate.probes.masking.replay import Replay
 from planner.schedule import Count, Schedule, Select, Stage
 from tests import tiny
 from tests.float64 import float64_throughout

@@ -2,8 +2,8 @@
 
 Every sample is measured at the same few anchors. Between the last anchor before its first changed answer and that
 anchor its depth is bisected. What a sample needs depends on this sample alone, so shards, resumed runs and merged
-tables agree. Between measured points one thing is assumed: an answer that survives a depth survives the shallower ones that
-were not measured, and one that changed stays changed at deeper ones.
+tables agree. Between measured points one thing is assumed: an answer that survives a depth survives the shallower ones
+that were not measured, and one that changed stays changed at deeper ones.
 """
 
 from __future__ import annotations

@@ -1,0 +1,89 @@
+"""Bisection of masking curves, and what a limit says of curves that were not measured everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibrate.probes.masking.depths import anchors, bisect, passes, settled
+from calibrate.probes.masking.reading import at, changes, contradictions, deepest, earliest
+from calibrate.probes.stats import proportion
+from planner.profile import ProbeResult
+
+
+def measured(truth):
+    """What `bisect` measures of known answers ``[samples, points]``, and how many points of each sample."""
+    found = np.full(truth.shape, np.nan)
+
+    def measure(point, samples):
+        assert np.isnan(found[samples, point]).all(), "measured twice"
+        found[samples, point] = truth[samples, point]
+        return [bool(one) for one in truth[samples, point]]
+
+    bisect(truth.shape[1], len(truth), measure)
+    return found
+
+
+@given(points=st.integers(1, 48), data=st.data())
+def test_depths_are_those_of_a_scan(points, data):
+    depths = data.draw(st.lists(st.integers(0, points), min_size=1, max_size=6))
+    truth = np.array([[k < depth for k in range(points)] for depth in depths], float)
+    found = measured(truth)
+    np.testing.assert_array_equal(settled(found), truth)
+    assert (~np.isnan(found)).sum(axis=1).max() <= passes(points)
+    assert not np.isnan(found[:, anchors(points)]).any()
+
+
+def test_a_deep_curve_takes_few_passes():
+    assert passes(30) == 7 and passes(80) == 9
+    assert anchors(30) == [6, 14, 21, 29] and anchors(2) == [0, 1] and anchors(1) == [0]
+
+
+def test_what_a_sample_measures_does_not_depend_on_the_others():
+    truth = np.array([[k < depth for k in range(30)] for depth in (0, 3, 12, 13, 29, 30)], float)
+    whole = measured(truth)
+    for sample in range(len(truth)):
+        np.testing.assert_array_equal(measured(truth[sample : sample + 1])[0], whole[sample])
+
+
+def test_answers_that_come_back_are_kept_where_they_were_measured():
+    # Changed at the first anchor (7), there again at the third: the depth lies before the first change.
+    truth = np.ones((1, 30))
+    truth[0, 4:20] = 0
+    known = settled(measured(truth))[0]
+    assert known[:4].all() and not known[4:21].any()
+    assert known[21] == known[29] == 1, "anchors are as they were measured"
+    assert not known[22:29].any(), "what was not measured behind a change counts as changed"
+
+
+def test_gaps_that_nothing_settles_stay_open():
+    np.testing.assert_array_equal(settled(np.array([[np.nan, 1, np.nan]])), [[1, 1, np.nan]])
+
+
+def curve(ks, hits, n=32):
+    return {"k": ks, "agreement": [proportion(one, n) for one in hits]}
+
+
+def test_a_point_fails_when_its_upper_end_does():
+    # 30 of 32 may be .98 (Wilson's upper end .983), 29 of 32 may not (.968).
+    assert deepest(curve([1, 4, 7, 15], [32, 30, 30, 29]), 0.98) == 7
+    assert deepest(curve([1, 4], [29, 32]), 0.98) == 0
+    assert earliest(curve([0, 10, 20, 29], [29, 30, 32, 31]), 0.98, 30) == 10
+    assert earliest(curve([0, 29], [32, 29]), 0.98, 30) == 30
+
+
+def test_layers_between_points():
+    points = curve([3, 7, 15], [32, 31, 12])
+    assert changes(points) == [7, 15]
+    assert at(points, 2) is None and at(points, 16) is None
+    assert at(points, 3)["value"] == at(points, 6)["value"] == 1 and at(points, 14)["value"] == 31 / 32
+
+
+@pytest.mark.parametrize(("layer", "contradicted"), [(7, False), (12, True)])
+def test_filters_are_judged_by_the_rule_that_plans_use(layer, contradicted):
+    curves = {"prefix_before": curve([7, 11, 15], [32, 20, 10]), "alone_before": curve([7, 11, 15], [2, 2, 2])}
+    influence = ProbeResult(n=32, settings={}, values={"suggested": {"0.5": {"filter": layer, "exit": 30}}})
+    notes = contradictions(ProbeResult(n=32, settings={}, values=curves), influence, 0.98)
+    assert bool(notes) is contradicted
