@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL.Image import Transpose
 
 from calibrate.inputs.samples import Sample
@@ -54,22 +55,37 @@ class Encoder:
             )
 
     def prompt(self, sample: Sample) -> str:
-        """The prompt as text: the chat template with the images first; without one, image tokens, newline, text."""
-        if not self._template:
-            return str(self._image_token) * len(sample.images) + "\n" + sample.prompt
-        content: list[dict[str, str]] = [{"type": "image"} for _ in sample.images]
-        conversation = [{"role": "user", "content": [*content, {"type": "text", "text": sample.prompt}]}]
-        return str(self.processor.apply_chat_template(conversation, add_generation_prompt=True))
-
-    def __call__(self, samples: Sequence[Sample], flip: bool = False) -> Inputs:
-        """Inputs of a batch, padded on the left; with `flip` every image is turned upside down first.
+        """The prompt as text: the conversation by the chat template, images first where the sample does not place them;
+        without a template, image tokens, newline, text.
 
         Raises:
-            SampleError: an image cannot be read or processed.
+            SampleError: the template refuses the conversation, or there is none to write one with.
+        """
+        if not self._template:
+            if sample.turns or sample.videos:
+                raise SampleError(
+                    f"{sample.where}: the processor has no chat template to write a conversation with",
+                    "Give image and prompt, or add the chat template to the processor",
+                )
+            return str(self._image_token) * len(sample.images) + "\n" + sample.prompt
+        try:
+            return str(self.processor.apply_chat_template(sample.conversation(), add_generation_prompt=True))
+        except TemplateError as error:
+            cause = f"{sample.where}: the chat template refuses the conversation ({error})"
+            raise SampleError(cause, "Leave out what it does not know, such as a system prompt") from error
+
+    def __call__(self, samples: Sequence[Sample], flip: bool = False) -> Inputs:
+        """Inputs of a batch, padded on the left; with `flip` every image and video is turned upside down first.
+
+        Raises:
+            SampleError: an image or video cannot be read or processed.
         """
         images = [sample.pictures() for sample in samples]
         if flip:
             images = [[picture.transpose(Transpose.FLIP_TOP_BOTTOM) for picture in group] for group in images]
+        shown: dict[str, Any] = {"images": images} if any(images) else {}
+        if any(sample.videos for sample in samples):
+            shown |= self._videos(samples, flip)
         text = [self.prompt(sample) for sample in samples]
         # A template that writes the text's first special token makes the tokenizer's own a second one.
         start = self.tokenizer.bos_token
@@ -78,7 +94,7 @@ class Encoder:
         if doubled:
             settings["add_special_tokens"] = False
         try:
-            encoded = self.processor(images=images, text=text, **settings)
+            encoded = self.processor(text=text, **shown, **settings)
         except ValueError as error:
             where = ", ".join(sample.where for sample in samples)
             cause = f"the processor refuses a sample of {where}: {error}"
@@ -90,6 +106,16 @@ class Encoder:
             where = samples[int(without.nonzero()[0])].where
             raise SampleError(f"{where}: the encoded prompt has no visual token", "Check the chat template")
         return inputs
+
+    def _videos(self, samples: Sequence[Sample], flip: bool) -> dict[str, Any]:
+        if getattr(self.processor, "video_processor", None) is None:
+            where = next(sample.where for sample in samples if sample.videos)
+            raise SampleError(
+                f"{where}: the processor reads no videos",
+                "Give pictures, or a family that reads videos (its processor needs torchvision)",
+            )
+        clips = [clip.flipped() if flip else clip for sample in samples for clip in sample.clips()]
+        return {"videos": [clip.frames for clip in clips], "video_metadata": [clip.metadata() for clip in clips]}
 
     def decode(self, ids: torch.Tensor) -> list[str]:
         """Generated tokens ``[B, n]`` to texts, special tokens left out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging
 
+from calibrate.inputs.encode import PIXEL_SETTINGS
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.plain_processor import PlainProcessor
 from calibrate.ranks import local_rank
@@ -70,7 +72,8 @@ def load(name: str | None = None, options: LoadOptions | None = None) -> Loaded:
     _check_complete(source, loading)
     if options.device_map is None:
         model = model.to(where)
-    return Loaded(model.eval(), _processor(source, config, hub), _identity(source), options.revision)
+    processor = _processor(source, config, hub, dict(options.processor))
+    return Loaded(model.eval(), processor, _identity(source), options.revision)
 
 
 def _source(name: str | None) -> str:
@@ -146,13 +149,13 @@ def _check_complete(source: str, loading: dict[str, Any]) -> None:
         )
 
 
-def _processor(source: str, config: Any, hub: dict[str, Any]) -> Any:
+def _processor(source: str, config: Any, hub: dict[str, Any], changed: dict[str, Any]) -> Any:
     try:
-        processor = AutoProcessor.from_pretrained(source, **hub)
+        processor = AutoProcessor.from_pretrained(source, **hub, **changed)
     except ImportError as error:
         # Some processors insist on a video processor, which needs torchvision; images and text do without.
         processor = PlainProcessor(
-            _attempt(source, AutoImageProcessor.from_pretrained, **hub),
+            _attempt(source, AutoImageProcessor.from_pretrained, **hub, **changed),
             _attempt(source, AutoTokenizer.from_pretrained, **hub),
             config,
             missing=_first_line(error).split(". ")[0],
@@ -162,9 +165,19 @@ def _processor(source: str, config: Any, hub: dict[str, Any]) -> Any:
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None:
         raise UnsupportedModelError(f"{source} has no processor with a tokenizer", "Add the processor's files")
+    _check_taken(getattr(processor, "image_processor", None), changed)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return processor
+
+
+def _check_taken(image_processor: Any, changed: dict[str, Any]) -> None:
+    """Refuse settings that the image processor does not have: it would ignore them."""
+    known = {} if image_processor is None else json.loads(image_processor.to_json_string())
+    for name, value in changed.items():
+        if name not in PIXEL_SETTINGS or (name not in known and getattr(image_processor, name, None) != value):
+            has = ", ".join(sorted(PIXEL_SETTINGS & set(known))) or "none"
+            raise InputError(f"the image processor has no setting '{name}'", f"Its settings: {has}")
 
 
 def _attempt(source: str, loader: Any, **settings: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from planner.errors import InputError
 
@@ -20,6 +21,7 @@ class LoadOptions:
         trust_remote_code: run model code from the hub.
         attn_implementation: ``sdpa`` or ``eager``; None is transformers' default.
         device_map: ``auto`` to spread a model larger than one GPU.
+        processor: settings of the image processor that replace the checkpoint's own, such as ``max_pixels``.
 
     Raises:
         InputError: an unknown dtype.
@@ -31,6 +33,7 @@ class LoadOptions:
     trust_remote_code: bool = False
     attn_implementation: str | None = None
     device_map: str | None = None
+    processor: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

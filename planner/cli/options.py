@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -84,8 +85,31 @@ def loading(function: F) -> F:
             click.option("--trust-remote-code", is_flag=True, help="Allow model code from the hub to run."),
             click.option("--attn-implementation", help="Attention kernel: sdpa (transformers' default) or eager."),
             click.option("--device-map", help="auto spreads a model over several devices."),
+            click.option(
+                "--processor",
+                multiple=True,
+                callback=_processor_settings,
+                metavar="KEY=VALUE",
+                help="Replace a setting of the image processor, such as max_pixels=401408; repeatable.",
+            ),
         ],
     )
+
+
+def _processor_settings(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[str, Any], ...]:
+    """Values are JSON where they can be read as such, else text."""
+    found: dict[str, Any] = {}
+    for one in values:
+        key, equals, value = one.partition("=")
+        if not (equals and key.strip()):
+            raise click.BadParameter(f"'{one}' is not KEY=VALUE; write it like max_pixels=401408")
+        try:
+            found[key.strip()] = json.loads(value)
+        except ValueError:
+            found[key.strip()] = value
+    return tuple(found.items())
 
 
 def other_weights(function: F) -> F:

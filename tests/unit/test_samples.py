@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -169,3 +170,113 @@ def test_answer_matching(generated, accepted, right):
 
 def test_normalisation_is_what_the_rule_says():
     assert normalise("The two Cats, an owl!") == ["2", "cats", "owl"]
+
+
+def moving(path, colours, duration=250):
+    """An animated picture whose upper half is black."""
+    frames = [Image.new("RGB", (4, 4), colour) for colour in colours]
+    for frame in frames:
+        frame.paste((0, 0, 0), (0, 0, 4, 2))
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=duration, lossless=True)
+
+
+TALK = [
+    {"role": "system", "content": "One word."},
+    {"role": "user", "content": [{"type": "text", "text": "This"}, {"type": "image", "image": "a.png"},
+                                 {"type": "text", "text": "or this"}, {"type": "image", "path": "b.png"}]},
+    {"role": "assistant", "content": "Red."},
+    {"role": "user", "content": "And now?"},
+]  # fmt: skip
+
+
+def test_conversations_keep_their_order(folder):
+    first, plain = load_samples(
+        write(
+            folder,
+            {"messages": TALK, "answers": ["blue", "Blue."], "kind": "colour"},
+            {"image": "a.png", "prompt": "And now?"},
+        )
+    )
+    assert [path.name for path in first.images] == ["a.png", "b.png"]
+    assert (first.prompt, first.answers, first.kind) == ("And now?", ("blue", "Blue."), "colour")
+    said = first.conversation()
+    assert [turn["role"] for turn in said] == ["system", "user", "assistant", "user"]
+    assert said[1]["content"] == [
+        {"type": "text", "text": "This"}, {"type": "image"}, {"type": "text", "text": "or this"}, {"type": "image"},
+    ]  # fmt: skip
+    # What replaces the prompt (a context before it) replaces the last text alone.
+    longer = replace(first, prompt="More words. And now?").conversation()
+    assert longer[:3] == said[:3] and longer[3]["content"] == [{"type": "text", "text": "More words. And now?"}]
+    assert plain.conversation() == [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And now?"}]}
+    ]
+
+
+def test_what_was_said_before_is_part_of_the_question(folder):
+    other = [{"role": "system", "content": "Two words."}, *TALK[1:]]
+    path = write(folder, {"messages": TALK}, {"messages": TALK}, {"messages": other})
+    one, same, different = load_samples(path)
+    assert one.question_digest == same.question_digest != different.question_digest
+    assert one.fingerprint() == same.fingerprint() != different.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ("hello", "no|not a list"),
+        ([], "not a list of messages"),
+        ([*TALK, {"role": "assistant", "content": "x"}], "last message must be the user's"),
+        ([*TALK[:1], {"role": "user", "content": [{"type": "image", "image": "a.png"}]}], "hold text"),
+        ([{"role": "tool", "content": "x"}], "the role 'tool'"),
+        ([{"content": "x"}], "no 'role'"),
+        ([{"role": "user", "content": [{"type": "audio", "audio": "a"}]}], "the type 'audio'"),
+        ([{"role": "user", "content": [{"type": "image", "image": 3}]}], "no 'image'"),
+        ([{"role": "user", "content": []}], "no content"),
+        ([{"role": "user", "content": "no picture"}], "no 'image'"),
+    ],
+)
+def test_a_malformed_conversation_is_named(folder, messages, says):
+    with pytest.raises(SampleError, match=says) as caught:
+        load_samples(write(folder, {"messages": messages}))
+    assert "samples.jsonl:1" in str(caught.value)
+
+
+def test_messages_and_a_prompt_exclude_each_other(folder):
+    with pytest.raises(SampleError, match="both 'messages' and 'image'"):
+        load_samples(write(folder, {"messages": TALK, "image": "a.png"}))
+
+
+def test_an_animation_is_read_with_its_speed(folder):
+    moving(folder / "film.webp", ["red", "blue", "lime"])
+    (sample,) = load_samples(write(folder, {"video": "film.webp", "prompt": "what happens?"}))
+    assert sample.conversation()[0]["content"][0] == {"type": "video"} and not sample.images
+    (clip,) = sample.clips()
+    assert clip.frames.shape == (3, 4, 4, 3) and clip.fps == 4
+    assert [tuple(frame[3, 0]) for frame in clip.frames] == [(255, 0, 0), (0, 0, 255), (0, 255, 0)]
+    assert [tuple(frame[0, 0]) for frame in clip.flipped().frames] == [tuple(frame[3, 0]) for frame in clip.frames]
+    assert clip.metadata()["duration"] == 0.75
+    moving(folder / "other.webp", ["red", "blue", "white"])
+    (other,) = load_samples(write(folder, {"video": "other.webp", "prompt": "what happens?"}))
+    assert other.question_digest != sample.question_digest
+
+
+def test_a_video_that_cannot_be_read_is_named(folder):
+    (folder / "film.gif").write_text("no film")
+    (sample,) = load_samples(write(folder, {"video": "film.gif", "prompt": "x"}))
+    with pytest.raises(SampleError, match=r"samples\.jsonl:1.*film\.gif cannot be read"):
+        sample.clips()
+    with pytest.raises(SampleError, match=r"the video .*gone\.mp4 does not exist"):
+        load_samples(write(folder, {"video": "gone.mp4", "prompt": "x"}))
+
+
+def test_pictures_are_turned_as_their_exif_says(folder):
+    picture = Image.new("RGB", (4, 2), "red")
+    picture.paste((0, 0, 255), (0, 0, 2, 2))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side: turn clockwise
+    picture.save(folder / "turned.png", exif=exif)
+    (sample,) = load_samples(write(folder, {"image": "turned.png", "prompt": "x"}))
+    (upright,) = sample.pictures()
+    assert (
+        upright.size == (2, 4) and upright.getpixel((0, 0)) == (0, 0, 255) and upright.getpixel((0, 3)) == (255, 0, 0)
+    )
