@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from calibrate.inputs import load as loading
+from calibrate.inputs.conversation import Part, Turn
 from calibrate.inputs.encode import Encoder, to_device
 from calibrate.inputs.identity import identify
 from calibrate.inputs.load import load, reference_path
@@ -22,6 +23,7 @@ from calibrate.inputs.plain_processor import PlainProcessor
 from calibrate.inputs.samples import Sample, load_samples
 from planner.cli import cli
 from planner.errors import InputError, SampleError, UnsupportedModelError
+from planner.profile import processor_differences
 
 PLAIN = reference_path("plain")
 
@@ -70,6 +72,76 @@ def test_several_images_in_one_sample(encoder, some):
     double = Sample((*some[0].images, *some[1].images), "which is larger?")
     inputs = encoder([double])
     assert (inputs["input_ids"] == 3).sum() == 288 and len(inputs["pixel_values"]) == 2
+
+
+def test_a_conversation_is_written_by_the_chat_template(encoder, some, tmp_path):
+    picture, other = (sample.images[0] for sample in some[:2])
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "This "}, {"type": "image", "image": str(picture)},
+                                     {"type": "text", "text": "or "}, {"type": "image", "image": str(other)}]},
+        {"role": "assistant", "content": "The first."},
+        {"role": "user", "content": "Why?"},
+    ]  # fmt: skip
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({"messages": talk, "answer": "red"}))
+    (sample,) = load_samples(path)
+    written = "SYSTEM: Be brief. USER: This <image>\nor <image>\n ASSISTANT: The first. USER: Why? ASSISTANT:"
+    assert encoder.prompt(sample) == written
+    batch = encoder([sample, some[0]])
+    assert (batch["input_ids"] == 3).sum(dim=1).tolist() == [288, 144] and len(batch["pixel_values"]) == 3
+    alone = encoder([Sample((picture,), "x"), Sample((other,), "x"), some[0]])["pixel_values"]
+    assert torch.equal(batch["pixel_values"], alone), "pictures keep the order of the conversation"
+
+
+def test_a_template_that_refuses_a_conversation_is_named(encoder, monkeypatch):
+    talk = (Turn("system", (Part("text", "x"),)), Turn("user", (Part("text", "y"),)))
+    sample = Sample((Image.new("RGB", (8, 8)),), "y", where="samples.jsonl:7", turns=talk)
+    refuse = "{{ raise_exception('System role not supported') if messages[0]['role'] == 'system' else '' }}"
+    monkeypatch.setattr(encoder.processor, "chat_template", refuse)
+    with pytest.raises(SampleError, match=r"samples\.jsonl:7: .*System role not supported"):
+        encoder.prompt(sample)
+    monkeypatch.setattr(encoder, "_template", None)
+    with pytest.raises(SampleError, match="no chat template to write a conversation with"):
+        encoder.prompt(sample)
+
+
+def test_videos_need_a_processor_that_reads_them(encoder, tmp_path, monkeypatch):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    sample = Sample((), "what?", videos=(tmp_path / "a.webp",), where="samples.jsonl:2")
+    monkeypatch.setattr(encoder, "prompt", lambda sample: "<video>")
+    with pytest.raises(SampleError, match=r"samples\.jsonl:2: the processor reads no videos"):
+        encoder([sample])
+
+    class Reads:
+        video_processor = object()
+
+        def __call__(self, **given):
+            seen.append(given)
+            return {"input_ids": torch.tensor([[3]])}
+
+    seen: list[dict] = []
+    monkeypatch.setattr(encoder, "processor", Reads())
+    encoder([sample])
+    encoder([sample], flip=True)
+    assert "images" not in seen[0] and seen[0]["video_metadata"][0]["total_num_frames"] == 2
+    assert seen[0]["videos"][0].shape == (2, 8, 8, 3) and (seen[0]["videos"][0][1, 0, 0] == (0, 0, 255)).all()
+
+
+def test_settings_of_the_image_processor_are_passed_on_and_recorded(plain, some):
+    changed = load(str(PLAIN), LoadOptions(processor=(("image_mean", [0.5, 0.5, 0.5]),)))
+    encoder = Encoder(changed.processor, identify(changed.model, changed.id).visual_ids)
+    known = Encoder(plain.processor, (3,)).settings()
+    assert encoder.settings()["image_processor"]["image_mean"] == [0.5, 0.5, 0.5]
+    assert "image_mean" in processor_differences(known, encoder.settings())[0]
+    pixels, other = (e([some[0]])["pixel_values"] for e in (encoder, Encoder(plain.processor, (3,))))
+    std = torch.tensor(known["image_processor"]["image_std"])[:, None, None]
+    mean = torch.tensor(known["image_processor"]["image_mean"])[:, None, None]
+    assert torch.allclose(pixels * std + 0.5, other * std + mean, atol=1e-5)
+    with pytest.raises(InputError, match="no setting 'max_pixel'") as caught:
+        load(str(PLAIN), LoadOptions(processor=(("max_pixel", 3),)))
+    assert "crop_size" in caught.value.remedy
 
 
 def test_flipping_turns_the_pixels_upside_down(encoder):
@@ -204,9 +276,12 @@ def test_arguments_that_make_no_sense(options):
 
 def test_every_loading_option_of_the_command_line_reaches_the_model(monkeypatch):
     """One object from click to `load`, whichever verb reads it."""
-    given = LoadOptions("cpu", "bfloat16", "a-branch", True, "eager", "auto")
+    given = LoadOptions(
+        "cpu", "bfloat16", "a-branch", True, "eager", "auto", (("size", {"height": 8}), ("resample", 2))
+    )
     arguments = ["--device", "cpu", "--dtype", "bfloat16", "--revision", "a-branch", "--trust-remote-code",
-                 "--attn-implementation", "eager", "--device-map", "auto"]  # fmt: skip
+                 "--attn-implementation", "eager", "--device-map", "auto",
+                 "--processor", 'size={"height": 8}', "--processor", "resample=2"]  # fmt: skip
 
     class Seen(Exception):
         pass
