@@ -24,6 +24,8 @@ from calibrate.probes.base import Capture, ExecutedProbe, OnePassProbe, Probe
 from planner.errors import CalibrationError
 from planner.runtime import observe
 
+#: What a sample's company in a batch changes by more than the last digits.
+_HALF = (torch.bfloat16, torch.float16)
 #: Seconds between two writings of the state.
 STATE_INTERVAL_S = 10.0
 
@@ -112,6 +114,14 @@ def _run(timing: ProbeTiming, name: str, probe: ExecutedProbe, batch: Callable[[
 
 
 def _shared_pass(job: Job, batch: Batch, probes: Mapping[str, OnePassProbe]) -> None:
+    comparing = {name: probe.by_itself for name, probe in probes.items() if probe.compares}
+    if comparing and job.model.dtype in _HALF and len(batch.ids) > 1:
+        _pass(job, job.batch(batch.ids[:1]), comparing)
+    _check_finite(_pass(job, batch, {name: probe.update for name, probe in probes.items()}), batch)
+
+
+def _pass(job: Job, batch: Batch, readers: Mapping[str, Callable[[Capture], None]]) -> torch.Tensor:
+    """One forward pass, read by probes; norms ``[L, B]`` of the last rows' attention outputs."""
     spent = 0.0
     norms: list[torch.Tensor] = []
 
@@ -119,9 +129,9 @@ def _shared_pass(job: Job, batch: Batch, probes: Mapping[str, OnePassProbe]) -> 
         nonlocal spent
         capture = Capture(view, job.known.layers, batch.ids)
         norms.append(capture.influence.output_norm)
-        for name, probe in probes.items():
+        for name, read in readers.items():
             begun = time.perf_counter()
-            probe.update(capture)
+            read(capture)
             seconds = time.perf_counter() - begun
             spent += seconds
             job.timing.add(name, seconds)
@@ -130,7 +140,7 @@ def _shared_pass(job: Job, batch: Batch, probes: Mapping[str, OnePassProbe]) -> 
     with observe(job.model, look):
         job.model(**batch.inputs, use_cache=False, logits_to_keep=1)
     job.timing.forward_s += time.perf_counter() - begun - spent
-    _check_finite(torch.stack([norm.cpu() for norm in norms]), batch)
+    return torch.stack([norm.cpu() for norm in norms])
 
 
 def _check_finite(norms: torch.Tensor, batch: Batch) -> None:

@@ -39,6 +39,7 @@ BUILT_IN: dict[str, str] = {
     "sparsity": "calibrate.probes.sparsity:SparsityProbe",
     "value_norms": "calibrate.probes.value_norms:ValueNormsProbe",
     "masking": "calibrate.probes.masking.probe:MaskingProbe",
+    "token_masking": "calibrate.probes.token_masking:TokenMaskingProbe",
     "flip": "calibrate.probes.flip:FlipProbe",
     "sink_masking": "calibrate.probes.sink_masking:SinkMaskingProbe",
     "attribution": "calibrate.probes.attribution.probe:AttributionProbe",
@@ -120,6 +121,9 @@ class Probe(ABC):
 class OnePassProbe(Probe):
     """Reads the layers of a shared forward pass."""
 
+    #: In half precision the first sample of each batch also runs by itself, just before; `by_itself` sees its layers.
+    compares: ClassVar[bool] = False
+
     def __init__(self) -> None:
         super().__init__()
         self._pending: list[dict[str, torch.Tensor]] = []
@@ -131,6 +135,9 @@ class OnePassProbe(Probe):
     def rows(self, layers: dict[str, Array], capture: Capture) -> list[dict[str, Array]]:
         """One row per sample from the values of all layers, ``[L, B, ...]``; as they are unless overridden."""
         return [{name: values[:, b] for name, values in layers.items()} for b in range(len(capture.ids))]
+
+    def by_itself(self, capture: Capture) -> None:
+        """Take in one layer of a batch's first sample by itself."""
 
     def update(self, capture: Capture) -> None:
         """Take in one layer; at the last layer the batch's rows are complete.

@@ -5,6 +5,9 @@ there are those with ``l2`` (or ``l2 / |O|``) at or above a threshold; the visio
 *consecutive* layers after the filter in which no kept token has ``cos < exit_cos``. Layers count from 0. Samples that
 never trigger, keep none or never exit are counted, not hidden: these rules were tuned on one model, so they only
 propose candidates.
+
+In half precision the cosines depend on the samples that share a batch. The first sample of each batch is measured by
+itself too, and how far its smallest cosine moves is kept as noise: a threshold nearer to 1 than that means nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ class InfluenceProbe(OnePassProbe):
     """
 
     name: ClassVar[str] = "influence"
+    compares: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -58,6 +62,8 @@ class InfluenceProbe(OnePassProbe):
             raise InputError("levels are shares of the samples, between 0 and 1", "Such as 0.5 and 0.9")
         self.filter_cos, self.exit_cos, self.levels = tuple(filter_cos), exit_cos, tuple(levels)
         self.keep_l2, self.keep_relative = keep_l2, tuple(keep_relative)
+        #: Smallest cosines of each batch's first sample by itself, until the batch is through.
+        self._alone: dict[int, list[float]] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -73,12 +79,22 @@ class InfluenceProbe(OnePassProbe):
         found = capture.influence
         return {"l2": found.l2, "cos": found.cos, "norm": found.output_norm}
 
+    def by_itself(self, capture: Capture) -> None:
+        (sample,) = capture.ids
+        if capture.layer == 0:
+            self._alone = {sample: []}
+        self._alone[sample].append(float(capture.influence.cos[0, capture.visual[0]].min()))
+
     def rows(self, layers: dict[str, Array], capture: Capture) -> list[dict[str, Array]]:
         visual = capture.visual.cpu().numpy()
-        return [
+        found = [
             self._row(layers["l2"][:, b, visual[b]], layers["cos"][:, b, visual[b]], layers["norm"][:, b])
             for b in range(len(capture.ids))
         ]
+        for sample, row in zip(capture.ids, found, strict=True):
+            other = np.asarray(self._alone.pop(sample, [np.nan] * capture.layers))
+            row["noise"] = np.abs(row["min_cos"] - other).astype(np.float32)
+        return found
 
     def _row(self, l2: Array, cos: Array, norm: Array) -> dict[str, Array]:
         """One sample: ``l2, cos [L, nv]``, ``norm [L]``."""
@@ -137,8 +153,24 @@ class InfluenceProbe(OnePassProbe):
             "triggered_samples": [
                 proportion(int(hits), len(min_cos)) for hits in (min_cos < self.filter_cos[0]).sum(axis=0)
             ],
+            "noise": self._noise(),
             "stages": by_threshold,
             "suggested": by_threshold[f"{self.filter_cos[0]:g}"]["absolute"]["suggested"],
+        }
+
+    def _noise(self) -> dict[str, Any]:
+        """How far a sample's smallest cosine moves with its company in a batch: per layer, and the largest of any
+        layer, over the samples that were measured by themselves."""
+        noise = self.table.column("noise")
+        compared = noise[~np.isnan(noise).all(axis=1)]
+        if not len(compared):
+            return {"n": 0}
+        most = compared.max(axis=1)
+        return {
+            "n": len(compared),
+            "min_cos": mean(compared),
+            "most": {**quantiles(most, (0.5, 0.9)), "1": float(most.max())},
+            "exceeds_filter_cos": bool(most.max() > 1 - self.filter_cos[0]),
         }
 
     def _spread(self, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from calibrate.inputs.encode import Encoder, to_device
 from calibrate.measuring.run import merge_states
 from calibrate.measuring.state import SUFFIX, load_state
 from calibrate.probes.attribution.probe import AttributionProbe
@@ -24,6 +25,8 @@ from planner.errors import CalibrationError, InputError
 from planner.profile import Profile
 from planner.report.page import profile_page
 from planner.report.probes import sections
+from planner.runtime import observe
+from planner.runtime.model.adapters import find_parts
 from tests.integration import calibrate_stub as stub
 from tests.integration.calibrate_stub import REQUESTED, SETTINGS, run
 
@@ -121,9 +124,10 @@ def test_resume_runs_no_finished_sample_again(chosen, expected, tmp_path):
     built, forwards = stub.model(fresh=True), []
     built.register_forward_pre_hook(lambda m, a, k: forwards.append(len(k["input_ids"])), with_kwargs=True)
     assert saved(run(chosen, built, out=tmp_path, resume=True), tmp_path / "profile") == expected
-    # Shard 0 had batches 0, 2 and 4. Batch 1 (samples 2 and 3): the shared pass, 5 prefills and 8 answers of 2 tokens
-    # for masking, 2 for flip. Batches 3 and 5: the shared pass only. Before them, two for the estimate.
-    assert len(forwards) == 2 + (1 + 5 + 8 * 2 + 2) + 2
+    # Shard 0 had batches 0, 2 and 4. Batch 1 (samples 2 and 3): the shared pass; dense and 4 points of a curve, an
+    # answer of 2 tokens, the prompt with it, and 7 ranges for masking; 2 for flip. Batches 3 and 5: the shared pass
+    # only. Before them, two for the estimate.
+    assert len(forwards) == 2 + (1 + (1 + 4 + 2 + 1 + 7) + 2) + 2
     forwards.clear()
     assert saved(run(chosen, built, out=tmp_path, resume=True), tmp_path / "profile") == expected
     assert forwards == []
@@ -282,6 +286,40 @@ def test_a_bfloat16_model_is_measured_in_float32(chosen):
     whole = run(chosen, probes=("influence",))
     low = found.probes["influence"].values["min_cos"]["value"]
     assert low == pytest.approx(whole.probes["influence"].values["min_cos"]["value"], abs=0.1)
+
+
+def test_what_company_in_a_batch_does_in_half_precision_is_kept(chosen):
+    built = stub.model(torch.bfloat16)
+    found = run(chosen, built, probes=("influence",), batch_size=4)
+    expected = []
+    encoder = Encoder(stub.Processor(), find_parts(built).visual_ids)
+    for start in (0, 4, 8):
+        lowest = []
+        for ids in ([start], range(start, start + 4)):
+            cos = []
+            inputs = to_device(encoder([chosen[i] for i in ids]), built)
+            with (
+                torch.inference_mode(),
+                observe(built, lambda v, c=cos: c.append(v.influence().cos[0, v.visual[0]].min())),
+            ):
+                built(**inputs)
+            lowest.append(torch.stack(cos))
+        expected.append((lowest[0] - lowest[1]).abs().numpy())
+    noise = found.arrays["influence/noise.data"].reshape(12, stub.LAYERS)
+    np.testing.assert_allclose(noise[[0, 4, 8]], expected, atol=1e-6)
+    assert np.isnan(noise[[1, 2, 3, 5, 6, 7, 9, 10, 11]]).all()
+    values = found.probes["influence"].values["noise"]
+    assert (
+        values["n"] == 3 and values["most"]["1"] == pytest.approx(np.max(expected), abs=1e-6) and np.max(expected) > 0
+    )
+    assert values["exceeds_filter_cos"] is bool(np.max(expected) > 0.005)
+    (section,) = [one for one in sections(found) if one.name == "influence"]
+    assert ("below the noise" in section.findings[-1]) is values["exceeds_filter_cos"]
+    assert "Measured alone and in a batch" in section.findings[-1]
+
+
+def test_float32_has_no_noise_to_measure(whole):
+    assert whole.probes["influence"].values["noise"] == {"n": 0}
 
 
 def test_refusals(chosen, tmp_path, monkeypatch):

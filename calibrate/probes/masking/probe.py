@@ -28,12 +28,13 @@ import torch
 
 from calibrate.inputs.batches import Batch
 from calibrate.probes.base import ExecutedProbe
+from calibrate.probes.first_token import right, shares
 from calibrate.probes.masking.curves import CURVES, MONOTONE, TEXT_ONLY, point_of, points_of
 from calibrate.probes.masking.depths import bisect, passes, settled
 from calibrate.probes.masking.replay import Replay
 from calibrate.probes.masking.uncached import cache_ranges, uncached
-from calibrate.probes.stats import Array, mean, proportion
-from calibrate.running.execute import divergence, first_token_right
+from calibrate.probes.stats import Array, mean
+from calibrate.running.execute import divergence
 from planner.errors import InputError
 from planner.profile import PromptShape
 
@@ -117,7 +118,7 @@ class MaskingProbe(ExecutedProbe):
     def run(self, batch: Batch) -> None:
         layers = batch.model.config.get_text_config().num_hidden_layers
         with Replay(batch.model, batch.inputs) as replay:
-            columns = {"dense_right": self._right(batch, replay.dense.argmax(dim=-1))[:, None]}
+            columns = {"dense_right": right(batch, replay.dense.argmax(dim=-1))[:, None]}
             for name in (name for name in self.curves if name in CURVES):
                 columns |= self._curve(name, batch, replay)
         if "uncached" in self.curves:
@@ -144,7 +145,7 @@ class MaskingProbe(ExecutedProbe):
             picks[chosen] = logits.argmax(dim=-1)
             same = (picks == answer)[chosen]
             found[f"{name}.agree"][chosen, point] = same.numpy()
-            found[f"{name}.right"][chosen, point] = self._right(batch, picks)[chosen]
+            found[f"{name}.right"][chosen, point] = right(batch, picks)[chosen]
             found[f"{name}.kl"][chosen, point] = divergence(dense[chosen], logits).numpy()
             return [bool(one) for one in same]
 
@@ -155,23 +156,18 @@ class MaskingProbe(ExecutedProbe):
                 measure(point, everyone)
         return found
 
-    def _right(self, batch: Batch, tokens: Any) -> Array:
-        """``[B]`` 1 right, 0 wrong, NaN without an answer."""
-        right = np.asarray(first_token_right(batch.encoder, batch.samples, tokens), np.float32)
-        return np.where([bool(sample.answers) for sample in batch.samples], right, np.float32(np.nan))
-
     # -- findings ----------------------------------------------------------------------------------------------------
 
     def summary(self) -> dict[str, Any]:
         layers = int(self.table.column("layers")[0, 0])
-        values: dict[str, Any] = {"dense_first_token_accuracy": _share(self.table.column("dense_right"))[0]}
+        values: dict[str, Any] = {"dense_first_token_accuracy": shares(self.table.column("dense_right"))[0]}
         for name in (name for name in self.curves if name in CURVES):
             values[name] = self._summary_of(name, layers)
         if "uncached" in self.curves:
             decoded = self.table.column("uncached.decoded")
             values["uncached"] = {
                 "ranges": [list(one) for one in cache_ranges(layers)],
-                "agreement": _share(self.table.column("uncached.agree")),
+                "agreement": shares(self.table.column("uncached.agree")),
                 "decoded_tokens": mean(decoded[:, 0]),
                 "nothing_decoded": int((decoded == 0).sum()),
             }
@@ -183,17 +179,12 @@ class MaskingProbe(ExecutedProbe):
         measured = (~np.isnan(agree)).sum(axis=0)
         listed = measured > 0
         partly = listed & (measured < len(agree))
-        right, kl = (np.where(partly, np.nan, self.table.column(f"{name}.{what}")) for what in ("right", "kl"))
-        accuracy = [None if part else entry for entry, part in zip(_share(right), partly, strict=True)]
+        starts, kl = (np.where(partly, np.nan, self.table.column(f"{name}.{what}")) for what in ("right", "kl"))
+        accuracy = [None if part else entry for entry, part in zip(shares(starts), partly, strict=True)]
         return {
             "k": [k for k, some in zip(points_of(name, layers), listed, strict=True) if some],
             "measured": measured[listed].tolist(),
-            "agreement": _share(settled(agree)[:, listed]),
+            "agreement": shares(settled(agree)[:, listed]),
             "first_token_accuracy": [entry for entry, some in zip(accuracy, listed, strict=True) if some],
             "kl": mean(kl[:, listed]),
         }
-
-
-def _share(hits: Array) -> list[dict[str, Any]]:
-    """Proportion per column of ``[samples, columns]``, NaN left out."""
-    return [proportion(int(np.nansum(column)), int((~np.isnan(column)).sum())) for column in hits.T]

@@ -20,6 +20,7 @@ from planner.report.section import Section, Subject
 SECTIONS: dict[str, str] = {
     "influence": "influence:section",
     "masking": "masking:section",
+    "token_masking": "token_masking:section",
     "sparsity": "attention:sparsity",
     "value_norms": "attention:value_norms",
     "flip": "attention:flip",

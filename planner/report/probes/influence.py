@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from planner.report.section import (
     Subject,
     Table,
     count,
+    figure,
     highest,
     numbers,
     percent,
@@ -81,6 +83,27 @@ def section(subject: Subject) -> Section:
 
 
 def _findings(subject: Subject, triggered: Series, threshold: float) -> list[str]:
+    return [*_triggering(subject, triggered, threshold), *_noise(subject.values.get("noise", {"n": 0}), threshold)]
+
+
+def _noise(noise: Mapping[str, Any], threshold: float) -> list[str]:
+    """In half precision: whether the threshold can be told from what company in a batch does."""
+    if not noise["n"]:
+        return []
+    most = noise["most"]["1"]
+    verdict = (
+        f"more than the {1 - threshold:.2g} that the threshold asks for, which is below the noise: measure in float32, "
+        "or trust the masking curves"
+        if noise["exceeds_filter_cos"]
+        else f"less than the {1 - threshold:.2g} that the threshold asks for"
+    )
+    return [
+        f"Measured alone and in a batch, the smallest cosine of {count(noise['n'], 'sample')} differs by up to "
+        f"{figure(most, 2)} in some layer: {verdict}."
+    ]
+
+
+def _triggering(subject: Subject, triggered: Series, threshold: float) -> list[str]:
     n, stage = subject.probe.n, subject.values["stages"][f"{threshold:g}"]["absolute"]
     never = stage["never_filtered"]
     if never == n:
