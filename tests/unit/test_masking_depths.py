@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.probes.masking.depths import anchors, bisect, passes, settled
-from calibrate.probes.masking.reading import at, changes, contradictions, deepest, earliest
+from calibrate.probes.masking.reading import at, contradictions
 from calibrate.probes.stats import proportion
 from planner.profile import ProbeResult
+from planner.report.probes.masking import done_from, reads_from
 
 
 def measured(truth):
@@ -68,15 +69,17 @@ def curve(ks, hits, n=32):
 
 def test_a_point_fails_when_its_upper_end_does():
     # 30 of 32 may be .98 (Wilson's upper end .983), 29 of 32 may not (.968).
-    assert deepest(curve([1, 4, 7, 15], [32, 30, 30, 29]), 0.98) == 7
-    assert deepest(curve([1, 4], [29, 32]), 0.98) == 0
-    assert earliest(curve([0, 10, 20, 29], [29, 30, 32, 31]), 0.98, 30) == 10
-    assert earliest(curve([0, 29], [32, 29]), 0.98, 30) == 30
+    for name in ("prefix_before", "alone_before"):
+        assert reads_from({name: curve([1, 4, 7, 15], [32, 30, 30, 29])}, 0.98) == 7
+        assert reads_from({name: curve([1, 4], [29, 32])}, 0.98) == 0
+    both = {"alone_before": curve([1, 4], [32, 32]), "prefix_before": curve([1, 4], [32, 2])}
+    assert reads_from(both, 0.98) == 1, "the rule that plans use first is the one that is told"
+    assert done_from({"masked_from": curve([0, 10, 20, 29], [29, 30, 32, 31])}, 0.98) == 10
+    assert done_from({"masked_from": curve([0, 29], [32, 29])}, 0.98) == 30
 
 
-def test_layers_between_points():
+def test_between_points_a_bisected_curve_does_not_change():
     points = curve([3, 7, 15], [32, 31, 12])
-    assert changes(points) == [7, 15]
     assert at(points, 2) is None and at(points, 16) is None
     assert at(points, 3)["value"] == at(points, 6)["value"] == 1 and at(points, 14)["value"] == 31 / 32
 

@@ -4,6 +4,6 @@ reads what was measured.
 
 from calibrate.probes.masking.curves import CURVES
 from calibrate.probes.masking.probe import MaskingProbe
-from calibrate.probes.masking.reading import changes, contradictions, deepest, earliest
+from calibrate.probes.masking.reading import contradictions
 
-__all__ = ["CURVES", "MaskingProbe", "changes", "contradictions", "deepest", "earliest"]
+__all__ = ["CURVES", "MaskingProbe", "contradictions"]

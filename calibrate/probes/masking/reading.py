@@ -1,4 +1,4 @@
-"""What a masking curve says of a limit. A point is held to be below it when even its interval's upper end is."""
+"""What masking curves say of the layers that influence suggests."""
 
 from __future__ import annotations
 
@@ -6,33 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from planner.profile import ProbeResult
-
-
-def deepest(points: Mapping[str, Any], limit: float) -> int:
-    """The largest measured k up to which a ``*_before`` curve is nowhere below the limit; 0 if it is at once."""
-    found = 0
-    for k, agreement in zip(points["k"], points["agreement"], strict=True):
-        if agreement["high"] < limit:
-            break
-        found = k
-    return found
-
-
-def earliest(points: Mapping[str, Any], limit: float, layers: int) -> int:
-    """The smallest measured k from which on a ``*_from`` curve is nowhere below the limit; `layers` if it always is."""
-    found = layers
-    for k, agreement in sorted(zip(points["k"], points["agreement"], strict=True), key=lambda pair: -pair[0]):
-        if agreement["high"] < limit:
-            break
-        found = k
-    return found
-
-
-def changes(points: Mapping[str, Any]) -> list[int]:
-    """The layers k at which a curve takes another value than at the measured point before: where filters and exits
-    are worth telling apart."""
-    shares = [agreement["value"] for agreement in points["agreement"]]
-    return [k for k, share, before in zip(points["k"][1:], shares[1:], shares, strict=False) if share != before]
 
 
 def at(points: Mapping[str, Any], k: int) -> dict[str, Any] | None:

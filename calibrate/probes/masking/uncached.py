@@ -18,6 +18,7 @@ from calibrate.inputs.encode import Inputs
 from calibrate.probes.masking.replay import Replay, Sight
 from calibrate.probes.stats import Array
 from calibrate.running.execute import generate
+from planner.runtime.model.adapters import find_parts
 from planner.schedule import Schedule, Stage
 
 #: Arguments with one entry per token, in their last dimension, where 0 is text.
@@ -47,8 +48,10 @@ def uncached(batch: Batch, answer_tokens: int) -> tuple[Array, Array]:
 
 
 def _forced(model: Any, inputs: Inputs, answers: Tensor, decoded: Array, layers: int) -> Array | None:
-    """The answers as rows behind the prompt; None where the prompt sees them."""
+    """The answers as rows behind the prompt; None where they cannot stand there."""
     given, prompt = answers[:, :-1], inputs["input_ids"].shape[1]
+    if torch.isin(given, torch.tensor(find_parts(model).visual_ids)).any():
+        return None  # behind the prompt such a token would stand for an image
     with Replay(model, _continued(inputs, given), start=prompt, last=given.shape[1]) as replay:
         if not replay.shared:
             return None
