@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from calibrate.probes.masking.curves import CURVES, point_of, points_of
-from calibrate.probes.masking.replay import Replay
+from calibrate.probes.masking.replay import Replay, Sight
+from calibrate.running.execute import first_logits
+from planner.errors import RuntimeStateError
+from planner.runtime import attach
 from planner.schedule import Count, Schedule, Select, Stage
 from tests import tiny
 from tests.float64 import float64_throughout
@@ -81,3 +84,68 @@ def test_every_point_of_every_curve_is_what_its_schedule_means(family, batch):
         for k, logits in points.items():
             wanted = expected(model, inputs, MEANT[name](k))
             assert float((logits - wanted).abs().max()) < 1e-9, (name, k)
+
+
+def rows_run(model, action):
+    """Rows and samples that each decoder layer and the vision tower run during an action."""
+    seen, hooks = [], []
+    for index, layer in enumerate(model.get_decoder().layers):
+
+        def look(_, args, kwargs, index=index):
+            hidden = args[0] if args else kwargs["hidden_states"]
+            seen.append((index, *hidden.shape[:2]))
+
+        hooks.append(layer.mlp.register_forward_pre_hook(look, with_kwargs=True))
+    tower = model.model.vision_tower.register_forward_pre_hook(lambda *_: seen.append("vision"))
+    try:
+        action()
+    finally:
+        for hook in (*hooks, tower):
+            hook.remove()
+    return seen
+
+
+def test_nothing_is_computed_twice():
+    model, inputs = tiny.model("llava", layers=LAYERS), tiny.inputs("llava", batch=3, left_pad=2)
+    length = inputs["input_ids"].shape[1]
+    text = 7  # after the image, in every sample
+    hidden, alone = Sight(text="none"), Sight("self", "none")
+    with Replay(model, inputs) as replay:
+        assert replay.shared and replay.states.start == length - text
+        found = rows_run(model, lambda: replay.go_on(replay.states, 2, [None, None, hidden, None], samples=[0, 2]))
+        assert found == [(2, 2, text), (3, 2, text)]
+        assert rows_run(model, lambda: replay.rule([hidden] * LAYERS)) == [(n, 3, text) for n in range(LAYERS)]
+        states = replay.rule([alone] * LAYERS)[1]
+        assert rows_run(model, lambda: replay.go_on(states, 3)) == [(3, 3, length)]
+
+
+@pytest.mark.parametrize(
+    ("family", "shared"), [("llava", True), ("gemma3", True), ("paligemma", False), ("qwen3_vl", False)]
+)
+def test_rows_before_the_question_are_shared_where_they_stand_by_themselves(family, shared):
+    model, inputs = tiny.model(family, layers=LAYERS), tiny.inputs(family, batch=3, left_pad=2)
+    dense = first_logits(model, inputs)
+    with float64_throughout(), Replay(model, inputs) as replay:
+        assert replay.shared is shared
+        again = replay.go_on(replay.states, 1)
+        assert float((replay.dense - again).abs().max()) < 1e-9
+        some = replay.go_on(replay.states, 2, samples=[2, 0])
+        assert float((replay.dense[[2, 0]] - some).abs().max()) < 1e-9
+    assert torch.equal(first_logits(model, inputs), dense), "the model is as it was"
+
+
+def test_the_model_is_put_back_after_an_error():
+    model, inputs = tiny.model("llava", layers=LAYERS), tiny.inputs("llava")
+    dense, names = first_logits(model, inputs), [sorted(vars(layer)) for layer in model.get_decoder().layers]
+    with pytest.raises(ZeroDivisionError), Replay(model, inputs):
+        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="Input image size"):
+        Replay(model, {**inputs, "pixel_values": inputs["pixel_values"][:, :, :6]}).__enter__()
+    assert [sorted(vars(layer)) for layer in model.get_decoder().layers] == names
+    assert torch.equal(first_logits(model, inputs), dense)
+
+
+def test_a_plan_in_place_is_refused():
+    model, inputs = tiny.model("llava", layers=LAYERS), tiny.inputs("llava")
+    with attach(model, dropped(2)), pytest.raises(RuntimeStateError, match="a plan is attached"):
+        Replay(model, inputs).__enter__()

@@ -23,7 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from planner.runtime.model.adapters import find_parts, unwrap
+from planner.errors import RuntimeStateError
+from planner.runtime.attach import attached_towers
+from planner.runtime.model.adapters import find_parts
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.model.exchange import Function, wrapped
 from planner.runtime.tensors.layout import read_layout
@@ -72,6 +74,7 @@ class _Pass:
     samples: Tensor | None = None
     keeps: bool = False
     kept: list[Tensor] = field(default_factory=list)
+    closed: tuple[Sight, Tensor] | None = None
 
 
 class Replay:
@@ -91,7 +94,7 @@ class Replay:
 
     Raises:
         UnsupportedModelError: the model lacks a part that is needed.
-        RuntimeStateError: another attention kernel than sdpa or eager.
+        RuntimeStateError: another attention kernel than sdpa or eager, or a plan is attached.
     """
 
     def __init__(self, model: Any, inputs: Mapping[str, Tensor], start: int | None = None, last: int = 1) -> None:
@@ -105,13 +108,14 @@ class Replay:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._features: dict[tuple[int, str], Any] = {}
-        self._closed: dict[int, tuple[Sight, Tensor]] = {}
         self._tuples = False
         self._dense_pass, self._whole = True, False
         self._stack = ExitStack()
 
     def __enter__(self) -> Replay:
-        model = unwrap(self.parts.model)
+        model = self.parts.model
+        if self.parts.tower in attached_towers:
+            raise RuntimeStateError("a plan is attached to this model", "Detach it before measuring")
         with ExitStack() as stack:
             stack.enter_context(attention_hook(list(self.parts.attentions), self._attend))
             for index, layer in enumerate(self.parts.layers):
@@ -163,7 +167,7 @@ class Replay:
         """
         if self._whole and samples is not None:
             return self.go_on(states, layer, sights)[list(samples)]
-        chosen = None if samples is None else torch.as_tensor(samples, device=states.hidden[layer].device)
+        chosen = None if samples is None else torch.as_tensor(samples)
         given = states.hidden[layer] if chosen is None else states.hidden[layer][chosen]
         return self._forward(_Pass(sights or [None] * self.layers, layer, given, states.start, chosen))
 
@@ -191,9 +195,9 @@ class Replay:
             if index < run.first:
                 return (hidden,) if self._tuples else hidden
             if index == run.first and run.given is not None:
-                hidden = run.given
+                hidden = run.given.to(hidden.device)
             if run.keeps:
-                run.kept.append(hidden)
+                run.kept.append(hidden.cpu())  # an accelerator's memory is dearer than the way back
             output = original(hidden, *rest, **self._part(run, kwargs))
             self._tuples = isinstance(output, tuple)
             return output
@@ -224,7 +228,8 @@ class Replay:
         if run.start:
             keys, values = self._keys[call.layer], self._values[call.layer]
             if run.samples is not None:
-                keys, values = keys[run.samples], values[run.samples]
+                chosen = run.samples.to(keys.device)
+                keys, values = keys[chosen], values[chosen]
             call.key, call.value = torch.cat([keys, call.key], dim=2), torch.cat([values, call.value], dim=2)
         if sight is None and not run.start:
             return call.run()
@@ -256,29 +261,28 @@ class Replay:
             mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None, run.start :]
         if sight is None:
             return mask
-        closed = _of(self._edges(sight), run)[:, None, run.start :].to(device)
+        if run.closed is None or run.closed[0] is not sight:
+            run.closed = (sight, self._closed(sight, run)[:, None])  # the next layer's is most often the same
+        closed = run.closed[1].to(device)
         return mask & ~closed if mask.dtype == torch.bool else mask.masked_fill(closed, torch.finfo(mask.dtype).min)
 
-    def _edges(self, sight: Sight) -> Tensor:
-        """``[B, n, n]`` which rows (first) must not see which columns."""
-        if id(sight) not in self._closed:
-            self._closed[id(sight)] = (sight, self._closed_by(sight))
-        return self._closed[id(sight)][1]
-
-    def _closed_by(self, sight: Sight) -> Tensor:
-        visual, text = self.layout.visual, self.text
+    def _closed(self, sight: Sight, run: _Pass) -> Tensor:
+        """``[b, n - start, n]`` which of the pass's rows must not see which columns."""
+        visual, text = _of(self.layout.visual, run), _of(self.text, run)
         length, device = self.layout.length, visual.device
-        closed = torch.zeros(len(visual), length, length, dtype=torch.bool, device=device)
+        asks = (slice(None), slice(run.start, None), None)
+        closed = torch.zeros(len(visual), length - run.start, length, dtype=torch.bool, device=device)
         if sight.visual != "full":
-            others = ~torch.eye(length, dtype=torch.bool, device=device).expand_as(closed)
+            place = torch.arange(length, device=device)
+            others = place[run.start :, None] != place
             if sight.visual == "prefix":
-                later = torch.ones(length, length, dtype=torch.bool, device=device).triu()
-                others = others & (visual[:, None, :] | later)
-            closed |= visual[:, :, None] & others
+                others = others & (visual[:, None, :] | (place > place[run.start :, None]))
+            closed |= visual[asks] & others
         if sight.text == "none":
-            closed |= text[:, :, None] & visual[:, None, :]
+            closed |= text[asks] & visual[:, None, :]
         if sight.hidden is not None:
-            closed |= text[:, :, None] & (sight.hidden & visual)[:, None, :]
+            hidden = _of(sight.hidden.to(device), run) & visual
+            closed |= text[asks] & hidden[:, None, :]
         return closed
 
     def _merged(self, value: Tensor, run: _Pass, sight: Sight) -> Tensor:
