@@ -24,7 +24,8 @@ from torch import Tensor
 from calibrate.inputs.batches import Batch
 from calibrate.probes.base import ExecutedProbe
 from calibrate.probes.first_token import right, shares
-from calibrate.probes.masking.replay import Replay, Sight, Sights
+from calibrate.probes.masking.replay import Replay
+from calibrate.probes.masking.sight import Sight, Sights
 from calibrate.probes.stats import mean
 from calibrate.running.execute import divergence
 from planner.errors import InputError

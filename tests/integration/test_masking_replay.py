@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from calibrate.probes.masking.curves import CURVES, point_of, points_of
-from calibrate.probes.masking.replay import Replay, Sight
+from calibrate.probes.masking.replay import Replay
+from calibrate.probes.masking.sight import Sight
 from calibrate.running.execute import first_logits
 from planner.errors import RuntimeStateError
 from planner.runtime import attach

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from calibrate.probes.masking.replay import Replay, Sight
+from calibrate.probes.masking.replay import Replay
+from calibrate.probes.masking.sight import Sight
 
 #: Log-probabilities ``[samples, V]`` of the first answer token at a point, for some samples of the batch.
 Point = Callable[[int, Sequence[int]], Tensor]

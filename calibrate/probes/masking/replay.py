@@ -18,11 +18,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from calibrate.probes.masking.sight import Scope, Sight, Sights, closed_by, merged_values
 from planner.errors import RuntimeStateError
 from planner.runtime.attach import attached_towers
 from planner.runtime.model.adapters import find_parts
@@ -32,27 +33,6 @@ from planner.runtime.tensors.layout import read_layout
 
 #: Methods by which families get the features of images and videos, which stay the same.
 _FEATURES = ("get_image_features", "get_video_features")
-
-
-@dataclass(frozen=True, eq=False)
-class Sight:
-    """What the rows of a layer see, as in a `planner.schedule.Stage`, and which visual tokens are hidden besides.
-
-    Attributes:
-        visual: visual rows see what the model lets them, the text before them and themselves, or themselves.
-        text: text sees the image, does not, or reads the value of one visual token in place of every one's.
-        hidden: ``[B, n]`` visual tokens that text does not see.
-        merged: ``[B]`` columns of the tokens whose values are read; None: each sample's first visual token.
-    """
-
-    visual: Literal["full", "prefix", "self"] = "full"
-    text: Literal["full", "none", "merge"] = "full"
-    hidden: Tensor | None = None
-    merged: Tensor | None = None
-
-
-#: Per layer; None: the model as it is.
-Sights = Sequence[Sight | None]
 
 
 @dataclass(frozen=True)
@@ -65,13 +45,12 @@ class States:
 
 @dataclass
 class _Pass:
-    """One pass through the layers from `first` on, by rows from column `start` on of some samples (None: all)."""
+    """One pass through the layers from `first` on, by the rows of a scope."""
 
     sights: Sights
+    scope: Scope = field(default_factory=Scope)
     first: int = 0
     given: Tensor | None = None
-    start: int = 0
-    samples: Tensor | None = None
     keeps: bool = False
     kept: list[Tensor] = field(default_factory=list)
     closed: tuple[Sight, Tensor] | None = None
@@ -148,7 +127,7 @@ class Replay:
         """All layers under their sights: log-probabilities as `dense`, and the states that enter each layer."""
         alone = self.shared and all(sight is None or sight.visual == "full" for sight in sights)
         start = self._start if alone else 0
-        run = _Pass(sights, given=self._entry[:, start:], start=start, keeps=True)
+        run = _Pass(sights, Scope(start), given=self._entry[:, start:], keeps=True)
         found = self._forward(run)
         return found, States(run.kept, start)
 
@@ -169,7 +148,7 @@ class Replay:
             return self.go_on(states, layer, sights)[list(samples)]
         chosen = None if samples is None else torch.as_tensor(samples)
         given = states.hidden[layer] if chosen is None else states.hidden[layer][chosen]
-        return self._forward(_Pass(sights or [None] * self.layers, layer, given, states.start, chosen))
+        return self._forward(_Pass(sights or [None] * self.layers, Scope(states.start, chosen), layer, given))
 
     def _forward(self, run: _Pass) -> Tensor:
         self._pass = run
@@ -211,10 +190,10 @@ class Replay:
 
     def _part(self, run: _Pass, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer's keyword arguments for the pass's rows and samples."""
-        if run.start == 0 and run.samples is None:
+        if run.scope.whole:
             return kwargs
         return {
-            name: _cut(name, value, run)
+            name: run.scope.cut(name, value)
             if name == "attention_mask" or name == "position_ids" or name.startswith("position_embeddings")
             else value
             for name, value in kwargs.items()
@@ -224,20 +203,17 @@ class Replay:
         run = self._pass
         if self._dense_pass:
             self._keep(call)
-        sight = run.sights[call.layer]
-        if run.start:
-            keys, values = self._keys[call.layer], self._values[call.layer]
-            if run.samples is not None:
-                chosen = run.samples.to(keys.device)
-                keys, values = keys[chosen], values[chosen]
+        sight, start = run.sights[call.layer], run.scope.start
+        if start:
+            keys, values = (run.scope.of(kept[call.layer]) for kept in (self._keys, self._values))
             call.key, call.value = torch.cat([keys, call.key], dim=2), torch.cat([values, call.value], dim=2)
-        if sight is None and not run.start:
+        if sight is None and not start:
             return call.run()
         call.mask = self._mask(call, run, sight)
         output, weights = call.run()
         if sight is not None and sight.text == "merge":
-            merged, _ = replace(call, value=self._merged(call.value, run, sight)).run()
-            rows = _of(self.text, run)[:, run.start :].to(output.device)
+            merged, _ = replace(call, value=merged_values(call.value, sight, self.layout.visual, run.scope)).run()
+            rows = run.scope.of(self.text)[:, start:].to(output.device)
             output = torch.where(rows[:, :, None, None], merged, output)
         return output, weights
 
@@ -252,63 +228,15 @@ class Replay:
         self._keys.append(call.key[:, :, : self._start])
         self._values.append(call.value[:, :, : self._start])
 
-    # -- who sees whom -----------------------------------------------------------------------------------------------
-
     def _mask(self, call: Call, run: _Pass, sight: Sight | None) -> Tensor:
         mask, device = call.mask, call.key.device
         if mask is None:  # the kernel would have been causal
             length = self.layout.length
-            mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None, run.start :]
+            mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()[None, None, run.scope.start :]
         if sight is None:
             return mask
         if run.closed is None or run.closed[0] is not sight:
-            run.closed = (sight, self._closed(sight, run)[:, None])  # the next layer's is most often the same
+            # The next layer's is most often the same.
+            run.closed = (sight, closed_by(sight, self.layout.visual, self.text, run.scope)[:, None])
         closed = run.closed[1].to(device)
         return mask & ~closed if mask.dtype == torch.bool else mask.masked_fill(closed, torch.finfo(mask.dtype).min)
-
-    def _closed(self, sight: Sight, run: _Pass) -> Tensor:
-        """``[b, n - start, n]`` which of the pass's rows must not see which columns."""
-        visual, text = _of(self.layout.visual, run), _of(self.text, run)
-        length, device = self.layout.length, visual.device
-        asks = (slice(None), slice(run.start, None), None)
-        closed = torch.zeros(len(visual), length - run.start, length, dtype=torch.bool, device=device)
-        if sight.visual != "full":
-            place = torch.arange(length, device=device)
-            others = place[run.start :, None] != place
-            if sight.visual == "prefix":
-                others = others & (visual[:, None, :] | (place > place[run.start :, None]))
-            closed |= visual[asks] & others
-        if sight.text == "none":
-            closed |= text[asks] & visual[:, None, :]
-        if sight.hidden is not None:
-            hidden = _of(sight.hidden.to(device), run) & visual
-            closed |= text[asks] & hidden[:, None, :]
-        return closed
-
-    def _merged(self, value: Tensor, run: _Pass, sight: Sight) -> Tensor:
-        """Values with one visual token's in the place of every visual token's."""
-        visual = self.layout.visual
-        chosen = visual.int().argmax(1) if sight.merged is None else sight.merged.to(visual.device)
-        columns = _of(chosen, run).to(value.device)
-        one = value.gather(2, columns[:, None, None, None].expand(-1, value.shape[1], 1, value.shape[3]))
-        return torch.where(_of(visual, run)[:, None, :, None].to(value.device), one, value)
-
-
-def _of(tensor: Tensor, run: _Pass) -> Tensor:
-    """A tensor of the whole batch for the samples of a pass."""
-    return tensor if run.samples is None else tensor[run.samples.to(tensor.device)]
-
-
-def _cut(name: str, value: Any, run: _Pass) -> Any:
-    """Masks ``[B or 1, 1, n, n]``, positions ``[..., B or 1, n]`` and tables of them ``[..., B or 1, n, r]``, cut to a
-    pass's samples and rows."""
-    if isinstance(value, tuple):
-        return tuple(_cut(name, one, run) for one in value)
-    if not isinstance(value, Tensor):
-        return value
-    batch = 0 if name == "attention_mask" else value.ndim - (2 if name == "position_ids" else 3)
-    rows = 2 if name == "attention_mask" else batch + 1
-    value = value.narrow(rows, run.start, value.shape[rows] - run.start)
-    if run.samples is not None and value.shape[batch] > 1:
-        value = value.index_select(batch, run.samples.to(value.device))
-    return value

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from calibrate.inputs.batches import Batch
 from calibrate.inputs.encode import Inputs
-from calibrate.probes.masking.replay import Replay, Sight
+from calibrate.probes.masking.replay import Replay
+from calibrate.probes.masking.sight import Sight
 from calibrate.probes.stats import Array
 from calibrate.running.execute import generate
 from planner.runtime.model.adapters import find_parts
