@@ -16,6 +16,8 @@ _ANIMATED = frozenset({".gif", ".webp", ".png", ".apng"})
 _DECODERS = ("pyav", "torchcodec", "decord", "opencv", "torchvision")
 #: Of an animation that does not say.
 _FRAME_MS = 100.0
+#: Of longer videos so many frames are read, evenly; processors take fewer.
+MOST_FRAMES = 256
 
 
 class UnreadableVideo(Exception):
@@ -24,7 +26,7 @@ class UnreadableVideo(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Frames ``[t, height, width, 3]``, eight bits each, and how many of them are shown in a second."""
+    """Frames ``[t, height, width, 3]``, eight bits each, and how many of these are shown in a second."""
 
     frames: NDArray[np.uint8]
     fps: float
@@ -47,7 +49,7 @@ class Video:
 
 
 def open_video(path: Path) -> Video:
-    """All frames of a file.
+    """The frames of a file, `MOST_FRAMES` of them at most.
 
     Raises:
         UnreadableVideo: it cannot be decoded, or nothing that decodes films is installed.
@@ -58,10 +60,12 @@ def open_video(path: Path) -> Video:
 def _animation(path: Path) -> Video:
     try:
         with Image.open(path) as opened:
-            frames, shown_ms = [], 0.0
-            for frame in ImageSequence.Iterator(opened):
-                frames.append(np.asarray(frame.convert("RGB")))
+            wanted, frames, shown_ms = set(_even(getattr(opened, "n_frames", 1)).tolist()), [], 0.0
+            for number, frame in enumerate(ImageSequence.Iterator(opened)):
+                picture = frame.convert("RGB")
                 shown_ms += float(frame.info.get("duration") or _FRAME_MS)  # known once the frame is decoded
+                if number in wanted:
+                    frames.append(np.asarray(picture))
     except Exception as error:  # decoders of broken files raise whatever they stumble over
         raise UnreadableVideo(str(error) or type(error).__name__) from error
     return Video(np.stack(frames), 1000 * len(frames) / shown_ms)
@@ -72,10 +76,18 @@ def _film(path: Path) -> Video:
 
     for decoder in _DECODERS:
         try:
-            frames, metadata = load_video(str(path), backend=decoder)
+            frames, metadata = load_video(
+                str(path), backend=decoder, sample_indices_fn=lambda metadata, **_: _even(metadata.total_num_frames)
+            )
         except ImportError:
             continue
         except Exception as error:
             raise UnreadableVideo(str(error) or type(error).__name__) from error
-        return Video(np.asarray(frames), float(metadata.fps or 1000 / _FRAME_MS))
+        share = len(frames) / max(metadata.total_num_frames, 1)
+        return Video(np.asarray(frames), share * float(metadata.fps or 1000 / _FRAME_MS))
     raise UnreadableVideo("no package that decodes films is installed; `pip install av` is one")
+
+
+def _even(total: int) -> NDArray[np.int64]:
+    """Numbers of the frames that are read."""
+    return np.linspace(0, total - 1, min(total, MOST_FRAMES)).round().astype(np.int64)

@@ -7,6 +7,7 @@ import sys
 import types
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -258,6 +259,34 @@ def test_an_animation_is_read_with_its_speed(folder):
     moving(folder / "other.webp", ["red", "blue", "white"])
     (other,) = load_samples(write(folder, {"video": "other.webp", "prompt": "what happens?"}))
     assert other.question_digest != sample.question_digest
+
+
+def test_long_videos_are_read_evenly(folder, monkeypatch):
+    monkeypatch.setattr("calibrate.inputs.videos.MOST_FRAMES", 3)
+    moving(folder / "long.webp", ["red", "blue", "lime", "white", "red"], duration=100)
+    (clip,) = load_samples(write(folder, {"video": "long.webp", "prompt": "x"}))[0].clips()
+    assert [tuple(frame[3, 0]) for frame in clip.frames] == [(255, 0, 0), (0, 255, 0), (255, 0, 0)]
+    assert clip.fps == 6, "three frames stand for half a second"
+
+
+def test_films_are_read_by_what_is_installed(folder, monkeypatch):
+    (folder / "film.mp4").write_bytes(b"x")
+    (sample,) = load_samples(write(folder, {"video": "film.mp4", "prompt": "x"}))
+    tried = []
+
+    def load_video(path, backend, sample_indices_fn):
+        tried.append(backend)
+        if backend != "opencv":
+            raise ImportError(backend)
+        metadata = types.SimpleNamespace(total_num_frames=512, fps=30.0)
+        return np.zeros((len(sample_indices_fn(metadata)), 2, 2, 3), np.uint8), metadata
+
+    monkeypatch.setattr("transformers.video_utils.load_video", load_video)
+    (clip,) = sample.clips()
+    assert tried[-1] == "opencv" and len(clip.frames) == 256 and clip.fps == 15
+    monkeypatch.setattr("transformers.video_utils.load_video", lambda *a, **k: (_ for _ in ()).throw(ImportError("no")))
+    with pytest.raises(SampleError, match="no package that decodes films"):
+        sample.clips()
 
 
 def test_a_video_that_cannot_be_read_is_named(folder):
