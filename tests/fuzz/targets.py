@@ -116,6 +116,8 @@ def read_hardware(path: Path) -> None:
 def read_samples(path: Path) -> None:
     for sample in load_samples(path):
         sample.pictures()
+        sample.clips()
+        sample.conversation()
 
 
 def read_state(path: Path) -> Any:
@@ -168,6 +170,16 @@ def targets(folder: Path | None = None) -> list[Target]:
     line = {"image": "x.png", "prompt": "what?", "answer": ["a", "b"], "type": "kind"}
     more = b"\n" + json.dumps({"image": ["x.png"], "prompt": "half"}).encode()
     found.append(text_target("JSONL samples", folder / "x.jsonl", line, read_samples, more))
+    question = [
+        {"type": "image", "image": "x.png"},
+        {"type": "text", "text": "what?"},
+        {"type": "video", "path": "x.png"},
+    ]
+    talk = {
+        "messages": [{"role": "system", "content": "short"}, {"role": "user", "content": question}],
+        "answers": ["a"],
+    }
+    found.append(text_target("JSONL conversations", folder / "talk.jsonl", talk, read_samples))
     for name, path, read in (
         ("state", state_file(folder), read_state),
         ("image stream", stream_file(folder), read_stream),
