@@ -8,13 +8,14 @@
     one range           all tokens in shallow, middle or deep layers (table 8)
     layer 0             merged into the first, the last, or a token between them, or hidden (table 9)
 
-The paper's ranges of 32 layers are scaled to the model's. Tokens are ranked layer by layer, by the dense model's
+The paper's ranges of 32 layers are scaled to the model's; a model that reads the image elsewhere (the masking curves
+tell) gets a middle range of its own by `middle`. Tokens are ranked layer by layer, by the dense model's
 attention there, head mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,13 +40,24 @@ PAPER_RANGES = {"first": (0, 2), "shallow": (0, 7), "middle": (8, 15), "deep": (
 MERGE_TOKENS = {"first": 0.0, "quarter": 0.25, "half": 0.5, "last": 1.0}
 
 
-def ranges_of(layers: int) -> dict[str, tuple[int, int]]:
-    """The paper's ranges, scaled; each holds a layer. The first two layers stay two."""
+def ranges_of(layers: int, middle: Sequence[int] | None = None) -> dict[str, tuple[int, int]]:
+    """The paper's ranges, scaled; each holds a layer. The first two layers stay two.
+
+    Args:
+        middle: first layer and end of the middle range, in place of the paper's.
+
+    Raises:
+        InputError: there are no such layers.
+    """
     found = {}
     for name, (first, last) in PAPER_RANGES.items():
         scaled = (first, last) if name == "first" else (round(first * layers / 32), round(last * layers / 32))
         begin = min(scaled[0], layers - 1)
         found[name] = (begin, min(max(scaled[1], begin + 1), layers))
+    if middle is not None:
+        if middle[1] > layers:
+            raise InputError(f"the middle layers end at {middle[1]}, and the model has {layers}", "Give layers it has")
+        found["middle"] = (middle[0], middle[1])
     return found
 
 
@@ -56,23 +68,33 @@ class TokenMaskingProbe(ExecutedProbe):
         samples: how many.
         top: share of the visual tokens that counts as most, or least, attended.
         kept: share that stays where all but the most attended are hidden.
+        middle: first layer and end of the middle range; None: the paper's, scaled.
 
     Raises:
-        InputError: a share outside of 0..1.
+        InputError: a share outside of 0..1, or a range without a layer.
     """
 
     name: ClassVar[str] = "token_masking"
     default_samples: ClassVar[int] = 32
 
-    def __init__(self, samples: int | None = None, top: float = 0.1, kept: float = 0.05) -> None:
+    def __init__(
+        self,
+        samples: int | None = None,
+        top: float = 0.1,
+        kept: float = 0.05,
+        middle: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(samples)
+        if middle is not None and not (len(middle) == 2 and 0 <= middle[0] < middle[1]):
+            raise InputError(f"{'/'.join(map(str, middle))} is no range of layers", "Write it like 8/15")
         if not (0 < top < 1 and 0 < kept < 1):
             raise InputError("shares of the visual tokens lie between 0 and 1", "VisiPruner uses 0.1 and 0.05")
-        self.top, self.kept = top, kept
+        self.top, self.kept, self.middle = top, kept, None if middle is None else tuple(middle)
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"samples": self.samples, "top": self.top, "kept": self.kept}
+        middle = None if self.middle is None else list(self.middle)
+        return {"samples": self.samples, "top": self.top, "kept": self.kept, "middle": middle}
 
     def forwards(self, layers: int) -> int:
         return 2 + len(_names())
@@ -105,15 +127,16 @@ class TokenMaskingProbe(ExecutedProbe):
             last, text: attention ``[B, n]`` of the last row, and of all text after the image, per layer.
         """
         layers, visual = len(last), layout.visual.cpu()
+        ranges = ranges_of(layers, self.middle)
         order = visual.cumsum(1).float()  # 1 for the first visual token
         half = order > visual.sum(1, keepdim=True) / 2
 
         def hide(where: str, tokens: Callable[[int], Tensor]) -> Sights:
-            first, end = ranges_of(layers)[where]
+            first, end = ranges[where]
             return [Sight(hidden=tokens(layer)) if first <= layer < end else None for layer in range(layers)]
 
         def everywhere(where: str, sight: Sight) -> Sights:
-            first, end = ranges_of(layers)[where]
+            first, end = ranges[where]
             return [sight if first <= layer < end else None for layer in range(layers)]
 
         def most(scores: Tensor, share: float) -> Tensor:
@@ -142,7 +165,7 @@ class TokenMaskingProbe(ExecutedProbe):
         layers = int(self.table.column("layers")[0, 0])
         return {
             "dense_first_token_accuracy": shares(self.table.column("dense_right"))[0],
-            "ranges": {name: list(bounds) for name, bounds in ranges_of(layers).items()},
+            "ranges": {name: list(bounds) for name, bounds in ranges_of(layers, self.middle).items()},
             "conditions": {
                 name: {
                     "agreement": shares(self.table.column(f"{name}.agree"))[0],

@@ -112,9 +112,27 @@ def test_ranges_are_the_papers_scaled():
     assert ranges_of(30)["middle"] == (8, 14) and ranges_of(2)["deep"] == (1, 2)
 
 
-def test_shares_that_make_no_sense():
-    with pytest.raises(InputError, match="between 0 and 1"):
-        TokenMaskingProbe(top=1.5)
+def test_a_model_may_have_a_middle_of_its_own(probe):
+    assert ranges_of(30, (21, 26)) == {**ranges_of(30), "middle": (21, 26)}
+    built, given = tiny.model("llava", layers=LAYERS), inputs()
+    samples = tuple(Sample((), "x") for _ in range(BATCH))
+    other = TokenMaskingProbe(samples=BATCH, top=0.2, kept=0.1, middle=(4, 6))
+    with float64_throughout(), torch.inference_mode():
+        other.run(Batch((0, 1), samples, given, built, NoEncoder(), SampleSet(samples, "test")))
+    for name in _names():
+        same = torch.equal(*(torch.tensor(one.table.column(f"{name}.kl")) for one in (probe, other)))
+        assert same == ("middle" not in name), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"top": 1.5}, "between 0 and 1"), ({"middle": (3,)}, "no range"), ({"middle": (5, 5)}, "5/5 is no range")],
+)
+def test_settings_that_make_no_sense(settings, says):
+    with pytest.raises(InputError, match=says):
+        TokenMaskingProbe(**settings)
+    with pytest.raises(InputError, match="the model has 6"):
+        ranges_of(LAYERS, (4, 7))
 
 
 def test_the_report_says_what_was_found(probe):
@@ -138,4 +156,5 @@ def test_the_report_says_what_was_found(probe):
     assert "The top 10 % alone keep 90 %" in text and "needed most in the middle ones" in text
     assert len(found.tables[0].rows) == len(_names()) and all(picture.draw() for picture in found.pictures)
     text = " ".join(said(first_top_by_last=0.6, middle_top=1.0, middle_bottom=0.5).findings)
+    assert "too close to tell where the image is needed most" in " ".join(said(all_deep=0.42).findings)
     assert "it makes a difference which are hidden" in text and "the least attended matter more" in text

@@ -117,13 +117,19 @@ def _findings(conditions: Mapping[str, Any], limit: float, shares: Mapping[str, 
     else:
         middle += "too close to tell whether attention points to what is read."
     middle += f" The top {kept} alone keep {percent(value('middle.all_but_top'))}."
-    parts = ", ".join(f"{percent(value(f'all.{name}'))} in {name} layers" for name in ("shallow", "middle", "deep"))
-    worst = min(("shallow", "middle", "deep"), key=lambda name: value(f"all.{name}"))
+    names = sorted(("shallow", "middle", "deep"), key=lambda name: value(f"all.{name}"))
+    parts = ", ".join(f"{percent(value(f'all.{name}'))} in {name} layers" for name in names)
+    worst, next_worst = (conditions[f"all.{name}"]["agreement"] for name in names[:2])
+    needed = (
+        f"the image is needed most in the {names[0]} ones."
+        if worst["high"] < next_worst["low"]
+        else "too close to tell where the image is needed most."
+    )
     merges = [value(f"merge.{name}") for name in _GROUPS["merge"][1] if name != "hidden"]
     return [
         shallow,
         middle,
-        f"All tokens hidden in one range leave {parts}: the image is needed most in the {worst} ones.",
+        f"All tokens hidden in one range leave {parts}: {needed}",
         f"Layer 0 merged into one token keeps {percent(min(merges))} to {percent(max(merges))} of the answers, "
         f"depending on the token; hidden without merging, {percent(value('merge.hidden'))}.",
     ]
