@@ -248,10 +248,12 @@ def test_a_state_of_another_run_is_refused(chosen, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_nan_activations_name_layer_and_sample(chosen, dtype):
     built = stub.model(dtype, fresh=True)
+    # Two passes for the estimate, and the first batch: in half precision its first sample runs by itself as well.
+    before = 3 if dtype == torch.float32 else 2 + 2 + 1
 
     def spoil(module, args, kwargs):
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
-        if len(seen) == 3:  # after two passes for the estimate and the first batch: the second, its second sample
+        if len(seen) == before:  # the second batch, its second sample
             hidden[1, 7] = float("nan")
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
