@@ -38,8 +38,9 @@ def test_depths_are_those_of_a_scan(points, data):
 
 
 def test_a_deep_curve_takes_few_passes():
-    assert passes(30) == 7 and passes(80) == 9
-    assert anchors(30) == [6, 14, 21, 29] and anchors(2) == [0, 1] and anchors(1) == [0]
+    assert passes(30) == 6 + 4 and passes(80) == 8 + 5
+    assert anchors(30) == [0, 1, 3, 7, 15, 29] and anchors(8) == [0, 1, 3, 7]
+    assert anchors(2) == [0, 1] and anchors(1) == [0]
 
 
 def test_what_a_sample_measures_does_not_depend_on_the_others():
@@ -49,18 +50,20 @@ def test_what_a_sample_measures_does_not_depend_on_the_others():
         np.testing.assert_array_equal(measured(truth[sample : sample + 1])[0], whole[sample])
 
 
-def test_answers_that_come_back_are_kept_where_they_were_measured():
-    # Changed at the first anchor (7), there again at the third: the depth lies before the first change.
-    truth = np.ones((1, 30))
+def test_answers_that_come_back_are_seen_where_anchors_see_them():
+    # Changed from the fifth point to the twentieth; anchors are 1, 2, 4, 8, 16 and 30.
+    truth = np.ones((2, 30))
     truth[0, 4:20] = 0
-    known = settled(measured(truth))[0]
-    assert known[:4].all() and not known[4:21].any()
-    assert known[21] == known[29] == 1, "anchors are as they were measured"
-    assert not known[22:29].any(), "what was not measured behind a change counts as changed"
+    truth[1, 1:4] = 0
+    np.testing.assert_array_equal(settled(measured(truth)), truth)
+    truth = np.ones((1, 30))
+    truth[0, 9:12] = 0  # between two anchors with the same outcome: not seen
+    assert settled(measured(truth)).all()
 
 
 def test_gaps_that_nothing_settles_stay_open():
-    np.testing.assert_array_equal(settled(np.array([[np.nan, 1, np.nan]])), [[1, 1, np.nan]])
+    known = settled(np.array([[np.nan, 1, np.nan, 1, np.nan, 0, np.nan]]))
+    np.testing.assert_array_equal(known, [[1, 1, 1, 1, np.nan, 0, np.nan]])
 
 
 def curve(ks, hits, n=32):

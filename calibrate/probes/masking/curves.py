@@ -28,8 +28,8 @@ _BEFORE = {
 }
 #: The names of all curves.
 CURVES = (*_BEFORE, "masked_from", "skipped")
-#: Curves along which an answer that has changed is taken to stay changed, so that they can be bisected.
-MONOTONE = frozenset(_BEFORE)
+#: Curves of a rule before a layer; they can be bisected.
+RULES = frozenset(_BEFORE)
 #: Curves whose visual rows stay the dense model's, so that their passes run the rows after the image alone.
 TEXT_ONLY = frozenset({"masked_before", "masked_from", "skipped"})
 

@@ -29,8 +29,8 @@ import torch
 from calibrate.inputs.batches import Batch
 from calibrate.probes.base import ExecutedProbe
 from calibrate.probes.first_token import right, shares
-from calibrate.probes.masking.curves import CURVES, MONOTONE, TEXT_ONLY, point_of, points_of
-from calibrate.probes.masking.depths import bisect, passes, settled
+from calibrate.probes.masking.curves import CURVES, RULES, TEXT_ONLY, point_of, points_of
+from calibrate.probes.masking.depths import anchors, bisect, passes, settled
 from calibrate.probes.masking.replay import Replay
 from calibrate.probes.masking.uncached import cache_ranges, uncached
 from calibrate.probes.stats import Array, mean
@@ -88,18 +88,15 @@ class MaskingProbe(ExecutedProbe):
 
     def forwards(self, layers: int) -> int:
         curves = [name for name in self.curves if name in CURVES]
-        found = 1 + sum(self._passes(name, layers) + (name in MONOTONE) for name in curves)
+        found = 1 + sum(self._passes(name, layers) + (name in RULES) for name in curves)
         return found + (2 + len(cache_ranges(layers)) if "uncached" in self.curves else 0)
 
     def work(self, layers: int, prompt: PromptShape) -> float:
         share = prompt.text_tokens / (prompt.system_tokens + prompt.visual_tokens + prompt.text_tokens)
         total = 1.0
         for name in (name for name in self.curves if name in CURVES):
-            points = points_of(name, layers)
-            # A pass that goes on at layer k runs the layers behind it.
-            part = sum(layers - k for k in points) / len(points) / layers
             rows = share if name in TEXT_ONLY else 1.0
-            total += rows * (self._passes(name, layers) * part + (name in MONOTONE))
+            total += rows * (self._behind(name, layers) + (name in RULES))
         if "uncached" in self.curves:
             answers = self.answer_tokens / (prompt.visual_tokens + prompt.text_tokens + prompt.system_tokens)
             total += 2 + answers * len(cache_ranges(layers))
@@ -107,7 +104,14 @@ class MaskingProbe(ExecutedProbe):
 
     def _bisected(self, name: str, layers: int) -> bool:
         every_point = layers <= FEW_LAYERS if self.every_point is None else self.every_point
-        return name in MONOTONE and name not in TEXT_ONLY and not every_point
+        return name in RULES and name not in TEXT_ONLY and not every_point
+
+    def _behind(self, name: str, layers: int) -> float:
+        """What a curve's points run, in passes through all layers: each the layers behind it."""
+        points = points_of(name, layers)
+        places = anchors(len(points)) if self._bisected(name, layers) else range(len(points))
+        between = self._passes(name, layers) - len(places)
+        return sum(layers - points[place] for place in places) / layers + between / 2
 
     def _passes(self, name: str, layers: int) -> int:
         points = len(points_of(name, layers))

@@ -168,13 +168,17 @@ def _entry(curve: Any, k: int) -> Any:
 
 
 def _bisected(subject: Subject, curves: Mapping[str, Any]) -> str:
-    partly = [curve for curve in curves.values() if min(curve.get("measured", [subject.probe.n])) < subject.probe.n]
-    if not partly:
+    everywhere = all(
+        len(curve["k"]) == curve["k"][-1] - curve["k"][0] + 1
+        and min(curve.get("measured", [subject.probe.n])) == subject.probe.n
+        for curve in curves.values()
+    )
+    if everywhere:
         return ""
     return (
-        " The curves of shallow layers were bisected, sample by sample: each answer is taken to survive what is "
-        "shallower than a depth that it survived, and to stay changed behind its first change. Only points that "
-        "were executed are listed; accuracy and divergence stand where every sample was."
+        " The curves of shallow layers were bisected, sample by sample: between two executed points with the same "
+        "outcome an answer is taken to have it too. Only points that were executed are listed; accuracy and divergence "
+        "stand where every sample was."
     )
 
 
