@@ -50,7 +50,7 @@ class Compared:
 def attribute_pictures(
     model: Any, processor: Any, visual_ids: Any, pairs: Path, others: Path, masks: int, mean_images: int, state: Path
 ) -> list[dict[str, Any]]:
-    """Rows of the set with their ``coefficients``; ``again`` where a picture was attributed twice. Resumable by `state`.
+    """Rows of the set with their ``coefficients``, and ``again`` by other masks. Resumable by `state`.
 
     Args:
         pairs: the JSONL of the set.

@@ -3,8 +3,8 @@
 It tells meaning from appearance: the same thing in two styles shares its name and not its pixels, a thing and its
 look-alike in one style share much of their pixels and not their names (head attribution, section 4.3).
 
-Decisions: who looks alike is computed from the drawings, not picked; no class belongs to two pairs; a pair shares place,
-size, ground and question, so that nothing but the drawing differs.
+Decisions: who looks alike is computed from the drawings, not picked; no class belongs to two pairs; a pair shares
+place, size, ground and question, so that nothing but the drawing differs.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def draw_pairs(sprites: Tensor, folder: Path, count: int = PAIRS) -> list[PairRo
     images = folder / "images" / "pairs"
     shutil.rmtree(images, ignore_errors=True)
     images.mkdir(parents=True)
-    rng, rows = np.random.default_rng(SEED), []
+    rng = np.random.default_rng(SEED)
+    rows: list[PairRow] = []
     for scene, pair in enumerate(look_alikes(sprites, count)):
         place = _one_thing(rng)
         for drawn in pair:
