@@ -14,7 +14,7 @@ from calibrate.deciding.evaluate import Evaluation, evaluate
 from calibrate.deciding.search import Limits
 from calibrate.inputs.batches import Batches
 from calibrate.inputs.encode import Encoder
-from calibrate.inputs.identity import Model, identify
+from calibrate.inputs.identity import Model, identify, spec_of
 from calibrate.inputs.load import load, reference_path
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.overlap import tell_overlap
@@ -22,7 +22,7 @@ from calibrate.inputs.samples import Columns, SampleSet, load_samples
 from calibrate.measuring.measure import Job
 from calibrate.measuring.reuse import take_profile
 from calibrate.measuring.run import calibrate_job
-from calibrate.probes.base import DEFAULT, build_probes
+from calibrate.probes.base import DEFAULT, build_probes, check_probes
 from calibrate.probes.masking import MaskingProbe
 from calibrate.ranks import Ranks, leave, world
 from calibrate.running.losses import LossRunner
@@ -116,8 +116,13 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
     tell_overlap(samples, evaluation, say)
     settings = _settings(options, samples)
     probes = build_probes(options.probes, settings)  # refuses a wrong setting before a model is loaded
+
+    def check(config: Any) -> None:
+        if options.profile is None:
+            check_probes(probes, spec_of(config), len(samples))
+
     with _Clock(seconds, "load"):
-        loaded = load(options.model, options.loading)
+        loaded = load(options.model, options.loading, check)
     known = identify(loaded.model, loaded.id, loaded.revision, options.full_digest)
     encoder = Encoder(loaded.processor, known.visual_ids)
     profile: Profile | None = None

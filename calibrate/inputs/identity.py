@@ -43,8 +43,7 @@ def identify(model: Any, name: str, revision: str | None = None, full_digest: bo
         InputError: an invalid configuration, or weights that are not finite.
     """
     parts = find_parts(model)
-    # Through JSON: dtypes, paths and enumerations become texts there.
-    config = facts_of(json.loads(parts.model.config.to_json_string(use_diff=False)))
+    config = _facts(parts.model.config)
     spec = ModelSpec.from_config(config)
     identity = ModelIdentity(
         id=name,
@@ -58,3 +57,18 @@ def identify(model: Any, name: str, revision: str | None = None, full_digest: bo
         weights=weights_of(model, full_digest),
     )
     return Model(identity, spec, parts)
+
+
+def spec_of(config: Any) -> ModelSpec:
+    """The facts of a model from its transformers configuration, before there are weights.
+
+    Raises:
+        UnsupportedModelError: of a family whose facts are not known.
+        InputError: an invalid configuration.
+    """
+    return ModelSpec.from_config(_facts(config))
+
+
+def _facts(config: Any) -> dict[str, Any]:
+    # Through JSON: dtypes, paths and enumerations become texts there.
+    return facts_of(json.loads(config.to_json_string(use_diff=False)))

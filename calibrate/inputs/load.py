@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -44,12 +44,15 @@ def reference_path(name: str = REFERENCE) -> Path:
     return Path(str(resources.files("planner.profiles"))) / "reference" / name
 
 
-def load(name: str | None = None, options: LoadOptions | None = None) -> Loaded:
+def load(
+    name: str | None = None, options: LoadOptions | None = None, check: Callable[[Any], None] | None = None
+) -> Loaded:
     """A model and its processor.
 
     Args:
         name: hub id or directory, or a bundled model such as ``reference/plain``; None for ``reference/windowed``.
         options: how; None leaves all of `LoadOptions` at its defaults.
+        check: gets the transformers configuration once it is read; what it raises ends the loading before the weights.
 
     Raises:
         UnsupportedModelError: not a vision-language model that transformers can load.
@@ -60,6 +63,8 @@ def load(name: str | None = None, options: LoadOptions | None = None) -> Loaded:
     source = _source(name)
     config = _attempt(source, AutoConfig.from_pretrained, **hub)
     _check_vision_language(source, config)
+    if check is not None:
+        check(config)
     on_cpu = where.type == "cpu" and options.device_map is None
     settings: dict[str, Any] = {**hub, "dtype": "float32" if on_cpu and options.dtype == "auto" else options.dtype}
     for setting in ("attn_implementation", "device_map"):

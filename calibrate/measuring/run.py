@@ -25,7 +25,7 @@ from calibrate.inputs.samples import SampleSet
 from calibrate.measuring.estimate import announce
 from calibrate.measuring.measure import Job, measure
 from calibrate.measuring.state import SUFFIX, absorb, check_headers, load_state, save_state, shared_header, tables
-from calibrate.probes.base import DEFAULT, Probe, build_probes
+from calibrate.probes.base import DEFAULT, Probe, build_probes, check_probes
 from calibrate.probes.prompt_shape import SEGMENTS
 from calibrate.ranks import Ranks, world
 from calibrate.running.memory import peak_bytes
@@ -86,11 +86,12 @@ def calibrate_job(
 
     Raises:
         CalibrationError: NaN activations (layer and sample are named), a damaged or foreign state, ranks that disagree.
-        InputError: invalid arguments.
+        InputError: invalid arguments, or settings that are impossible on this model or these samples.
         SampleError: a sample cannot be read.
     """
     ranks, total = world(), len(job.samples)
     _check(job.model, batch_size, shard, ranks, out, resume)
+    check_probes(job.probes, job.known.spec, total)
     header = _header(job, batch_size)
     ranks.agree(digest(shared_header(header)), "samples, settings or weights")
     say = echo if echo is not None else lambda line: print(line, file=sys.stderr)

@@ -27,6 +27,7 @@ from planner import extensions
 from planner.errors import InputError
 from planner.policies.base import nearest
 from planner.profile import ProbeResult, PromptShape
+from planner.spec import ModelSpec
 
 if TYPE_CHECKING:
     from planner.runtime import Influence, LayerView
@@ -99,6 +100,14 @@ class Probe(ABC):
     @abstractmethod
     def summary(self) -> dict[str, Any]:
         """Findings as JSON types, from the rows sorted by sample; called only when there are rows."""
+
+    def check(self, spec: ModelSpec, samples: int) -> None:  # noqa: B027 (most probes have nothing to refuse)
+        """Refuse settings that a model's configuration and the number of samples make impossible; called before weights
+        are loaded.
+
+        Raises:
+            InputError: they are.
+        """
 
     def wants(self, sample: int) -> bool:
         """Whether this probe measures a sample."""
@@ -175,9 +184,18 @@ class ExecutedProbe(Probe):
 
     def __init__(self, samples: int | None = None) -> None:
         super().__init__()
+        #: Whether somebody asked for that many; the default takes what is there.
+        self.chosen = samples is not None
         self.samples = self.default_samples if samples is None else samples
         if self.samples < 1:
             raise InputError(f"probe '{self.name}' cannot measure {self.samples} samples", "Give 1 or more")
+
+    def check(self, spec: ModelSpec, samples: int) -> None:
+        if self.chosen and self.samples > samples:
+            raise InputError(
+                f"probe '{self.name}' is to measure {self.samples} samples, and there are {samples}",
+                f"Give {self.name}.samples={samples} or less, or more samples",
+            )
 
     def wants(self, sample: int) -> bool:
         return sample < self.samples
@@ -231,6 +249,16 @@ def build_probes(
         return {name: probe_class(name)(**chosen.get(name, {})) for name in dict.fromkeys((ALWAYS, *names))}
     except TypeError as error:
         raise InputError(f"a probe has no such setting: {error}", "See `plan ls probes`") from error
+
+
+def check_probes(probes: Mapping[str, Probe], spec: ModelSpec, samples: int) -> None:
+    """Refuse impossible settings of any of them.
+
+    Raises:
+        InputError: as `Probe.check`.
+    """
+    for probe in probes.values():
+        probe.check(spec, samples)
 
 
 def quantiles(values: Array, levels: Sequence[float]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Do visual sink tokens matter? They, or as many random visual tokens, are hidden from the text (VAR).
 
-A visual token counts as a sink when it is hot (`calibrate.probes.sinks`) at the input of at least half of the layers
+A visual token counts as a sink when it is hot (`calibrate.probes.massive`) at the input of at least half of the layers
 from the third on. The paper finds that answers survive without the sinks and suffer without as many other tokens.
 """
 
@@ -16,14 +16,14 @@ import torch
 
 from calibrate.inputs.batches import Batch
 from calibrate.probes.base import ExecutedProbe
-from calibrate.probes.sinks import FIRST_LAYER, hot_tokens
+from calibrate.probes.massive import FIRST_LAYER, check_reachable, check_tau, hot_tokens
 from calibrate.probes.stats import Array, mean
 from calibrate.running.execute import divergence, first_logits
-from planner.errors import InputError
 from planner.runtime import LayerView, observe
 from planner.runtime.model.adapters import find_parts
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.tensors.layout import read_layout
+from planner.spec import ModelSpec
 
 
 class SinkMaskingProbe(ExecutedProbe):
@@ -31,7 +31,7 @@ class SinkMaskingProbe(ExecutedProbe):
 
     Args:
         samples: how many.
-        tau: threshold on ``|x_d| / RMS(x)``; None for the sink probe's default.
+        tau: threshold on ``|x_d| / RMS(x)``; None for `planner.policies.var.sink_threshold`.
 
     Raises:
         InputError: a threshold that is not above 0.
@@ -42,13 +42,16 @@ class SinkMaskingProbe(ExecutedProbe):
 
     def __init__(self, samples: int | None = None, tau: float | None = None) -> None:
         super().__init__(samples)
-        if tau is not None and tau <= 0:
-            raise InputError(f"a sink threshold of {tau:g} makes every token a sink", "VAR uses tau 20")
+        check_tau(tau)
         self.tau = tau
 
     @property
     def settings(self) -> dict[str, Any]:
         return {"samples": self.samples, "tau": self.tau}
+
+    def check(self, spec: ModelSpec, samples: int) -> None:
+        super().check(spec, samples)
+        check_reachable(self.tau, spec.hidden_size)
 
     def forwards(self, layers: int) -> int:
         return 3
@@ -75,7 +78,7 @@ class SinkMaskingProbe(ExecutedProbe):
         def look(view: LayerView) -> None:
             visual.append(view.visual.cpu())
             if view.layer >= FIRST_LAYER:
-                hot.append(hot_tokens(view.hidden, self.tau)[0].cpu())
+                hot.append(hot_tokens(view.hidden, view.valid, self.tau)[0].cpu())
 
         with observe(batch.model, look):
             dense = first_logits(batch.model, batch.inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
     from planner.workload import Workload
 
 _Share = Annotated[float, Field(ge=0, le=1)]
+#: The paper's threshold, and the share of the largest possible value that narrow models get in its place.
+TAU, CEILING_SHARE = 20.0, 0.83
+
+
+def sink_threshold(hidden_size: int) -> float:
+    """From which ``|x_d / RMS(x)|`` on a token is a sink: 20, as in the paper, or 0.83 of the largest possible value.
+
+    The lesser of the two counts: no value can exceed ``sqrt(hidden_size)``, which the paper's comes near to or
+    exceeds below a hidden size of 581.
+    """
+    return min(TAU, CEILING_SHARE * math.sqrt(hidden_size))
 
 
 class VAR(Policy):
@@ -22,7 +34,8 @@ class VAR(Policy):
 
     Attributes:
         dims: the model's sink dimensions, as calibration finds them.
-        tau, rho, p, min_visual: as `planner.schedule.Redistribute` says.
+        tau: from which value on a token is a sink; None for `sink_threshold`, as calibration has it.
+        rho, p, min_visual: as `planner.schedule.Redistribute` says.
         first, last: layers ``[first, last)`` in which it happens; from layer 2 to all but the last by default.
     """
 
@@ -30,7 +43,7 @@ class VAR(Policy):
     summary: ClassVar[str] = "move attention from visual sinks to other visual tokens (quality, not speed)"
 
     dims: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    tau: Annotated[float, Field(gt=0)] = 20
+    tau: Annotated[float, Field(gt=0)] | None = None
     rho: _Share = 0.8
     p: _Share = 0.6
     min_visual: _Share = 0.2
@@ -43,7 +56,8 @@ class VAR(Policy):
         check_layer(self.name, "first", self.first, last)
         for dim in self.dims:
             check_layer(self.name, "dims", dim, spec.hidden_size)
-        rule = Redistribute(sink_dims=self.dims, tau=self.tau, rho=self.rho, p=self.p, min_visual=self.min_visual)
+        tau = sink_threshold(spec.hidden_size) if self.tau is None else self.tau
+        rule = Redistribute(sink_dims=self.dims, tau=tau, rho=self.rho, p=self.p, min_visual=self.min_visual)
         stages = [Stage(first=self.first, last=last, redistribute=rule)]
         if self.first:
             stages.insert(0, Stage(first=0, last=self.first))

@@ -1,4 +1,4 @@
-"""Kinds of pictures as SVG text: lines with intervals, bars, heat maps of heads, points."""
+"""Kinds of pictures as SVG text: lines with intervals, bars, heat maps of heads and of a picture's places, points."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from planner.report.drawing import (
     MARK,
     MARKERS,
     STYLES,
+    add_colour_bar,
     add_legend,
     draw_level,
     draw_marks,
     frame_cell,
     label_axes,
     new_figure,
+    new_panels,
     sequential_colours,
     tick_whole_numbers,
     to_svg,
@@ -144,11 +146,25 @@ def heat(
     label_axes(axes, "decoder layer", "head", False, False)
     tick_whole_numbers(axes.xaxis)
     tick_whole_numbers(axes.yaxis)
-    bar = figure.colorbar(shown, ax=axes, pad=0.02, aspect=24)
-    bar.set_label(label, color=INK)
-    bar.ax.tick_params(labelcolor=INK, color=INK)
-    bar.outline.set_visible(False)
-    bar.solids.set_rasterized(True)
+    add_colour_bar(figure, axes, shown, label)
+    return to_svg(figure)
+
+
+def pictures(places: Mapping[str, Sequence[Sequence[float]]], *, label: str) -> str:
+    """Values of a picture's places as colours, a panel for each name, ``[rows, columns]`` with the top row on top.
+
+    Args:
+        label: what the colours mean; they are the same in all panels.
+    """
+    figure, panels = new_panels(len(places))
+    highest = max(value for cells in places.values() for row in cells for value in row)
+    for axes, (name, cells) in zip(panels, places.items(), strict=True):
+        shown = axes.imshow(
+            [list(row) for row in cells], cmap=sequential_colours(), vmin=0, vmax=highest, interpolation="none"
+        )
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(name, fontsize=9, color=INK)
+    add_colour_bar(figure, panels, shown, label)
     return to_svg(figure)
 
 

@@ -16,6 +16,7 @@ COLOURS = (PLAN, OTHER, "#009e73", "#cc79a7", "#56b4e9", "#7d6608")
 MARKERS, STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 #: Width and height in inches.
 SIZE = (5.6, 3.1)
+PANELS_IN_A_ROW = 4
 #: A dollar sign in a label is a dollar sign, and not the start of a formula.
 _PLAIN: Any = {"text.parse_math": False}
 #: Letters that a line of a legend holds, with some for each handle.
@@ -24,19 +25,38 @@ LINE_LETTERS = 78
 
 def new_figure() -> tuple[Any, Any]:
     """A figure and its axes in the style of all pictures."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
-    with matplotlib.rc_context({**ink, **_PLAIN}):
-        # Not pyplot: it keeps figures alive and picks a window system.
-        figure = Figure(figsize=SIZE, layout="constrained", facecolor="none")
-        axes = figure.subplots()
+    figure, panels = new_panels(1)
+    axes = panels[0]
     axes.set_facecolor("none")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def new_panels(count: int) -> tuple[Any, list[Any]]:
+    """A figure and several axes in it, in one row or two."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    rows = 1 if count <= PANELS_IN_A_ROW else 2
+    ink: Any = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    with matplotlib.rc_context({**ink, **_PLAIN}):
+        # Not pyplot: it keeps figures alive and picks a window system.
+        figure = Figure(figsize=SIZE, layout="constrained", facecolor="none")
+        panels = figure.subplots(rows, -(-count // rows), squeeze=False).ravel().tolist()
+    for empty in panels[count:]:
+        empty.remove()
+    return figure, panels[:count]
+
+
+def add_colour_bar(figure: Any, axes: Any, shown: Any, label: str) -> None:
+    """What the colours of an image mean, beside its axes (one or several)."""
+    bar = figure.colorbar(shown, ax=axes, pad=0.02, aspect=24)
+    bar.set_label(label, color=INK)
+    bar.ax.tick_params(labelcolor=INK, color=INK)
+    bar.outline.set_visible(False)
+    bar.solids.set_rasterized(True)
 
 
 def label_axes(axes: Any, xlabel: str, ylabel: str, share: bool, log: bool) -> None:

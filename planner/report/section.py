@@ -61,6 +61,7 @@ class Subject:
         marks: layers to point out in pictures: a plan's own, else those that influence suggests.
         limit: share of the dense answers that counts as unharmed.
         suggested: filter, budget and exit that influence suggests, by share of the samples.
+        others: the profile's other probes, by name, for what two of them say together.
         arrays: the probe's per-sample tables, ``column.data`` and ``column.lengths``; empty where they are not at hand.
     """
 
@@ -71,6 +72,7 @@ class Subject:
     marks: Mapping[str, float] = field(default_factory=dict)
     limit: float = 0.98
     suggested: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    others: Mapping[str, ProbeResult] = field(default_factory=dict)
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property

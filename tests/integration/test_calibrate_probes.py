@@ -16,7 +16,7 @@ from calibrate.probes.influence import NEVER, InfluenceProbe, suggest
 from calibrate.probes.masking import CURVES, MaskingProbe, contradictions
 from calibrate.probes.prompt_shape import PromptLengthsProbe
 from calibrate.probes.sink_masking import SinkMaskingProbe
-from calibrate.probes.sinks import SinksProbe, default_tau
+from calibrate.probes.sinks import SinksProbe
 from calibrate.probes.sparsity import SparsityProbe
 from calibrate.probes.stats import proportion
 from calibrate.probes.value_norms import ValueNormsProbe
@@ -153,13 +153,13 @@ def test_suggestions_lean_to_the_safe_side():
     assert suggest(filters, kept, exits, 12)["0.75"] == {"filter": 3, "keep": 6, "exit": 12}
 
 
-def planted_sinks(built, places):
+def planted_sinks(built, places, size=60.0):
     """Make ``{(dimension, column)}`` massive at the input of every layer."""
 
     def hook(module, args, kwargs):
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
         for dim, column in places:
-            hidden[:, column, dim] = 60.0
+            hidden[:, column, dim] = size
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     stack = ExitStack()
@@ -210,7 +210,6 @@ def test_without_massive_activations_there_are_no_sinks():
     (probe,) = measure([SinksProbe(tau=5.6)], model())
     values = probe.result().values
     assert values["sink_dims"] == [] and values["samples_with_visual_sinks"]["value"] == 0
-    assert default_tau(4096) == 20 and default_tau(128) == pytest.approx(32**0.5)
 
 
 def test_sparsity_and_value_norms_against_loops():

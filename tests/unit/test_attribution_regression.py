@@ -96,7 +96,7 @@ class TestRegression:
 
     def test_too_few_masks_are_refused_with_the_number_needed(self):
         masks = random_masks(98, 80, 0.75, seed=0)
-        with pytest.raises(InputError, match="at least 100 masks"):
+        with pytest.raises(InputError, match="masks=100 or more"):
             attribute_entries(masks, lambda m: np.zeros(len(m)))
 
     def test_a_constant_response_explains_nothing(self):

@@ -67,6 +67,27 @@ def test_settings_that_make_no_sense_are_refused_before_a_model_is_loaded(
     assert isinstance(found.exception, InputError) and says in str(found.exception)
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("attribution.masks=98", "98 masks are too few to weigh 80 heads"),
+        ("attribution.ablated=0.001", "ablating 0.001 of 80 entries leaves no choice"),
+        ("attribution.samples=64", "attributing 64 of 64 samples leaves none for the mean image"),
+        ("sink_masking.tau=12", "no token can reach a sink threshold of 12: at hidden size 128"),
+        ("sinks.tau=12", "no token can reach a sink threshold of 12: at hidden size 128"),
+        ("flip.samples=65", "probe 'flip' is to measure 65 samples, and there are 64"),
+    ],
+)
+def test_settings_that_the_configuration_makes_impossible_are_refused_before_weights_are_loaded(
+    setting: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = "calibrate.inputs.load.AutoModelForImageTextToText.from_pretrained"
+    monkeypatch.setattr(loader, lambda *_, **__: pytest.fail("weights were loaded"))
+    probes = ("--probes", setting.partition(".")[0])
+    found = plan("calibrate", "--set", setting, *probes, "--num-samples", 64, "-o", tmp_path)
+    assert isinstance(found.exception, InputError) and says in str(found.exception)
+
+
 def test_probes_are_listed_with_their_settings() -> None:
     rows = {row["probe"]: row for row in json.loads(plan("ls", "probes", "--format", "json").output)}
     assert rows["attribution"]["settings"]["masks"] == "10000" and rows["attribution"]["runs"] == "on request"

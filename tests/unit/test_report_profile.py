@@ -273,3 +273,56 @@ def test_a_probe_that_nothing_knows_shows_its_values_lists_too():
         ("By layer", ["", "count"], [["0", "3"]]),
         ("Matrix", ["", "0", "1"], [["0", "1", "2"], ["1", "3", "4"]]),
     ]
+
+
+def test_sink_heads_beside_the_heads_that_carry_the_image():
+    sinks = copy.deepcopy(dict(made.committed().probes["sinks"].values))
+
+    def heads(*places):
+        entries = [{"layer": layer, "head": head, "samples": made.entry(1.0)} for layer, head in places]
+        return {"heads": entries, "split_half_overlap": None, "by_layer": [0.0] * 10}
+
+    sinks |= {
+        "sink_heads": heads((4, 3), (1, 1)),
+        "image_centric_heads": {"rho 0.5": heads(), "rho 0.8": heads((0, 0), (4, 3)), "rho 0.9": heads((4, 3))},
+    }
+    settings = made.committed().probes["sinks"].settings
+
+    def told(attribution):
+        both = {
+            "sinks": ProbeResult(n=8, settings=settings, values=sinks),
+            "attribution": ProbeResult(n=8, settings={}, values=attribution),
+        }
+        return sections(made.committed().model_copy(update={"probes": both}))[0].findings[-1]
+
+    assert told(made.attribution()) == (
+        "Of the 2 heads that attribution finds to carry the image most, 1 is a sink head (layer 4 head 3) and 2 are "
+        "image-centric (layer 4 head 3, layer 0 head 0)."
+    )
+    nothing = {"attributed": 0, "answered_wrongly": 8, "image_independent": 0}
+    assert "attribution finds" not in told(nothing)
+
+
+def test_sinks_say_what_they_take_and_give_where_they_are_and_what_the_threshold_is_worth():
+    values = copy.deepcopy(dict(made.committed().probes["sinks"].values))
+    share = [[0.0] * 4 for _ in range(4)]
+    share[0][1] = 1.0
+    values |= {
+        "sink_dims": [5],
+        "notes": ["The threshold means nothing."],
+        "visual_sinks": {
+            "of_tokens": made.entry([0.01] * 9 + [0.02]),
+            "of_attention": made.entry([0.1] * 9 + [0.6]),
+            "of_contribution": made.entry([0.1] * 9 + [0.05]),
+            "place": {"map": share, "on_border": 1.0, "border": 0.75},
+        },
+    }
+    probe = ProbeResult(n=8, settings=made.committed().probes["sinks"].settings, values=values)
+    (found,) = sections(made.committed().model_copy(update={"probes": {"sinks": probe}}))
+    assert found.findings[0] == "The threshold means nothing."
+    text = " ".join(found.findings)
+    assert "are 2 % of the visual tokens in layer 9" in text and "60 % of the image's attention, and 5 %" in text
+    assert "less than their share of the attention" in text
+    assert "100 % of them are on the outermost ring of the picture, more than the 75 %" in text
+    assert any("Where visual sinks are" in one.caption and one.draw().startswith("<svg") for one in found.pictures)
+    assert found.tables[-1].rows[9][0] == "9"

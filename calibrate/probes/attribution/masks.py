@@ -50,11 +50,20 @@ def random_masks(count: int, size: int, ablated: float, seed: int) -> torch.Tens
     Raises:
         InputError: the share leaves nothing intact or nothing ablated.
     """
+    check_ablated(ablated, size)
     zeros = round(ablated * size)
-    if not 0 < zeros < size:
+    drawn = np.random.default_rng(seed).permuted(np.tile(np.arange(size), (count, 1)), axis=1)
+    return torch.from_numpy(drawn >= zeros)
+
+
+def check_ablated(ablated: float, size: int) -> None:
+    """Refuse a share of `size` entries that leaves nothing intact or nothing ablated.
+
+    Raises:
+        InputError: it does.
+    """
+    if not 0 < round(ablated * size) < size:
         raise InputError(
             f"ablating {ablated:g} of {size} entries leaves no choice",
             "Use a share between 0 and 1; the paper uses 0.75",
         )
-    drawn = np.random.default_rng(seed).permuted(np.tile(np.arange(size), (count, 1)), axis=1)
-    return torch.from_numpy(drawn >= zeros)

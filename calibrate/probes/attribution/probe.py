@@ -11,8 +11,10 @@ from calibrate.inputs.encode import to_device
 from calibrate.inputs.samples import Sample, SampleSet
 from calibrate.probes.attribution.attribute import ABLATED, MASKS, attribute
 from calibrate.probes.attribution.curves import COMPLETE, FAITHFUL, grid
+from calibrate.probes.attribution.masks import check_ablated
 from calibrate.probes.attribution.mean import MeanImage, mean_image
 from calibrate.probes.attribution.parts import AttributionParts, find_attribution_parts
+from calibrate.probes.attribution.regression import check_masks
 from calibrate.probes.attribution.response import ImageIndependentError
 from calibrate.probes.attribution.rows import (
     ATTRIBUTED,
@@ -30,6 +32,8 @@ from calibrate.probes.stats import Array, mean, plain, proportion
 from calibrate.running.execute import accepted_first_tokens
 from planner.errors import CalibrationError, InputError
 from planner.profile import PromptShape
+from planner.runtime.tensors.layout import visual_rows
+from planner.spec import ModelSpec
 
 MEAN_IMAGES = 100
 TOP_HEADS = 5
@@ -84,6 +88,17 @@ class AttributionProbe(ExecutedProbe):
             "seed": self.seed,
         }
 
+    def check(self, spec: ModelSpec, samples: int) -> None:
+        super().check(spec, samples)
+        heads = sum(layer.attention.heads for layer in spec.decoder.layers)
+        check_ablated(self.ablated, heads)
+        check_masks(self.masks, heads, f"{self.name}.masks", "heads")
+        if self.samples >= samples:
+            raise InputError(
+                f"attributing {self.samples} of {samples} samples leaves none for the mean image",
+                f"Give {self.name}.samples less than {samples}, or more samples",
+            )
+
     def forwards(self, layers: int) -> int:
         """Passes over the text rows only, see `work`."""
         return self.masks + self.image_masks
@@ -108,6 +123,9 @@ class AttributionProbe(ExecutedProbe):
 
     def _row(self, batch: Batch, parts: AttributionParts, sample: Sample) -> dict[str, Any]:
         inputs = to_device(batch.encoder([sample]), batch.model)
+        if self.image_masks:
+            visual = int(visual_rows(inputs["input_ids"], parts.visual_ids).sum())
+            check_masks(self.image_masks, visual, f"{self.name}.image_masks", "visual tokens")
         logits = batch.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
         if sample.answers and int(logits.argmax()) not in accepted_first_tokens(batch.encoder, sample):
             return blank_row(parts, WRONG)

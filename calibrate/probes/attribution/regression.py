@@ -50,11 +50,7 @@ def fit_heads(masks: np.ndarray, logits: Vector) -> Fit:
         InputError: fewer training masks than entries to weigh.
     """
     held_out = np.arange(len(masks)) % HELD_OUT == HELD_OUT - 1
-    if (~held_out).sum() < masks.shape[1]:
-        raise InputError(
-            f"{len(masks)} masks are too few to weigh {masks.shape[1]} entries",
-            f"Use at least {minimum(masks.shape[1])} masks",
-        )
+    check_masks(*masks.shape)
     model = ElasticNet(alpha=ALPHA, l1_ratio=L1_RATIO, max_iter=MAX_ITER)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported as `converged`
@@ -75,6 +71,18 @@ def fit_heads(masks: np.ndarray, logits: Vector) -> Fit:
 def minimum(entries: int) -> int:
     """Masks needed so that four fifths of them are no fewer than the entries."""
     return -(-entries * HELD_OUT // (HELD_OUT - 1))
+
+
+def check_masks(masks: int, entries: int, setting: str = "masks", what: str = "entries") -> None:
+    """Refuse fewer masks than a fit of so many entries needs.
+
+    Raises:
+        InputError: there are; `setting` is what to raise.
+    """
+    if masks - masks // HELD_OUT < entries:
+        raise InputError(
+            f"{masks} masks are too few to weigh {entries} {what}", f"Give {setting}={minimum(entries)} or more"
+        )
 
 
 def attribute_entries(

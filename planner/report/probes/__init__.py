@@ -68,6 +68,7 @@ def _sections(profile: Profile, plan: Plan | None, arrays: Arrays) -> list[Secti
             marks=_marks(plan, suggested),
             limit=_limit(plan),
             suggested=suggested,
+            others={other: result for other, result in profile.probes.items() if other != name},
             arrays={key.partition("/")[2]: table for key, table in arrays.items() if key.startswith(f"{name}/")},
         )
         found.append(_shown(name, subject) if probe.values else _empty(name, probe))

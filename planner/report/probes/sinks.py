@@ -18,6 +18,7 @@ from planner.report.section import (
     figure,
     highest,
     layer_names,
+    per_layer_table,
     percent,
     series,
     shown,
@@ -50,6 +51,14 @@ def section(subject: Subject) -> Section:
     for title, heads in _head_lists(subject).items():
         if heads["heads"]:
             pictures.append(_map(subject, title, heads))
+    place = (values.get("visual_sinks") or {}).get("place")
+    if place is not None:
+        pictures.append(
+            Picture(
+                "Where visual sinks are in the picture: each place's share of all of them, over samples and layers.",
+                lambda: charts.pictures({"": place["map"]}, label="share of the sinks"),
+            )
+        )
     mass = subject.rows("visual_mass")
     if mass:
         pictures.append(
@@ -65,9 +74,9 @@ def section(subject: Subject) -> Section:
         "contribute little (VAR). Dimensions, tokens and heads are detected, not configured. A head is image-centric "
         "if much of its attention goes to image tokens that are not sinks, and a sink head if most of its image "
         "attention goes to sinks.",
-        _findings(subject),
+        [*values.get("notes", ()), *_findings(subject)],
         pictures,
-        [_heads_table(subject), *_sink_heads(values)],
+        [_heads_table(subject), *_sink_heads(values), *_given_table(values)],
     )
 
 
@@ -121,12 +130,14 @@ def _findings(subject: Subject) -> list[str]:
         f"The last token looks at the image most in layer {low} ({percent(attention[low])}), at the first token most "
         f"in layer {top} ({percent(first[top])})."
     )
+    compared = _compared(subject)
     if not dims:
         return [
             f"No hidden dimension is massive (none reaches {figure(tau)} times a token's root mean square in most "
             f"middle layers; {figure(values['largest_possible'])} is the most possible), so this model has no sink "
             "tokens.",
             last,
+            *compared,
         ]
     names = ", ".join(map(str, dims))
     visual = series(values["sink_tokens"]["visual"]).value
@@ -140,8 +151,50 @@ def _findings(subject: Subject) -> list[str]:
         f"{layer_names([i for i, share in enumerate(first_hot) if share >= 0.5])} for most samples.",
         f"{count(len(sinks), 'head is a sink head', 'heads are sink heads').capitalize()}. "
         f"{_stability(values['sink_heads'])}",
+        *_given(values),
         last,
+        *compared,
     ]
+
+
+def _given(values: Mapping[str, Any]) -> list[str]:
+    """What visual sinks take and give, in the layer where they take most, and where they are."""
+    found = values.get("visual_sinks")
+    if found is None:
+        return []
+    tokens, taken, gives = (series(found[name]).value for name in ("of_tokens", "of_attention", "of_contribution"))
+    at = highest(taken)
+    verdict = "less than their share of the attention" if gives[at] < taken[at] else "no less than that"
+    said = [
+        f"Visual sinks are {percent(tokens[at])} of the visual tokens in layer {at}, where they take most: "
+        f"{percent(taken[at])} of the image's attention, and {percent(gives[at])} of what its tokens contribute to the "
+        f"last token's attention output: {verdict}."
+    ]
+    place = found["place"]
+    if place is not None:
+        side = "more" if place["on_border"] > place["border"] else "no more"
+        said.append(
+            f"{percent(place['on_border'])} of them are on the outermost ring of the picture, {side} than the "
+            f"{percent(place['border'])} of its places that are there."
+        )
+    return said
+
+
+def _compared(subject: Subject) -> list[str]:
+    """Sink and image-centric heads beside the heads that attribution finds to carry the image."""
+    attribution = subject.others.get("attribution")
+    if attribution is None or not attribution.values.get("attributed"):
+        return []
+    carry = [(layer, head) for layer, head in attribution.values["top_heads"]]
+    said = []
+    centric, sinks = _head_lists(subject).values()
+    for one, several, found in (("a sink head", "sink heads", sinks), ("image-centric", "image-centric", centric)):
+        theirs = {(entry["layer"], entry["head"]) for entry in found["heads"]}
+        shared = [head for head in carry if head in theirs]
+        named = ", ".join(f"layer {layer} head {head}" for layer, head in shared)
+        what = f"is {one}" if len(shared) == 1 else f"are {several}"
+        said.append(f"{len(shared) or 'none'} {what}{f' ({named})' if named else ''}")
+    return [f"Of the {len(carry)} heads that attribution finds to carry the image most, {' and '.join(said)}."]
 
 
 def _heads_table(subject: Subject) -> Table:
@@ -154,6 +207,18 @@ def _heads_table(subject: Subject) -> Table:
         for name, found in lists.items()
     ]  # fmt: skip
     return Table("Heads and how stable their set is", ("kind", "heads", "overlap of two halves of the samples"), rows)
+
+
+def _given_table(values: Mapping[str, Any]) -> list[Table]:
+    found = values.get("visual_sinks")
+    if found is None:
+        return []
+    columns = {
+        "of the visual tokens": series(found["of_tokens"]),
+        "of the image's attention": series(found["of_attention"]),
+        "of the image's contribution": series(found["of_contribution"]),
+    }
+    return [per_layer_table("Visual sinks: their share (95 %)", columns, True)]
 
 
 def _sink_heads(values: Mapping[str, Any]) -> list[Table]:
