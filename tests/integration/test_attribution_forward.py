@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from calibrate.probes.attribution.forward import TextRows
-from calibrate.probes.attribution.masks import Ablation, random_masks
+from calibrate.probes.attribution.masks import Ablation, family_masks, random_masks
 from calibrate.probes.attribution.mean import image_grids, mean_image
 from calibrate.probes.attribution.parts import find_attribution_parts
 from calibrate.probes.attribution.prefix import capture
@@ -111,6 +111,65 @@ def test_everything_intact_is_the_model_and_batch_size_does_not_matter():
         # A mean over the image itself changes nothing, whatever is ablated.
         itself = TextRows(parts, seen, mean_image(model, [inputs], parts), ((4, 4),))
         assert torch.allclose(itself.logits(masks), model(**inputs).logits[0, -1].expand(9, -1), atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [3, 50])
+def test_ablations_that_share_layers_equal_literal_ablation_one_by_one(size):
+    """Some differ in the last layer only, some are equal, some differ in visual tokens that no head reads."""
+    model, inputs = tiny.model("llava", layers=3), tiny.inputs("llava")
+    others = [tiny.inputs("llava", seed=seed) for seed in (1, 2)]
+    parts = find_attribution_parts(model)
+    heads = random_masks(4, 12, 0.5, seed=3).view(4, 3, 4)
+    late = heads[:2].clone()
+    late[:, 2] = ~late[:, 2]
+    blind = torch.zeros(2, 3, 4, dtype=torch.bool)
+    blind[:, 1, 2] = True
+    heads = torch.cat([heads, late, heads[1:3], blind])
+    with float64_throughout(), torch.no_grad():
+        seen = capture(model, parts, inputs)
+        rows, image = torch.ones(10, seen.text_rows, dtype=torch.bool), torch.ones(10, 16, dtype=torch.bool)
+        rows[2:4, 1], image[3, 5], image[8, :8] = False, False, False
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+        text = TextRows(parts, seen, mean_image(model, others, parts), ((4, 4),), batch_size=size)
+        found = text.logits(Ablation(heads[order], rows[order], image[order]))
+        literal = Literal(model, parts.visual_ids[0])
+        literal.average(others)
+        expected = torch.stack([literal.logits(inputs, heads[m], rows[m], image[m]) for m in order.tolist()])
+    assert (found - expected).abs().max() < 1e-10
+    assert len(torch.unique(expected.round(decimals=8), dim=0)) == 9, "one is there twice"
+
+
+def test_what_ablations_share_is_computed_once():
+    model, inputs = tiny.model("llava", layers=6), tiny.inputs("llava")
+    parts = find_attribution_parts(model)
+    seen = capture(model, parts, inputs)
+    text = TextRows(parts, seen, mean_image(model, [tiny.inputs("llava", seed=1)], parts), ((4, 4),), batch_size=64)
+    ran = [0] * 6
+
+    def counted(ablation):
+        ran[:] = [0] * 6
+        hooks = [
+            layer.input_layernorm.register_forward_hook(
+                lambda module, args, out, i=i: ran.__setitem__(i, ran[i] + out.shape[0])
+            )
+            for i, layer in enumerate(model.get_decoder().layers)
+        ]
+        with contextlib.ExitStack() as stack:
+            for hook in hooks:
+                stack.callback(hook.remove)
+            text.logits(ablation)
+        return list(ran)
+
+    heads = family_masks(16, 6, 4, 0.75, seed=0).view(16, 6, 4)
+    distinct = [len({tuple(mask[: layer + 1].flatten().tolist()) for mask in heads}) for layer in range(6)]
+    assert counted(Ablation(heads)) == distinct and distinct[:2] == [4, 4] and distinct[2] <= 8 < distinct[5]
+    # One head at a time: layer l is intact, or one of its four heads or of those before it is not.
+    single = ~torch.eye(24, dtype=torch.bool).view(24, 6, 4)
+    assert counted(Ablation(single)) == [5, 9, 13, 17, 21, 24]
+    # Only head 1 of layer 4 reads the image, so no visual token matters before.
+    one = torch.zeros(5, 6, 4, dtype=torch.bool)
+    one[:, 4, 1] = True
+    assert counted(Ablation(one, image=torch.eye(5, 16, dtype=torch.bool))) == [1, 1, 1, 1, 5, 5]
 
 
 def test_left_padding_changes_nothing():

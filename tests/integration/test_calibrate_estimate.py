@@ -64,9 +64,10 @@ def test_times_are_shown_in_their_unit(seconds, shown):
 
 def test_work_counts_short_and_long_passes():
     prompt = PromptShape(visual_tokens=80, text_tokens=10, system_tokens=10)
-    # 2,000 masks over a tenth of the prompt each, the prompt itself, and 4 images of the mean for 2 samples.
-    attribution = AttributionProbe(samples=2, masks=1500, image_masks=500, mean_images=4)
-    assert attribution.work(32, prompt) == 200 + 1 + 2
+    # Over a tenth of the prompt each: 1,200 masks that share a third of the layers by fours and a third by twos, and
+    # 500 others; the prompt itself, and 4 images of the mean for 2 samples.
+    attribution = AttributionProbe(samples=2, masks=1200, image_masks=500, mean_images=4)
+    assert attribution.work(32, prompt) == pytest.approx((300 + 600 + 1200) / 3 / 10 + 50 + 1 + 2)
     # Dense, 3 rates, 5 variants, attention twice, each 2, 3 and 4 times as long as without a context.
     context = ContextProbe(lengths=(100, 200, 300), rates=(0.0, 0.3, 0.6), flow=False)
     assert context.work(32, prompt) == (1 + 3 + 5 + 2) * (2 + 3 + 4)

@@ -346,9 +346,9 @@ def test_refusals(chosen, tmp_path, monkeypatch):
 
 
 def test_samples_without_answers_measure_agreement_only(tmp_path):
-    found = run(stub.samples(tmp_path, 4, answer=None), probes=("masking",))
+    found = run(stub.samples(tmp_path, 5, answer=None), probes=("masking",))
     values = found.probes["masking"].values
-    assert values["masked_from"]["agreement"][0]["n"] == 4
+    assert values["masked_from"]["agreement"][0]["n"] == 5
     assert values["masked_from"]["first_token_accuracy"][0]["n"] == 0
 
 

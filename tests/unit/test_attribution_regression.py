@@ -8,9 +8,9 @@ import torch
 
 from calibrate.probes.attribution import regression
 from calibrate.probes.attribution.curves import compare_orders, curve, single_head_effects
-from calibrate.probes.attribution.masks import Ablation, random_masks
+from calibrate.probes.attribution.masks import FAMILY, family_masks, random_masks
 from calibrate.probes.attribution.mean import MeanImage, resize
-from calibrate.probes.attribution.regression import attribute_entries, fit_heads
+from calibrate.probes.attribution.regression import attribute_entries, check_masks, fit_heads, minimum
 from calibrate.probes.attribution.rotary import rotate, same_rotation
 from calibrate.probes.attribution.similarity import cosines, mean_cosines
 from planner.errors import InputError
@@ -40,12 +40,23 @@ class TestMasks:
         with pytest.raises(InputError, match="leaves no choice"):
             random_masks(5, 8, share, 0)
 
-    def test_splitting_keeps_what_belongs_together(self):
-        whole = Ablation(torch.arange(5)[:, None, None], rows=torch.arange(5)[:, None])
-        pieces = list(whole.split(2))
-        assert [len(piece) for piece in pieces] == [2, 2, 1]
-        assert all(torch.equal(piece.heads[:, 0], piece.rows) for piece in pieces)
-        assert pieces[0].image is None and pieces[0].partial
+    def test_families_share_layers_and_each_mask_is_an_ordinary_one(self):
+        layers, heads = 6, 8
+        masks = family_masks(4000, layers, heads, 0.75, seed=0)
+        assert masks.shape == (4000, 48) and (masks.sum(dim=1) == 12).all()
+        families = masks.view(1000, FAMILY, layers, heads)
+        assert (families[:, :, :2] == families[:, :1, :2]).all()
+        assert (families[:, [0, 2], :4] == families[:, [1, 3], :4]).all()
+        assert (families[:, 0, 2:4] != families[:, 2, 2:4]).any(dim=(1, 2)).float().mean() > 0.95
+        assert (families[:, 0, 4:] != families[:, 1, 4:]).any(dim=(1, 2)).float().mean() > 0.95
+        # Any entry is as likely as any other, alone (0.25) and with any other (12 x 11 of 48 x 47 pairs).
+        for member in range(FAMILY):
+            drawn = masks[member::FAMILY].double()
+            assert (drawn.mean(dim=0) - 0.25).abs().max() < 5 * (0.25 * 0.75 / 1000) ** 0.5
+            pairs = (drawn.T @ drawn / 1000)[~torch.eye(48, dtype=torch.bool)]
+            assert (pairs - 12 * 11 / (48 * 47)).abs().max() < 5 * (0.0585 * 0.9415 / 1000) ** 0.5
+        assert torch.equal(family_masks(10, 6, 8, 0.75, 0), family_masks(12, 6, 8, 0.75, 0)[:10])
+        assert not torch.equal(masks[:10], family_masks(10, 6, 8, 0.75, 1))
 
 
 class TestRegression:
@@ -90,9 +101,28 @@ class TestRegression:
     def test_does_not_stop_while_r2_moves(self, monkeypatch):
         moving = iter(np.arange(100) * 0.01)
         monkeypatch.setattr(
-            regression, "fit_heads", lambda masks, logits: regression.Fit(np.zeros(1), 0, next(moving), 0, len(masks))
+            regression,
+            "fit_heads",
+            lambda masks, logits, family: regression.Fit(np.zeros(1), 0, next(moving), 0, len(masks)),
         )
         assert attribute_entries(random_masks(6000, 16, 0.75, 0), lambda m: np.zeros(len(m))).masks == 6000
+
+    def test_a_family_is_held_out_or_not_as_a_whole(self):
+        masks = family_masks(200, 3, 4, 0.5, seed=0).numpy()
+        logits = np.random.default_rng(0).normal(size=200)
+        held_out = np.arange(200) // FAMILY % 5 == 4
+        found = fit_heads(masks, logits, family=FAMILY)
+        logits[held_out] += 100.0  # whatever is held out has no part in the fit
+        moved = fit_heads(masks, logits, family=FAMILY)
+        np.testing.assert_array_equal(moved.coefficients, found.coefficients)
+        assert moved.r2 != found.r2
+
+    @pytest.mark.parametrize("family", [1, FAMILY])
+    def test_the_number_of_masks_asked_for_is_enough(self, family):
+        for entries in range(1, 200):
+            check_masks(minimum(entries, family), entries, family=family)
+            with pytest.raises(InputError, match="too few"):
+                check_masks(entries - 1, entries, family=family)
 
     def test_too_few_masks_are_refused_with_the_number_needed(self):
         masks = random_masks(98, 80, 0.75, seed=0)

@@ -13,7 +13,7 @@ from calibrate.probes.attribution.attention import image_attention
 from calibrate.probes.attribution.curves import Curve, compare_orders, single_head_effects
 from calibrate.probes.attribution.forward import TextRows
 from calibrate.probes.attribution.lens import HeadWords, head_words
-from calibrate.probes.attribution.masks import random_masks
+from calibrate.probes.attribution.masks import FAMILY, family_masks
 from calibrate.probes.attribution.mean import MeanImage, image_grids
 from calibrate.probes.attribution.parts import find_attribution_parts
 from calibrate.probes.attribution.prefix import capture
@@ -123,7 +123,8 @@ def attribute(
     rows.check(token)
     respond = Response(rows, token, sample)
     heads = parts.layers * parts.heads
-    fit = attribute_entries(random_masks(masks, heads, ablated, seed), respond, early_stop)
+    drawn = family_masks(masks, parts.layers, parts.heads, ablated, seed)
+    fit = attribute_entries(drawn, respond, early_stop, family=FAMILY)
     attention = image_attention(seen)
     single: Vector | None = None
     compared: dict[str, Curve] = {}

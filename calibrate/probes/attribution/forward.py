@@ -2,13 +2,15 @@
 
 A batch of M ablations is a batch of M copies of the text rows in the model's own text tower: its norms, projections,
 rotary embedding and feed-forward layers run unmodified, and only the attention between the projections is replaced
-(`shared.attend`). Nothing is repeated per mask but the text rows.
+(`shared.attend`). Nothing is repeated per mask but the text rows, and these only from the layer on in which masks
+differ (`prefixes`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
@@ -17,14 +19,14 @@ from calibrate.probes.attribution.masks import Ablation
 from calibrate.probes.attribution.mean import Grid, MeanImage
 from calibrate.probes.attribution.parts import AttributionParts
 from calibrate.probes.attribution.prefix import PrefixCapture
+from calibrate.probes.attribution.prefixes import Piece, pieces
 from calibrate.probes.attribution.shared import attend, share_prefix
 from planner.errors import UnsupportedModelError
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.tensors.weights import working_dtype
 
-#: Elements of one key/value head's score matrix per batch: on a CPU small enough for a core's cache, where larger
-#: ones were slower.
-_CPU_SCORES = 3 << 17
+#: Elements of one key/value head's score matrix per batch, if all its ablations differ from the first layer on.
+_CPU_SCORES = 3 << 19
 _ACCELERATOR_SCORES = 1 << 26
 
 
@@ -61,22 +63,26 @@ class TextRows:
         elements = _CPU_SCORES if capture.embeddings.device.type == "cpu" else _ACCELERATOR_SCORES
         per_mask = parts.heads // parts.kv_heads * rows * (capture.start + rows)
         self.batch_size = batch_size or max(4, elements // per_mask)
-        self._ablation = self.uniform(True)
+        self._piece: Piece
+        self._direction: tuple[int, torch.Tensor, float] | None = None
 
     @torch.no_grad()
     def hidden(self, ablation: Ablation) -> torch.Tensor:
         """The last row's final hidden states, ``[M, d]``, as they enter the output embedding."""
-        out = []
+        out: torch.Tensor | None = None
         with self._replaced():
-            for piece in ablation.split(self.batch_size):
-                self._ablation = piece
+            for piece in pieces(ablation, self.batch_size):
+                self._piece = piece
                 states: torch.Tensor = self._parts.tower(
-                    inputs_embeds=self._capture.embeddings.expand(len(piece), -1, -1),
+                    inputs_embeds=self._capture.embeddings.expand(len(piece.layers[0]), -1, -1),
                     position_ids=self._capture.position_ids,
                     use_cache=False,
-                ).last_hidden_state
-                out.append(states[:, -1])
-        return torch.cat(out)
+                ).last_hidden_state[:, -1]
+                if out is None:
+                    out = states.new_empty(len(ablation), states.shape[-1])
+                out[piece.which.to(out.device)] = states[piece.of_each.to(states.device)]
+        assert out is not None
+        return out
 
     @torch.no_grad()
     def logits(self, ablation: Ablation) -> torch.Tensor:
@@ -90,12 +96,19 @@ class TextRows:
 
         The output embedding is linear, so that difference is one dot product with a fixed direction.
         """
+        if self._direction is None or self._direction[0] != token:
+            self._direction = token, *self._toward(token)
+        _, direction, constant = self._direction
+        return (self.hidden(ablation).to(direction) @ direction + constant).cpu()
+
+    def _toward(self, token: int) -> tuple[torch.Tensor, float]:
+        """The token's output embedding minus the vocabulary mean, ``[d]``, and the same of the biases."""
         with align_module_device(self._parts.head):  # fetches weights that accelerate has offloaded
             weight: torch.Tensor = self._parts.head.weight
             direction = weight[token].double() - weight.mean(dim=0, dtype=torch.float64)
             bias = getattr(self._parts.head, "bias", None)
             constant = 0.0 if bias is None else float(bias[token].double() - bias.double().mean())
-        return (self.hidden(ablation).to(direction) @ direction + constant).cpu()
+        return direction, constant
 
     def check(self, token: int) -> None:
         """Compare the replay with everything intact with the model's own logits.
@@ -128,12 +141,17 @@ class TextRows:
     def _replaced(self) -> Iterator[None]:
         """Our attention in place, and the last layer's work per row done for the last row only.
 
-        Of the last layer only the last row is read, so its output projection and feed-forward run on that row; their
-        one-row results are broadcast over the residual stream, where the other rows become meaningless and stay
-        unread.
+        The layers' inputs branch where ablations do. Of the last layer only the last row is read, so its output
+        projection and feed-forward run on that row; their one-row results are broadcast over the residual stream, where
+        the other rows become meaningless and stay unread.
         """
         narrowed = [self._parts.attentions[-1].get_submodule("o_proj"), self._parts.last_mlp]
         hooks = [module.register_forward_pre_hook(_last_row) for module in narrowed if module is not None]
+        hooks += [
+            block.register_forward_pre_hook(self._branch(layer), with_kwargs=True)
+            for layer, block in enumerate(self._parts.blocks)
+            if layer
+        ]
         try:
             with attention_hook(list(self._parts.attentions), self._attend):
                 yield
@@ -141,8 +159,20 @@ class TextRows:
             for hook in hooks:
                 hook.remove()
 
+    def _branch(self, layer: int) -> Any:
+        """A hook that gives a layer one input for each of its distinct ablations."""
+
+        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            parents = self._piece.parents[layer - 1]
+            if len(parents) > hidden.shape[0]:
+                hidden = hidden[parents.to(hidden.device)]
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return hook
+
     def _attend(self, call: Call) -> tuple[torch.Tensor, None]:
-        index, layer, ablation = call.layer, self._layers[call.layer], self._ablation
+        index, layer, ablation = call.layer, self._layers[call.layer], self._piece.layers[call.layer]
         masks, _, rows, _ = call.query.shape
         work = working_dtype(call.query)
         query, key, value = call.query.to(work), call.key.to(work), call.value.to(work)

@@ -19,6 +19,7 @@ class AttributionParts:
 
     Attributes:
         tower: the text decoder stack (embeddings in, normalised hidden states out).
+        blocks: the decoder layers.
         attentions: the attention module of each decoder layer.
         last_mlp: feed-forward module of the last layer, None where it has another name.
         head: the output embedding, hidden size to vocabulary.
@@ -27,6 +28,7 @@ class AttributionParts:
     """
 
     tower: Any
+    blocks: tuple[nn.Module, ...]
     attentions: tuple[nn.Module, ...]
     last_mlp: nn.Module | None
     head: Any
@@ -63,6 +65,7 @@ def find_attribution_parts(model: Any) -> AttributionParts:
         raise _missing(name, "an output embedding with a weight")
     return AttributionParts(
         tower=found.tower,
+        blocks=tuple(found.layers),
         attentions=found.attentions,
         last_mlp=getattr(found.layers[-1], "mlp", None),
         head=head,

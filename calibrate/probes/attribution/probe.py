@@ -11,7 +11,7 @@ from calibrate.inputs.encode import to_device
 from calibrate.inputs.samples import Sample, SampleSet
 from calibrate.probes.attribution.attribute import ABLATED, MASKS, attribute
 from calibrate.probes.attribution.curves import COMPLETE, FAITHFUL, grid
-from calibrate.probes.attribution.masks import check_ablated
+from calibrate.probes.attribution.masks import FAMILY, FAMILY_COST, check_ablated
 from calibrate.probes.attribution.mean import MeanImage, mean_image
 from calibrate.probes.attribution.parts import AttributionParts, find_attribution_parts
 from calibrate.probes.attribution.regression import check_masks
@@ -92,7 +92,7 @@ class AttributionProbe(ExecutedProbe):
         super().check(spec, samples)
         heads = sum(layer.attention.heads for layer in spec.decoder.layers)
         check_ablated(self.ablated, heads)
-        check_masks(self.masks, heads, f"{self.name}.masks", "heads")
+        check_masks(self.masks, heads, f"{self.name}.masks", "heads", FAMILY)
         if self.samples >= samples:
             raise InputError(
                 f"attributing {self.samples} of {samples} samples leaves none for the mean image",
@@ -106,7 +106,7 @@ class AttributionProbe(ExecutedProbe):
     def work(self, layers: int, prompt: PromptShape) -> float:
         """The text rows of each mask; the whole prompt once per sample, and once per image of the mean."""
         tokens = prompt.system_tokens + prompt.visual_tokens + prompt.text_tokens
-        rows = self.forwards(layers) * prompt.text_tokens / tokens
+        rows = (self.masks * FAMILY_COST + self.image_masks) * prompt.text_tokens / tokens
         return rows + 1 + self.mean_images / self.samples
 
     def run(self, batch: Batch) -> None:

@@ -15,7 +15,7 @@ from calibrate.probes.attribution.response import Vector
 from planner.errors import InputError
 
 ALPHA, L1_RATIO, MAX_ITER = 5e-4, 0.5, 1000
-#: Every fifth mask is held out. Masks are independent draws, so any fixed fifth is a random one.
+#: Every fifth family of masks is held out. Families are independent draws, so any fixed fifth is a random one.
 HELD_OUT = 5
 #: Masks between two looks at the held-out R^2, and how little it may move twice in a row to count as settled.
 STEP, TOLERANCE = 1000, 0.003
@@ -43,14 +43,17 @@ class Fit:
     converged: bool = True
 
 
-def fit_heads(masks: np.ndarray, logits: Vector) -> Fit:
+def fit_heads(masks: np.ndarray, logits: Vector, family: int = 1) -> Fit:
     """Elastic net on four fifths of the masks ``[M, N]``, judged on the other fifth.
+
+    Args:
+        family: so many consecutive masks have something in common, and are held out or not together.
 
     Raises:
         InputError: fewer training masks than entries to weigh.
     """
-    held_out = np.arange(len(masks)) % HELD_OUT == HELD_OUT - 1
-    check_masks(*masks.shape)
+    held_out = _held_out(len(masks), family)
+    check_masks(len(masks), masks.shape[1], family=family)
     model = ElasticNet(alpha=ALPHA, l1_ratio=L1_RATIO, max_iter=MAX_ITER)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported as `converged`
@@ -68,29 +71,44 @@ def fit_heads(masks: np.ndarray, logits: Vector) -> Fit:
     )
 
 
-def minimum(entries: int) -> int:
-    """Masks needed so that four fifths of them are no fewer than the entries."""
-    return -(-entries * HELD_OUT // (HELD_OUT - 1))
+def minimum(entries: int, family: int = 1) -> int:
+    """Masks from which on four fifths of them are no fewer than the entries, in whole families."""
+    families = -(-entries * HELD_OUT // ((HELD_OUT - 1) * family))
+    # One family more where the last one would be held out.
+    return family * next(n for n in (families, families + 1) if (~_held_out(n * family, family)).sum() >= entries)
 
 
-def check_masks(masks: int, entries: int, setting: str = "masks", what: str = "entries") -> None:
+def check_masks(masks: int, entries: int, setting: str = "masks", what: str = "entries", family: int = 1) -> None:
     """Refuse fewer masks than a fit of so many entries needs.
 
     Raises:
         InputError: there are; `setting` is what to raise.
     """
-    if masks - masks // HELD_OUT < entries:
+    if (~_held_out(masks, family)).sum() < entries:
         raise InputError(
-            f"{masks} masks are too few to weigh {entries} {what}", f"Give {setting}={minimum(entries)} or more"
+            f"{masks} masks are too few to weigh {entries} {what}",
+            f"Give {setting}={minimum(entries, family)} or more",
         )
 
 
+def _held_out(masks: int, family: int) -> np.ndarray:
+    held: np.ndarray = np.arange(masks) // family % HELD_OUT == HELD_OUT - 1
+    return held
+
+
 def attribute_entries(
-    masks: torch.Tensor, respond: Callable[[torch.Tensor], Vector], early_stop: bool = True, step: int = STEP
+    masks: torch.Tensor,
+    respond: Callable[[torch.Tensor], Vector],
+    early_stop: bool = True,
+    step: int = STEP,
+    family: int = 1,
 ) -> Fit:
     """Evaluate masks ``[M, N]`` and fit; with `early_stop` only until the held-out R^2 has settled.
 
     Settled means: between three looks, ``step`` masks apart, it moved by at most `TOLERANCE` both times.
+
+    Args:
+        family: as in `fit_heads`.
 
     Raises:
         InputError: fewer masks than a fit needs.
@@ -100,10 +118,10 @@ def attribute_entries(
     seen: list[float] = []
     for first in range(0, len(masks), step):
         logits = np.concatenate([logits, respond(masks[first : first + step])])
-        if not early_stop or len(logits) < minimum(masks.shape[1]) or len(logits) == len(masks):
+        if not early_stop or len(logits) < minimum(masks.shape[1], family) or len(logits) == len(masks):
             continue
-        found = fit_heads(table[: len(logits)], logits)
+        found = fit_heads(table[: len(logits)], logits, family)
         seen.append(found.r2)
         if len(seen) >= 3 and max(abs(a - b) for a, b in zip(seen[-3:], seen[-2:], strict=False)) <= TOLERANCE:
             return Fit(**{**vars(found), "settled": True})
-    return fit_heads(table, logits)
+    return fit_heads(table, logits, family)
