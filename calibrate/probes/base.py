@@ -41,6 +41,8 @@ BUILT_IN: dict[str, str] = {
     "value_norms": "calibrate.probes.value_norms:ValueNormsProbe",
     "masking": "calibrate.probes.masking.probe:MaskingProbe",
     "token_masking": "calibrate.probes.token_masking:TokenMaskingProbe",
+    "lens": "calibrate.probes.lens:LensProbe",
+    "instructions": "calibrate.probes.instructions:InstructionsProbe",
     "flip": "calibrate.probes.flip:FlipProbe",
     "sink_masking": "calibrate.probes.sink_masking:SinkMaskingProbe",
     "attribution": "calibrate.probes.attribution.probe:AttributionProbe",

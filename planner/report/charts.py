@@ -120,11 +120,13 @@ def heat(
     high: float | None = None,
     diverging: bool = False,
     framed: Collection[tuple[int, int]] = (),
+    xlabel: str = "decoder layer",
+    ylabel: str = "head",
 ) -> str:
     """Values of heads as colours.
 
     Args:
-        cells: ``[layers, heads]``; NaN stays blank.
+        cells: ``[layers, heads]``, or whatever `xlabel` and `ylabel` name; NaN stays blank.
         label: what the colours mean, with its unit.
         low, high: where colours end; None: where the values do.
         diverging: colours on both sides of 0, as far in both.
@@ -143,7 +145,7 @@ def heat(
     for layer, head in framed:
         axes.add_patch(frame_cell(layer, head))
     axes.grid(visible=False)
-    label_axes(axes, "decoder layer", "head", False, False)
+    label_axes(axes, xlabel, ylabel, False, False)
     tick_whole_numbers(axes.xaxis)
     tick_whole_numbers(axes.yaxis)
     add_colour_bar(figure, axes, shown, label)

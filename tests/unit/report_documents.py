@@ -80,6 +80,14 @@ def attribution() -> dict[str, Any]:
             "faithfulness > 0.8": {order: entry(2.0 if order == "attribution" else 30.0) for order in orders},
         },
         "curves": {"heads": [0, 40, 80], **dict.fromkeys(orders, falling)},
+        "clusters": {
+            "heads": [[4, 3], [5, 1], [6, 2]],
+            "vectors": [[0.9, 0.8, 0.9], [0.0, 0.3, 0.0], [0.2, 0.0, 0.0]],
+            "clusters": [
+                {"heads": [[4, 3]], "used_by": 1.0, "mean": 0.87},
+                {"heads": [[5, 1], [6, 2]], "used_by": 0.33, "mean": 0.08},
+            ],
+        },
         "attention_correlation": entry(0.05),
         "receiving_text_tokens": entry(1.5),
         "text_tokens_suffice": entry(0.98),
@@ -123,6 +131,28 @@ def context() -> dict[str, Any]:
     }
 
 
+def lens() -> dict[str, Any]:
+    """The answer is first from layer 6 on in most samples."""
+    layers = [["cat", "dog"]] * 6 + [["red", "<b>blue</b>"]] * 4
+    return {
+        "answer_probability": entry([0.01] * 6 + [0.8] * 4),
+        "answer_first": entry([0.0] * 6 + [0.75] + [1.0] * 3),
+        "settling_layer": {**entry(6.25), "quantiles": {"0.25": 6.0, "0.5": 6.0, "0.75": 6.25, "0.95": 7.0}},
+        "words": layers,
+        "examples": [{"prompt": "What colour?", "answer": "red", "layers": layers}],
+    }
+
+
+def instructions() -> dict[str, Any]:
+    """Static attention in the first three layers, by position in the first."""
+    return {
+        "other_instruction": entry([0.9] * 3 + [0.3] * 6 + [0.2]),
+        "other_picture": entry([0.8] + [0.1] * 9),
+        "instructions_of_the_picture": entry(0.75),
+        "chance": 0.1,
+    }
+
+
 def written() -> dict[str, dict[str, Any]]:
     """Findings of the probes that no committed profile holds."""
     return {
@@ -131,10 +161,17 @@ def written() -> dict[str, dict[str, Any]]:
         "sink_masking": sink_masking(1.0, 0.5),
         "attribution": attribution(),
         "context": context(),
+        "lens": lens(),
+        "instructions": instructions(),
     }
 
 
-_SETTINGS = {"masking": {"answer_tokens": 8}, "attribution": {"samples": 4}}
+_SETTINGS = {
+    "masking": {"answer_tokens": 8},
+    "attribution": {"samples": 4},
+    "lens": {"words": 7},
+    "instructions": {"top_share": 0.1},
+}
 
 
 def committed() -> Profile:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from calibrate.probes.attribution import regression
+from calibrate.probes.attribution.clusters import head_clusters
 from calibrate.probes.attribution.curves import compare_orders, curve, single_head_effects
 from calibrate.probes.attribution.masks import FAMILY, family_masks, random_masks
 from calibrate.probes.attribution.mean import MeanImage, resize
@@ -57,6 +58,28 @@ class TestMasks:
             assert (pairs - 12 * 11 / (48 * 47)).abs().max() < 5 * (0.0585 * 0.9415 / 1000) ** 0.5
         assert torch.equal(family_masks(10, 6, 8, 0.75, 0), family_masks(12, 6, 8, 0.75, 0)[:10])
         assert not torch.equal(masks[:10], family_masks(10, 6, 8, 0.75, 1))
+
+
+class TestClusters:
+    def test_heads_that_all_samples_use_are_told_from_those_of_some(self):
+        coefficients = np.zeros((6, 3, 4))
+        coefficients[:, 1, 2], coefficients[:, 2, 0] = 0.5, 0.45  # whatever the sample
+        coefficients[:3, 0, 1], coefficients[:3, 2, 3] = 0.4, 0.42  # the first three
+        coefficients[3:, 0, 3] = 0.2  # the others
+        coefficients[:, 0, 0] = 0.09  # never enough
+        found = head_clusters(coefficients + 0.001 * np.arange(6)[:, None, None])
+        common, special = found["clusters"]
+        assert common["heads"] == [[1, 2], [2, 0]] and common["used_by"] == 1.0
+        assert sorted(special["heads"]) == [[0, 1], [0, 3], [2, 3]] and special["used_by"] == pytest.approx(0.5)
+        assert common["mean"] == pytest.approx(0.475 + 0.0025)
+        # Neighbours in the tree: the two heads of the same three samples stand beside each other.
+        order = found["heads"]
+        assert abs(order.index([0, 1]) - order.index([2, 3])) == 1
+        assert found["vectors"][order.index([0, 3])] == pytest.approx([0, 0.001, 0.002, 0.203, 0.204, 0.205])
+
+    def test_too_few_samples_or_heads_make_no_clusters(self):
+        assert head_clusters(np.ones((1, 3, 4))) is None
+        assert head_clusters(np.full((5, 3, 4), 0.05)) is None
 
 
 class TestRegression:

@@ -119,6 +119,41 @@ def test_flip_follows_position_then_content():
     assert "1 of 8 samples" in said("flip", made.flip([0.1] * 10, [0.6] * 10))
 
 
+def test_the_lens_says_when_the_answer_settles():
+    found = one("lens", made.lens())
+    text = " ".join(found.findings)
+    assert "settles after layer 6.25" in text and "layer 6 for half of the samples, 7 for 95 %" in text
+    assert "The largest step is layer 6, which makes it the first word in 75 % more samples." in text
+    assert found.tables[0].rows[6] == ["6", "red, <b>blue</b>"]
+    assert found.tables[1].title == "Most probable words: 'What colour?', answered 'red'"
+
+
+def test_instructions_name_the_layers_that_do_not_care():
+    text = said("instructions", made.instructions())
+    assert "another instruction in layers 0-2: most in layer 0 (90 %), least in layer 9 (20 %; chance 10 %)" in text
+    assert "leaves half of them the same in layer 0, where position decides" in text
+    assert "one of the same picture in 75 % of 8 samples" in text
+
+
+def test_sparsity_shows_curve_and_places_where_the_profile_has_them():
+    values = copy.deepcopy(dict(made.committed().probes["sparsity"].values))
+    settings = made.committed().probes["sparsity"].settings
+
+    def shown(values):
+        probe = ProbeResult(n=8, settings=settings, values=values)
+        return sections(made.committed().model_copy(update={"probes": {"sparsity": probe}}))[0]
+
+    older = shown({name: values[name] for name in ("top_quarter_share", "image_attention")})
+    rows = [[0.1, 0.6, 1.0]] * 9 + [[0.55, 0.8, 1.0]]
+    places = [[[0.25] * 8] * 8] * 10
+    newer = shown({**values, "curve": {"shares": [0.05, 0.5, 1.0], **made.entry(rows)}, "places": places})
+    assert len(newer.pictures) == len(older.pictures) + 2
+    assert all(picture.draw().startswith("<svg") for picture in newer.pictures)
+    assert "Half of the image attention is on 5 % of the image tokens or less in layer 9, and on 50 % in layer 0" in (
+        " ".join(newer.findings)
+    )
+
+
 @pytest.mark.parametrize(
     ("sinks", "random", "says"),
     [
@@ -160,6 +195,7 @@ def test_attribution_sentences_and_words():
     assert "2 of 80 heads suffice" in text and "random order it takes 30" in text
     assert "the strongest is head 3 of layer 4 (0.90)" in text
     assert "81 % of the held-out variance" in text and "no proxy" in text
+    assert "fall into 1 that 100 % of the samples use on average, and 2 used by 33 %" in text
     assert ["layer 4, head 3", "3", "red, <b>blue</b>"] in found.tables[3].rows
     assert found.tables[4].rows == [["colour", "0.750", "3"]]
     assert all("over image tokens" not in row[0] for row in found.tables[0].rows), "null is left out"

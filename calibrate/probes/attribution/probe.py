@@ -10,6 +10,7 @@ from calibrate.inputs.batches import Batch
 from calibrate.inputs.encode import to_device
 from calibrate.inputs.samples import Sample, SampleSet
 from calibrate.probes.attribution.attribute import ABLATED, MASKS, attribute
+from calibrate.probes.attribution.clusters import head_clusters
 from calibrate.probes.attribution.curves import COMPLETE, FAITHFUL, grid
 from calibrate.probes.attribution.masks import FAMILY, FAMILY_COST, check_ablated
 from calibrate.probes.attribution.mean import MeanImage, mean_image
@@ -199,6 +200,7 @@ class AttributionProbe(ExecutedProbe):
                     for order, values in zip(ORDERS, column("curves").swapaxes(0, 1), strict=True)
                 },
             },
+            "clusters": head_clusters(coefficients),
             "attention_correlation": mean(column("attention_correlation")[:, 0]),
             "receiving_text_tokens": mean(column("receiving")[:, 0]),
             "text_tokens_suffice": mean(column("text_sufficient")[:, 0]),

@@ -24,6 +24,8 @@ SECTIONS: dict[str, str] = {
     "sparsity": "attention:sparsity",
     "value_norms": "attention:value_norms",
     "flip": "attention:flip",
+    "instructions": "instructions:section",
+    "lens": "lens:section",
     "sinks": "sinks:section",
     "sink_masking": "sink_masking:section",
     "attribution": "attribution:section",

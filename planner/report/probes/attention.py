@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from planner.report import charts
+from planner.report.charts import exact
 from planner.report.section import (
     Picture,
     Section,
@@ -13,6 +16,7 @@ from planner.report.section import (
     highest,
     layer_names,
     lowest,
+    numbers,
     per_layer_table,
     percent,
     series,
@@ -24,6 +28,7 @@ def sparsity(subject: Subject) -> Section:
     values, part = subject.values, subject.probe.settings["top_share"]
     top, image = series(values["top_quarter_share"]), series(values["image_attention"])
     layers, most, least = list(range(len(top.value))), highest(top.value), lowest(top.value)
+    more = [*_curve(values), *_places(values, part)]
     return Section(
         "sparsity",
         "How sparse is attention on the image?",
@@ -32,6 +37,7 @@ def sparsity(subject: Subject) -> Section:
         [
             f"The most attended {percent(part)} of the image tokens get {percent(top.value[least])} of the image "
             f"attention in layer {least} and {percent(top.value[most])} in layer {most}.",
+            *_half(values),
             f"The image as a whole gets {percent(image.value[highest(image.value)])} of all attention in layer "
             f"{highest(image.value)} and {percent(image.value[lowest(image.value)])} in layer {lowest(image.value)}.",
         ],
@@ -41,10 +47,63 @@ def sparsity(subject: Subject) -> Section:
                 "image's share of all attention, with 95 % intervals.",
                 lambda: charts.lines(layers, {f"top {percent(part)} of the image": top, "image of everything": image},
                                      xlabel="decoder layer", ylabel="attention", share=True, level=("even", part)),
-            )
+            ),
+            *more,
         ],
         [per_layer_table("Per layer (95 %)", {"on the top part": top, "on the image": image}, True)],
     )  # fmt: skip
+
+
+def _half(values: Mapping[str, Any]) -> list[str]:
+    """How few tokens hold half of the attention, in the layer where they are fewest."""
+    found = values.get("curve")
+    if found is None:  # profiles of earlier releases
+        return []
+    needed = [
+        next((share for share, held in zip(found["shares"], numbers(row), strict=True) if held >= 0.5), 1.0)
+        for row in found["value"]
+    ]
+    few, many = lowest(needed), highest(needed)
+    return [
+        f"Half of the image attention is on {percent(needed[few])} of the image tokens or less in layer {few}, and on "
+        f"{percent(needed[many])} in layer {many}."
+    ]
+
+
+def _spread(layers: int, count: int) -> list[int]:
+    """Some layers from the first to the last."""
+    return sorted({round(step * (layers - 1) / max(count - 1, 1)) for step in range(min(count, layers))})
+
+
+def _curve(values: Mapping[str, Any]) -> list[Picture]:
+    """Share of the image attention against the share of the image tokens, for some layers."""
+    found = values.get("curve")
+    if found is None:
+        return []
+    drawn = {f"layer {layer}": exact(numbers(found["value"][layer])) for layer in _spread(len(found["value"]), 6)}
+    return [
+        Picture(
+            "How much of the image attention the most attended tokens hold together, against how many of the image "
+            "tokens they are, for layers from the first to the last. Even attention would lie on the diagonal.",
+            lambda: charts.lines(found["shares"], drawn, xlabel="share of the image tokens", ylabel="image attention",
+                                 share=True, whole=False),
+        )
+    ]  # fmt: skip
+
+
+def _places(values: Mapping[str, Any], part: float) -> list[Picture]:
+    """Where the most attended tokens are, for some layers."""
+    found = values.get("places")
+    if found is None:
+        return []
+    shown = {f"layer {layer}": found[layer] for layer in _spread(len(found), 8)}
+    return [
+        Picture(
+            f"How often a place of the picture is among the most attended {percent(part)}, for layers from the first "
+            f"to the last; {percent(part)} everywhere would be no preference.",
+            lambda: charts.pictures(shown, label="samples"),
+        )
+    ]
 
 
 def value_norms(subject: Subject) -> Section:

@@ -77,7 +77,21 @@ def _findings(subject: Subject) -> list[str]:
         f"{shown(values['r2'])}, Pearson r {shown(values['pearson'])}).",
         f"Attention is {_strength(correlation['value'])} for what a head does: the correlation of a head's attention "
         f"on the image with its attribution is {shown(correlation, digits=2)}.",
+        *_clusters(values),
         _looked_at(subject),
+    ]
+
+
+def _clusters(values: Mapping[str, Any]) -> list[str]:
+    """Heads that most samples use, and those that some do."""
+    found = values.get("clusters")
+    if found is None or len(found["clusters"]) < 2:
+        return []
+    common, special = found["clusters"]
+    return [
+        f"Clustered by the samples that use them, heads fall into {len(common['heads'])} that "
+        f"{percent(common['used_by'])} of the samples use on average, and {len(special['heads'])} used by "
+        f"{percent(special['used_by'])}: the former whatever the sample, the latter by its content."
     ]
 
 
@@ -129,6 +143,16 @@ def _pictures(subject: Subject) -> list[Picture]:
                 lambda: charts.points({"heads": pairs}, xlabel="attention on the image", ylabel="coefficient"),
             )
         )
+    clusters = values.get("clusters")
+    if clusters is not None:
+        found.append(
+            Picture(
+                "Coefficients of the heads that some sample uses, a column for each head and a row for each sample, in "
+                "the order of a hierarchical clustering. Columns dark throughout are used whatever the sample.",
+                lambda: charts.heat(clusters["vectors"], label="coefficient", diverging=True,
+                                    xlabel="head, clustered", ylabel="sample"),
+            )
+        )  # fmt: skip
     effects = [row for row in subject.rows("text_effects") if len(row)]
     if effects:
         found.append(_token_effects(effects))
