@@ -51,7 +51,15 @@ def _parse(line: str, path: Path, number: int) -> Sample:
             raise SampleError(f"{where}: the {what} {file} does not exist", "Paths are relative to the JSONL file")
     answers = texts(entry.get("answer", entry.get("answers")), "answer", where)
     kind = entry.get("kind", entry.get("type", ""))
-    return Sample(images, prompt, answers, str(kind), where, videos, turns)
+    return Sample(images, prompt, answers, str(kind), where, videos, turns, _size(entry, where))
+
+
+def _size(entry: dict[str, Any], where: str) -> float:
+    """Size of what is asked for; 0 where it is not stated."""
+    size = entry.get("object_size", 0)
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < 1e12:
+        raise SampleError(f"{where}: 'object_size' must be a number, not below 0", LINE)
+    return float(size)
 
 
 def _prompt(entry: dict[str, Any], where: str) -> str:

@@ -30,6 +30,7 @@ class Sample:
         answers: accepted answers; empty when unknown, then only agreement with the dense model can be measured.
         kind: question type for break-downs, or "".
         where: ``file:line`` or the like, for messages.
+        object_size: of what is asked for, in whatever unit the samples have in common; 0 when unknown.
     """
 
     images: tuple[Path | Image.Image, ...]
@@ -39,6 +40,7 @@ class Sample:
     where: str = field(default="", compare=False)
     videos: tuple[Path, ...] = ()
     turns: tuple[Turn, ...] = ()
+    object_size: float = 0.0
 
     def conversation(self) -> list[dict[str, Any]]:
         """As chat templates read it: the turns, or one of the user's with images and videos before the text."""

@@ -68,9 +68,9 @@ def test_work_counts_short_and_long_passes():
     # 500 others; the prompt itself, and 4 images of the mean for 2 samples.
     attribution = AttributionProbe(samples=2, masks=1200, image_masks=500, mean_images=4)
     assert attribution.work(32, prompt) == pytest.approx((300 + 600 + 1200) / 3 / 10 + 50 + 1 + 2)
-    # Dense, 3 rates, 5 variants, attention twice, each 2, 3 and 4 times as long as without a context.
+    # Dense, 3 rates, 7 variants, attention twice, each 2, 3 and 4 times as long as without a context.
     context = ContextProbe(lengths=(100, 200, 300), rates=(0.0, 0.3, 0.6), flow=False)
-    assert context.work(32, prompt) == (1 + 3 + 5 + 2) * (2 + 3 + 4)
+    assert context.work(32, prompt) == (1 + 3 + 7 + 2) * (2 + 3 + 4)
     # From k on a tenth of the prompt runs: (4 + 3 + 2 + 1) / 4 of a tenth, and the dense pass.
     assert MaskingProbe(curves=("masked_from",)).work(4, prompt) == pytest.approx(1 + 0.25)
     # The rule in all layers, and what lies behind 1, 2, 3 and 4 of them.

@@ -12,9 +12,12 @@ from PIL import Image
 from calibrate.inputs.batches import Batch
 from calibrate.inputs.identity import identify
 from calibrate.inputs.samples import Sample, SampleSet
-from calibrate.probes.context.attention import FLOWS, attended
+from calibrate.probes.context.attention import attended
+from calibrate.probes.context.flow import FLOWS
 from calibrate.probes.context.probe import VARIANTS, ContextProbe
 from calibrate.probes.context.schedule import pruning
+from calibrate.probes.context.sizes import by_size
+from calibrate.probes.context.survivors import kept_by_kind, kept_by_place, kind_of
 from calibrate.running.execute import first_logits
 from planner.errors import InputError
 from planner.runtime.model.attention import attention_hook
@@ -112,6 +115,8 @@ def test_everything_equals_the_formulas_done_literally(pooling, literally):
     assert torch.allclose(found.logits, logits, atol=1e-10)
     assert set(found.pruned.nonzero().flatten().tolist()) == dropped and dropped
     assert set(found.preserved.nonzero().flatten().tolist()) == preserved
+    left = [set((~kept).nonzero().flatten().tolist()) for kept in found.kept]
+    assert left[0] < left[1] == left[2] == left[3] == dropped
     for layer, (table, gradient) in enumerate(zip(tables, gradients, strict=True)):
         rows = range(length - PROTECT, length)
         entropy = [
@@ -121,6 +126,13 @@ def test_everything_equals_the_formulas_done_literally(pooling, literally):
         assert found.visual[layer] == pytest.approx(
             mean_of([sum(float(table[h, target, j]) for j in visual) for h in range(4)]), abs=1e-6
         )
+        # Eq. 8 over the keys a row sees: itself, and what comes before it and was not dropped by an earlier layer.
+        spreads = []
+        for h in range(4):
+            for row in rows:
+                seen = [float(table[h, row, j]) for j in range(row + 1) if float(table[h, row, j]) > 0]
+                spreads.append(sum((weight - 1 / len(seen)) ** 2 for weight in seen) / len(seen))
+        assert found.variance[layer] == pytest.approx(mean_of(spreads), abs=1e-6)
         flow = (table * gradient).abs().sum(0)
         pairs = {(j, i): float(flow[i, j]) for i in range(length) for j in range(i)}  # from j to i
         sums = {
@@ -174,6 +186,41 @@ def test_depth_is_scaled_from_32_layers_and_random_keeps_the_same_counts():
     random = pruning(spec, 0.3, 2, rank_by="random")
     assert [s.rank_by for s in random.selects] == ["random", "random"]
     assert [s.keep for s in random.selects] == [s.keep for s in chosen.selects]
+
+
+def test_pruning_elsewhere_is_the_same_pruning_some_layers_later():
+    spec = identify(tiny.model(FAMILY, layers=8), "").spec
+    first = pruning(spec, 0.3, 2)
+    for depth, start in ((0.5, 2), (1.0, 5)):  # two of eight layers prune, and one must follow
+        found = pruning(spec, 0.3, 2, depth=depth)
+        assert [stage.last for stage in found.stages] == [start, start + 1, start + 2, 8]
+        assert found.selects == first.selects
+
+
+def test_what_stays_by_place_and_by_kind():
+    kept = np.array([[1] * 20, [1, 0] * 10, [0] * 18 + [1, 1]], bool)
+    assert kept_by_place(kept).tolist() == [[1.0] * 10, [0.5] * 10, [0.0] * 9 + [1.0]]
+    assert np.isnan(kept_by_place(kept[:, :4])).sum() == 3 * 6, "four tokens are in four intervals"
+    words = {1: "cat", 2: " dog", 3: "7", 4: ".", 5: "don't", 6: " "}
+    assert [kind_of(words[token]) for token in range(1, 7)] == [
+        "letters", "letters", "digits", "punctuation", "other", "other",
+    ]  # fmt: skip
+    some = np.array([[1, 0, 1, 0]], bool)
+    found = kept_by_kind(some, [1, 2, 3, 1], lambda ids: words[ids[0]])
+    assert found[0, 0] == pytest.approx(1 / 3) and found[0, 1] == 1 and np.isnan(found[0, 2:]).all()
+
+
+def test_thirds_by_object_size():
+    sizes = np.array([4.0, 0.0, 9.0, 1.0, 2.0, 8.0, 5.0])
+    right = np.array([[1, 0], [1, 1], [1, 1], [0, 0], [0, 1], [1, np.nan], [1, 0]], float)
+    found = by_size(sizes, right, np.arange(14.0).reshape(7, 2))
+    assert {name: (one["samples"], one["largest"]) for name, one in found.items()} == {
+        "small": (2, 2.0), "medium": (2, 5.0), "large": (2, 9.0),
+    }  # fmt: skip
+    assert [entry["value"] for entry in found["small"]["right"]] == [0.0, 0.5]
+    assert [entry["n"] for entry in found["large"]["right"]] == [2, 1]
+    assert found["medium"]["visual_dependency"]["value"] == [6.0, 7.0]  # samples 0 and 6
+    assert by_size(np.array([0.0, 3.0, 3.0, 4.0]), right[:4], right[:4]) is None
 
 
 class Encoder:
@@ -232,6 +279,10 @@ def test_probe_measures_the_grid_and_merges_in_any_order():
     assert values["variants"]["max"]["kl"]["value"] == pytest.approx([row[1] for row in values["kl"]["value"]])
     assert set(values["fit"]) == {"coefficients", "shortest", "longest", "highest", "r2"}
     assert np.asarray(values["flow"]["dense"]["S_vt"]).shape == (3, LAYERS)
+    assert np.shape(values["variance"]["pruned"]["value"]) == (3, LAYERS) and values["object_sizes"] is None
+    # Of 18 tokens 30 % go, one at a time; every token of this stand-in is a number.
+    assert values["kept"]["kind"]["digits"]["value"][-1] == pytest.approx(round(18 * 0.7) / 18, abs=1 / 18)
+    assert values["kept"]["kind"]["letters"]["value"] == [None] * LAYERS
     again = ContextProbe(samples=2, lengths=(6, 12, 18), rates=(0.0, 0.3, 0.6))
     again.table = type(whole.table).from_arrays(whole.table.arrays())
     assert again.result() == whole.result()

@@ -122,9 +122,34 @@ def context() -> dict[str, Any]:
         "best_rates": [0.3, 0.3, 0.6],
         # 0.3, 0.3 and 0.6 at 100, 200 and 300 tokens, exactly.
         "fit": {"coefficients": [1.5e-5, -4.5e-3, 0.6], "shortest": 100.0, "longest": 300.0, "highest": 0.6, "r2": 1.0},
-        "variants": {"max": variant(0.9), "mean": variant(0.9), "random": variant(0.7)},
+        "variants": {
+            "max": variant(0.9),
+            "mean": variant(0.9),
+            "random": variant(0.7),
+            "middle layers": variant(0.95),
+            "deep layers": variant(1.0),
+        },
         "entropy": {"dense": entry(per_layer), "pruned": entry(per_layer)},
         "entropy_rises": entry(0.25),
+        "variance": {"dense": entry(per_layer), "pruned": entry(per_layer)},
+        "variance_rises": entry(0.75),
+        "kept": {
+            "place": {"intervals": 10, **entry([0.6] * 9 + [0.9])},
+            "kind": {
+                "letters": entry([1.0] * 9 + [0.8]),
+                "digits": entry([1.0] * 9 + [0.5]),
+                "other": entry([None] * 10),
+            },
+        },
+        "object_sizes": {
+            name: {
+                "samples": 4,
+                "largest": largest,
+                "right": shares([right, 0.9, right - 0.1]),
+                "visual_dependency": entry([0.1] * 3),
+            }
+            for name, largest, right in (("small", 10.0, 0.5), ("medium", 20.0, 0.75), ("large", 40.0, 1.0))
+        },
         "visual_dependency": {"dense": entry([0.5, 0.4, 0.2]), "pruned": entry([0.5, 0.45, 0.3])},
         "visual_dependency_per_layer": {"dense": entry(per_layer), "pruned": entry(per_layer)},
         "flow": {"dense": flows, "pruned": flows},

@@ -207,6 +207,22 @@ def test_attribution_sentences_and_words():
     ]
 
 
+def test_context_says_what_stays_where_it_is_pruned_and_how_sizes_fare():
+    text = said("context", made.context())
+    assert "Between 60 % (tenth 1) and 90 % (tenth 10) of the context stay" in text
+    assert "by kind 80 % of letters, 50 % of digits." in text
+    assert "variance of the weights in 75 %" in text
+    assert (
+        "95 % of the dense first tokens stay in the middle and 100 % in the deepest, against 90 % in the first" in text
+    )
+    assert "small 50 % and 40 %; medium 75 % and 65 %; large 100 % and 90 %." in text
+    table = one("context", made.context()).tables[-1]
+    assert table.rows[0][:2] == ["small, up to 10 (4 samples)", "0.500 (0.450-0.550)"]
+    newer = ("kept", "variance", "variance_rises", "object_sizes")
+    older = {name: value for name, value in made.context().items() if name not in newer}
+    assert "tenth" not in said("context", older)
+
+
 def test_context_sentences_and_fit():
     found = one("context", made.context())
     text = " ".join(found.findings)

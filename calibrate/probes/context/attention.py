@@ -22,18 +22,16 @@ import numpy as np
 import torch
 
 from calibrate.inputs.encode import Inputs
+from calibrate.probes.context.flow import flows
+from calibrate.probes.context.rows import CHUNK, row_weights, visible
 from calibrate.probes.stats import Array
 from planner.errors import UnsupportedModelError
 from planner.runtime.model.adapters import Parts
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.tensors.layout import Layout, read_layout
-from planner.runtime.tensors.weights import attention_weights
 from planner.schedule import Schedule, kept
 
 Pooling = Literal["max", "mean"]
-#: From visual tokens to preserved text (r), pruned text (c) and the target (t); from r and c to t; other pairs (w).
-FLOWS = ("vr", "vc", "rt", "ct", "vt", "ww")
-_CHUNK = 128
 
 
 @dataclass
@@ -43,14 +41,18 @@ class Attended:
     Attributes:
         logits: of the last row, ``[vocabulary]``.
         entropy: of the attention rows of the protected tokens, mean over heads and rows, ``[L]`` nats (eq. 5).
+        variance: of their weights over the keys they see, mean over heads and rows, ``[L]`` (eq. 8).
         visual: weight of the last row on the image, mean over heads, ``[L]`` (eq. 2 at the first answer token).
+        kept: rows that are left after each layer, ``[L, n]``.
         preserved, pruned: text rows after the image, the last one (the target) left out, ``[n]``.
         flow: means of `FLOWS` per layer, ``[L, 6]`` (eq. 18-23); None where no gradient was asked for.
     """
 
     logits: torch.Tensor
     entropy: Array
+    variance: Array
     visual: Array
+    kept: torch.Tensor
     preserved: torch.Tensor
     pruned: torch.Tensor
     flow: Array | None = None
@@ -67,6 +69,8 @@ class _Run:
     gradients: bool
     dropped: torch.Tensor
     entropy: list[float] = field(default_factory=list)
+    variance: list[float] = field(default_factory=list)
+    kept: list[torch.Tensor] = field(default_factory=list)
     visual: list[float] = field(default_factory=list)
     calls: list[tuple[Call, torch.Tensor]] = field(default_factory=list)
     hidden: tuple[torch.Tensor | None, torch.Tensor] | None = None
@@ -85,8 +89,9 @@ class _Run:
             output = output if output.requires_grad else output.requires_grad_()
             self.calls.append((call, output))
         with torch.no_grad():
-            self._look(call)
+            self._look(call, mask)
             self._select(call, mask)
+            self.kept.append(~self.dropped)
         return output, weights
 
     def _mask(self, call: Call) -> torch.Tensor:
@@ -95,10 +100,13 @@ class _Run:
             self.hidden = call.mask, _hide(call, self.dropped)
         return self.hidden[1]
 
-    def _look(self, call: Call) -> None:
+    def _look(self, call: Call, mask: torch.Tensor) -> None:
         rows = self.layout.protected(max(self.protect, 1))[0].nonzero().flatten()
-        weights = _weights(call, rows)
+        weights = row_weights(call, rows)
         self.entropy.append(float(-torch.xlogy(weights, weights).sum(-1).mean()))
+        keys = visible(mask, rows).sum(-1)
+        # The mean of weights that sum to 1 is one over their number.
+        self.variance.append(float((weights.square().sum(-1) / keys - 1 / keys.square()).mean()))
         self.visual.append(float(weights[:, -1, self.layout.visual[0].to(weights.device)].sum(-1).mean()))
 
     def _select(self, call: Call, mask: torch.Tensor) -> None:
@@ -153,67 +161,26 @@ def attended(
         preserved, pruned = layout.after[0] & ~dropped & ~target, dropped
         if split is not None:
             preserved, pruned = split.preserved, split.pruned
-        found = Attended(logits.detach(), np.asarray(run.entropy), np.asarray(run.visual), preserved, pruned)
+        found = Attended(
+            logits=logits.detach(),
+            entropy=np.asarray(run.entropy),
+            variance=np.asarray(run.variance),
+            visual=np.asarray(run.visual),
+            kept=torch.stack(run.kept),
+            preserved=preserved,
+            pruned=pruned,
+        )
         if answer is not None:
             loss = -logits.float().log_softmax(-1)[answer]
             gradients = torch.autograd.grad(loss, [output for _, output in run.calls])
             with torch.no_grad():
                 found.flow = np.stack(
                     [
-                        _flows(call, gradient, layout, preserved, pruned, target)
+                        flows(call, gradient, layout, preserved, pruned, target)
                         for (call, _), gradient in zip(run.calls, gradients, strict=True)
                     ]
                 )
     return found
-
-
-def _flows(
-    call: Call,
-    gradient: torch.Tensor,
-    layout: Layout,
-    preserved: torch.Tensor,
-    pruned: torch.Tensor,
-    target: torch.Tensor,
-) -> Array:
-    """Means of `FLOWS` in one layer, ``[6]``; 0 where a group is empty.
-
-    As in the paper, the image counts as one part: sums over visual tokens are divided by the other side's tokens only.
-    The rest, w, is the mean over all other causal pairs of different tokens.
-    """
-    heads, rows = call.query.shape[1], call.query.shape[2]
-    value = call.value.repeat_interleave(heads // call.value.shape[1], dim=1)[0].float()
-    device = value.device
-    groups = [one.to(device) for one in (layout.visual[0], preserved, pruned, target)]
-    sources = torch.stack(groups).float()
-    sums = torch.zeros(4, 4, dtype=torch.float64, device=device)  # from group to group
-    everything = torch.zeros((), dtype=torch.float64, device=device)
-    position = torch.arange(rows, device=device)
-    for chunk in position.split(_CHUNK):
-        weights = _weights(call, chunk).float()
-        by_output = gradient[0, chunk].transpose(0, 1).float()  # [H, R, e]
-        flow = (weights * (by_output @ value.transpose(1, 2))).abs().sum(0)
-        flow = flow * (position[None, :] < chunk[:, None])
-        everything += flow.sum(dtype=torch.float64)
-        sums += (sources @ flow.T @ torch.stack([one[chunk] for one in groups], dim=1).float()).double()
-    visual, kept_, cut, aim = range(4)
-    counts = [int(group.sum()) for group in groups]
-    parts = [
-        (sums[visual, kept_], counts[kept_]),
-        (sums[visual, cut], counts[cut]),
-        (sums[kept_, aim], counts[kept_]),
-        (sums[cut, aim], counts[cut]),
-        (sums[visual, aim], 1),
-    ]
-    pairs = _causal_pairs(groups[visual], groups[kept_]) + _causal_pairs(groups[visual], groups[cut])
-    pairs += counts[kept_] + counts[cut] + counts[visual]  # to the target, which is last
-    rest = rows * (rows - 1) // 2 - pairs
-    parts.append((everything - sum(total for total, _ in parts), rest))
-    return np.asarray([float(total) / count if count else 0.0 for total, count in parts])
-
-
-def _causal_pairs(sources: torch.Tensor, askers: torch.Tensor) -> int:
-    """Pairs of a source and a later asker."""
-    return int((sources.cumsum(0) * askers).sum())
 
 
 def _received(
@@ -222,17 +189,10 @@ def _received(
     """Mean weight that each column gets from the asking rows that can see it, united over heads: ``[r]``."""
     rows = asking.nonzero().flatten()
     total: torch.Tensor | float = 0.0
-    for chunk in rows.split(_CHUNK):
-        total = total + _weights(call, chunk)[:, :, columns].sum(1)
-    allowed = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] > torch.finfo(mask.dtype).min / 2
-    mean = torch.as_tensor(total) / allowed[rows][:, columns].sum(0).clamp(min=1)
+    for chunk in rows.split(CHUNK):
+        total = total + row_weights(call, chunk)[:, :, columns].sum(1)
+    mean = torch.as_tensor(total) / visible(mask, rows)[:, columns].sum(0).clamp(min=1)
     return mean.amax(0) if pooling == "max" else mean.mean(0)
-
-
-def _weights(call: Call, rows: torch.Tensor) -> torch.Tensor:
-    """Weights of some rows, ``[H, R, n]``."""
-    mask = None if call.mask is None else call.mask[:1, :, rows]
-    return attention_weights(call.query[:, :, rows], call.key, mask, call.scaling)[0]
 
 
 def _hide(call: Call, dropped: torch.Tensor) -> torch.Tensor:

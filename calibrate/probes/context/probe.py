@@ -6,8 +6,10 @@ token compared with the dense model's at that length and with the accepted answe
 fitted by a quadratic, which a plan with ``rate: "auto"`` reads.
 
 Beside the grid, at the default rate: ranking by the mean over heads or at random instead of the maximum (figure 9),
-pruning over the first 7 or 13 layers of 32 instead of 10 (figure 13, scaled to the model's depth), entropy of attention
-before and after (proposition 1), visual dependency (eq. 2) and information flow (eq. 18-23).
+pruning over the first 7 or 13 layers of 32 instead of 10 (figure 13, scaled to the model's depth) or over middle or
+deep layers (figure 12), entropy and variance of attention before and after (proposition 1, eq. 8), visual dependency
+(eq. 2), information flow (eq. 18-23), which tokens stay (figures 10 and 17), and accuracy by the size of what is asked
+for (figure 4).
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from calibrate.inputs.encode import Inputs, to_device
 from calibrate.inputs.identity import Model, identify
 from calibrate.inputs.samples import Sample
 from calibrate.probes.base import ExecutedProbe
-from calibrate.probes.context.attention import FLOWS, Attended, attended
+from calibrate.probes.context.attention import Attended, attended
 from calibrate.probes.context.fit import ADJACENT, best_rate, fit_rates
-from calibrate.probes.context.schedule import LAYERS, OTHER_LAYERS, pruning
+from calibrate.probes.context.flow import FLOWS
+from calibrate.probes.context.schedule import DEPTHS, LAYERS, OTHER_LAYERS, pruning
+from calibrate.probes.context.sizes import by_size, shares_of
+from calibrate.probes.context.survivors import INTERVALS, KINDS, kept_by_kind, kept_by_place
 from calibrate.probes.context.texts import ContextTexts, read_texts
 from calibrate.probes.stats import Array, mean, plain, proportion
 from calibrate.running.execute import accepted_first_tokens, divergence, first_logits
@@ -39,7 +44,11 @@ DEFAULT_RATE = 0.3
 #: By default five lengths, equally spaced up to the paper's longest or to what the model has positions for.
 LENGTHS, LONGEST = 5, 2500
 #: How the variants at the default rate are called.
-VARIANTS = ("max", "mean", "random", *(f"first {layers} of {PUBLISHED_DEPTH} layers" for layers in OTHER_LAYERS))
+VARIANTS = (
+    *("max", "mean", "random"),
+    *(f"first {layers} of {PUBLISHED_DEPTH} layers" for layers in OTHER_LAYERS),
+    *DEPTHS,
+)
 
 
 class ContextProbe(ExecutedProbe):
@@ -156,8 +165,8 @@ class ContextProbe(ExecutedProbe):
             right = float(token in accepted) if accepted else np.nan
             return [float(token == answer), right, float(divergence(dense, logits)[0])]
 
-        def schedule(rate: float, of_layers: int = LAYERS, rank_by: str = "attention_received") -> Schedule | None:
-            return None if rate == 0 else pruning(known.spec, rate, protect, of_layers, rank_by)
+        def schedule(rate: float, **options: Any) -> Schedule | None:
+            return None if rate == 0 else pruning(known.spec, rate, protect, **options)
 
         pruned_run = schedule(DEFAULT_RATE)
         target = next(iter(sorted(accepted & {answer} or accepted)), answer) if accepted else answer
@@ -169,13 +178,21 @@ class ContextProbe(ExecutedProbe):
             first_logits(model, inputs, pruned_run),
             mean_pooled.logits.float().log_softmax(-1)[None].cpu(),
             first_logits(model, inputs, schedule(DEFAULT_RATE, rank_by="random"), seed=self.seed + number),
-            *(first_logits(model, inputs, schedule(DEFAULT_RATE, layers)) for layers in OTHER_LAYERS),
+            *(first_logits(model, inputs, schedule(DEFAULT_RATE, of_layers=layers)) for layers in OTHER_LAYERS),
+            *(first_logits(model, inputs, schedule(DEFAULT_RATE, depth=depth)) for depth in DEPTHS.values()),
         ]
+        text = (pruned.preserved | pruned.pruned).nonzero().flatten().tolist()
+        context = text[: len(text) - (protect - 1)]  # the last row is in neither
+        left = pruned.kept[:, context].cpu().numpy()
         return {
             "context": np.asarray(ids.shape[1] - short["input_ids"].shape[1]),
             "grid": np.asarray([judged(first_logits(model, inputs, schedule(rate))) for rate in self.rates]),
             "variants": np.asarray([judged(logits) for logits in variants]),
             "entropy": np.stack([before.entropy, pruned.entropy]),
+            "variance": np.stack([before.variance, pruned.variance]),
+            "kept_by_place": kept_by_place(left),
+            "kept_by_kind": kept_by_kind(left, ids[0, context].tolist(), batch.encoder.tokenizer.decode),
+            "object_size": np.asarray(sample.object_size),
             "visual": np.stack([before.visual, pruned.visual]),
             "flow": np.stack([_flow(before), _flow(pruned)]),
         }
@@ -193,7 +210,7 @@ class ContextProbe(ExecutedProbe):
             fit = {"none": error.cause}
         entropy, visual = self.table.column("entropy"), self.table.column("visual")
         (after,) = relative_layers((LAYERS,), entropy.shape[-1])
-        rise = entropy[:, :, 1, after:] - entropy[:, :, 0, after:]
+        variance = self.table.column("variance")
         return {
             "lengths": lengths,
             "rates": list(self.rates),
@@ -202,24 +219,38 @@ class ContextProbe(ExecutedProbe):
                 for layers in (LAYERS, *OTHER_LAYERS)
             },
             "judged_by": "first_token_accuracy" if answered else "agreement",
-            "agreement": _shares(grid[..., 0]),
-            "first_token_accuracy": _shares(grid[..., 1]),
+            "agreement": shares_of(grid[..., 0]),
+            "first_token_accuracy": shares_of(grid[..., 1]),
             "kl": mean(grid[..., 2]),
             "best_rates": best,
             "fit": fit,
             "variants": {
                 name: {
-                    "agreement": _shares(variants[:, :, number, 0]),
-                    "first_token_accuracy": _shares(variants[:, :, number, 1]),
+                    "agreement": shares_of(variants[:, :, number, 0]),
+                    "first_token_accuracy": shares_of(variants[:, :, number, 1]),
                     "kl": mean(variants[:, :, number, 2]),
                 }
                 for number, name in enumerate(VARIANTS)
             },
+            "object_sizes": by_size(
+                self.table.column("object_size")[:, 0], grid[:, :, 0, measure], visual[:, :, 0].mean(-1)
+            ),
+            "kept": self._kept(),
+            "variance": {"dense": mean(variance[:, :, 0]), "pruned": mean(variance[:, :, 1])},
+            "variance_rises": _rises(variance, after),
             "entropy": {"dense": mean(entropy[:, :, 0]), "pruned": mean(entropy[:, :, 1])},
-            "entropy_rises": proportion(int((rise.mean(axis=-1) > 0).sum()), rise[..., 0].size) if rise.size else None,
+            "entropy_rises": _rises(entropy, after),
             "visual_dependency": {"dense": mean(visual[:, :, 0].mean(-1)), "pruned": mean(visual[:, :, 1].mean(-1))},
             "visual_dependency_per_layer": {"dense": mean(visual[:, :, 0]), "pruned": mean(visual[:, :, 1])},
             "flow": self._flow_summary() if self.flow else None,
+        }
+
+    def _kept(self) -> dict[str, Any]:
+        """Shares of the context that stay at the longest length: by place after the last layer, by kind per layer."""
+        place, kind = (self.table.column(f"kept_by_{what}")[:, -1] for what in ("place", "kind"))
+        return {
+            "place": {"intervals": INTERVALS, **mean(place[:, -1])},
+            "kind": {name: mean(kind[:, :, number]) for number, name in enumerate(KINDS)},
         }
 
     def _flow_summary(self) -> dict[str, Any]:
@@ -236,6 +267,16 @@ def _spaced(longest: int) -> list[int]:
     return [longest * (step + 1) // LENGTHS for step in range(LENGTHS)]
 
 
+def _rises(values: Array, after: int) -> dict[str, Any] | None:
+    """In how many cases (samples, lengths) the mean over the layers from `after` on is higher pruned than dense.
+
+    Args:
+        values: ``[S, lengths, 2, L]``, dense and pruned.
+    """
+    change = values[:, :, 1, after:] - values[:, :, 0, after:]
+    return proportion(int((change.mean(axis=-1) > 0).sum()), change[..., 0].size) if change.size else None
+
+
 def _flow(run: Attended) -> Array:
     return np.full((len(run.entropy), len(FLOWS)), np.nan) if run.flow is None else run.flow
 
@@ -245,10 +286,3 @@ def _common_suffix(one: torch.Tensor, other: torch.Tensor) -> int:
     shared = min(len(one), len(other))
     equal = one[len(one) - shared :].flip(0) == other[len(other) - shared :].flip(0)
     return int(equal.long().cumprod(0).sum())
-
-
-def _shares(hits: Array) -> list[Any]:
-    """Proportions over samples (first axis), NaN left out, in the shape of the rest."""
-    if hits.ndim == 1:
-        return proportion(int(np.nansum(hits)), int((~np.isnan(hits)).sum()))  # type: ignore[return-value]
-    return [_shares(hits[:, column]) for column in range(hits.shape[1])]

@@ -10,6 +10,7 @@ import numpy as np
 from planner.context_rate import RateFit
 from planner.report import charts
 from planner.report.charts import Series, exact
+from planner.report.probes import survivors
 from planner.report.section import Picture, Section, Subject, Table, figure, numbers, percent, series, shown
 
 _FLOWS = {
@@ -33,7 +34,7 @@ def section(subject: Subject) -> Section:
         Picture(_fit_caption(values), lambda: _best(values)),
         Picture(
             "Ranking by the largest or the mean attention over heads, at random, and pruning over fewer or more "
-            "layers, all at the default rate: first answer tokens that stay the dense model's.",
+            "layers or deeper ones, all at the default rate: first answer tokens that stay the dense model's.",
             lambda: _compared(values, lengths),
         ),
         Picture(
@@ -51,6 +52,7 @@ def section(subject: Subject) -> Section:
                                  ylabel="entropy, nats"),
         ),
     ]  # fmt: skip
+    pictures += survivors.pictures(subject)
     if values.get("flow"):
         pictures.append(
             Picture(
@@ -67,9 +69,14 @@ def section(subject: Subject) -> Section:
         "are dropped in the first layers; visual tokens and the question stay (context pruning). The best rate is the "
         "middle one of the three adjacent rates with the best results; a plan with rate=auto uses its fit against "
         "length.",
-        _findings(subject, lengths),
+        [*_findings(subject, lengths), *survivors.findings(values, lengths)],
         pictures,
-        [_best_table(values, lengths), _variants(values, lengths), _grid(values, lengths)],
+        [
+            _best_table(values, lengths),
+            _variants(values, lengths),
+            _grid(values, lengths),
+            *survivors.tables(values, lengths),
+        ],
     )
 
 
@@ -155,9 +162,16 @@ def _findings(subject: Subject, lengths: list[int]) -> list[str]:
         f"The answering token puts {percent(dense[0])} of its attention on the image beside {lengths[0]} tokens of "
         f"context and {percent(dense[-1])} beside {lengths[-1]}; pruned, {percent(pruned[-1])}."
     )
-    rises = values["entropy_rises"]
+    rises, wider = values["entropy_rises"], values.get("variance_rises")
     if rises is not None:
-        found.append(f"Entropy rises in {percent(rises['value'])} of the cases after pruning.")
+        more = "" if wider is None else f", and the variance of the weights in {percent(wider['value'])}"
+        found.append(f"Entropy rises in {percent(rises['value'])} of the cases after pruning{more}.")
+    if "middle layers" in means and "deep layers" in means:
+        found.append(
+            f"Pruned in as many layers elsewhere, {percent(means['middle layers'])} of the dense first tokens stay in "
+            f"the middle and {percent(means['deep layers'])} in the deepest, against {percent(means['max'])} in the "
+            "first."
+        )
     return found
 
 
