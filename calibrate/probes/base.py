@@ -45,6 +45,7 @@ BUILT_IN: dict[str, str] = {
     "instructions": "calibrate.probes.instructions:InstructionsProbe",
     "flip": "calibrate.probes.flip:FlipProbe",
     "sink_masking": "calibrate.probes.sink_masking:SinkMaskingProbe",
+    "encoder_sinks": "calibrate.probes.encoder_sinks:EncoderSinksProbe",
     "attribution": "calibrate.probes.attribution.probe:AttributionProbe",
     "context": "calibrate.probes.context.probe:ContextProbe",
 }

@@ -58,15 +58,11 @@ class SinkMaskingProbe(ExecutedProbe):
 
     def run(self, batch: Batch) -> None:
         sinks, visual, dense = self._sinks(batch)
-        others = _as_many(sinks, visual & ~sinks, batch.ids)
+        others = as_many(sinks, visual & ~sinks, batch.ids)
         found: dict[str, Array] = {"sinks": sinks.sum(dim=1).numpy()}
-        absent = found["sinks"] == 0
         for name, chosen in (("sinks", sinks), ("random", others)):
-            with hidden_from_text(batch.model, batch.inputs, chosen):
-                logits = first_logits(batch.model, batch.inputs)
-            agree = (logits.argmax(dim=-1) == dense.argmax(dim=-1)).float().numpy()
-            found[f"{name}_agree"] = np.where(absent, np.float32(np.nan), agree)
-            found[f"{name}_kl"] = np.where(absent, np.float32(np.nan), divergence(dense, logits).numpy())
+            agree, kl = hidden_answers(batch, chosen, dense, found["sinks"] > 0)
+            found |= {f"{name}_agree": agree, f"{name}_kl": kl}
         for position, sample in enumerate(batch.ids):
             self.table.add(sample, **{name: values[position] for name, values in found.items()})
 
@@ -100,7 +96,22 @@ class SinkMaskingProbe(ExecutedProbe):
         }
 
 
-def _as_many(sinks: torch.Tensor, others: torch.Tensor, ids: tuple[int, ...]) -> torch.Tensor:
+def hidden_answers(batch: Batch, hidden: torch.Tensor, dense: torch.Tensor, measured: Array) -> tuple[Array, Array]:
+    """Agreement with the dense first answer and divergence from it while some tokens are hidden from the text, ``[B]``.
+
+    Args:
+        hidden: which, ``[B, n]``.
+        dense: log-probabilities of the first answer token, ``[B, V]``.
+        measured: samples that count, ``[B]``; the others are NaN.
+    """
+    with hidden_from_text(batch.model, batch.inputs, hidden):
+        logits = first_logits(batch.model, batch.inputs)
+    agree = (logits.argmax(dim=-1) == dense.argmax(dim=-1)).float().numpy()
+    blank = np.float32(np.nan)
+    return np.where(measured, agree, blank), np.where(measured, divergence(dense, logits).numpy(), blank)
+
+
+def as_many(sinks: torch.Tensor, others: torch.Tensor, ids: tuple[int, ...]) -> torch.Tensor:
     """For each sample as many of `others` as it has sinks (all, if fewer), drawn by the sample's id."""
     chosen = torch.zeros_like(others)
     for b, sample in enumerate(ids):

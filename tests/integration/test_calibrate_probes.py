@@ -12,6 +12,7 @@ import torch
 from calibrate.inputs.batches import Batch
 from calibrate.inputs.samples import Sample, SampleSet
 from calibrate.probes.base import Capture
+from calibrate.probes.encoder_sinks import EncoderSinksProbe
 from calibrate.probes.influence import NEVER, InfluenceProbe, suggest
 from calibrate.probes.masking import CURVES, MaskingProbe, contradictions
 from calibrate.probes.prompt_shape import PromptLengthsProbe
@@ -20,6 +21,7 @@ from calibrate.probes.sinks import SinksProbe
 from calibrate.probes.sparsity import SparsityProbe
 from calibrate.probes.stats import proportion
 from calibrate.probes.value_norms import ValueNormsProbe
+from planner.errors import UnsupportedModelError
 from planner.profile import ProbeResult
 from planner.runtime import observe
 from tests import tiny
@@ -353,3 +355,51 @@ def test_hiding_sinks_and_hiding_as_many_others():
     plain = SinkMaskingProbe(samples=BATCH, tau=5.65)
     plain.run(batch_of(model(), given))
     assert plain.result().values["samples_without"] == BATCH
+
+
+def test_encoder_sinks_are_long_features_and_are_hidden_like_any_tokens():
+    built, given = model(), tiny.inputs("llava", batch=BATCH, system=SYSTEM, text=TEXT)
+    projector = built.model.multi_modal_projector
+    lengths = []
+
+    def lengthen(module, args):
+        features = args[0].clone()
+        features[:, [2, 9]] *= 5.0  # of 16 patches of each picture
+        lengths.append(features.norm(dim=-1))
+        return (features,)
+
+    def without_sinks(*columns):
+        length = given["input_ids"].shape[1]
+        mask = torch.ones(length, length, dtype=torch.bool).tril()
+        mask[19:, list(columns)] = False
+        closed = {**given, "attention_mask": mask[None, None].expand(BATCH, -1, -1, -1)}
+        return built(**closed).logits[:, -1].log_softmax(-1)
+
+    hook = projector.register_forward_pre_hook(lengthen)
+    try:
+        with planted_sinks(built, [(19, 5), (19, 7)], size=600.0):  # columns of patches 2 and 4
+            probe = EncoderSinksProbe(samples=BATCH, norm_multiple=3.0)
+            probe.run(batch_of(built, given))
+            dense = built(**given).logits[:, -1].log_softmax(-1)
+            closed = without_sinks(SYSTEM + 2, SYSTEM + 9)
+    finally:
+        hook.remove()
+    # Of 16 tokens two are long, two are the decoder's sinks, and one is both.
+    assert probe.table.column("tokens").tolist() == [[16, 2, 2, 1]] * BATCH
+    expected = (dense.exp() * (dense - closed)).sum(-1)
+    np.testing.assert_allclose(probe.table.column("long_kl")[:, 0], expected, atol=1e-9)
+    assert (probe.table.column("random_kl") != probe.table.column("long_kl")).all()
+    ratios = [(row.max() / row.sort().values[7]).item() for row in lengths[0]]  # the lower median of 16
+    np.testing.assert_allclose(probe.table.column("longest")[:, 0], ratios)
+    values = probe.result().values
+    assert values["decoder_dims"] == [19] and values["encoder_dims"][0] == 19, "one of the long tokens is a sink too"
+    plain = EncoderSinksProbe(samples=BATCH, norm_multiple=50.0)
+    plain.run(batch_of(model(), given))
+    assert plain.result().values["samples_without"] == BATCH
+    assert plain.result().values["long"]["agreement"]["value"] is None
+
+
+def test_an_encoder_whose_features_are_merged_is_refused_by_name():
+    probe = EncoderSinksProbe(samples=1)
+    with pytest.raises(UnsupportedModelError, match="no projector that takes"):
+        probe.run(batch_of(tiny.model("qwen2_vl"), tiny.inputs("qwen2_vl")))

@@ -178,6 +178,26 @@ def instructions() -> dict[str, Any]:
     }
 
 
+def encoder_sinks(long: float | None = 0.5) -> dict[str, Any]:
+    """Two long features per picture that matter, none of them a sink of the decoder; None: no long ones."""
+
+    def hidden(agreement: float | None) -> dict[str, Any]:
+        return {"agreement": entry(agreement), "kl": entry(None if agreement is None else 1 - agreement)}
+
+    return {
+        "encoder_sinks": entry(0.0 if long is None else 2.0),
+        "decoder_sinks": entry(1.5),
+        "both": entry(0.0),
+        "share_of_tokens": entry(0.02),
+        "longest": entry(1.5 if long is None else 3.0),
+        "samples_without": 3,
+        "encoder_dims": [] if long is None else [7, 9],
+        "decoder_dims": [507],
+        "long": hidden(long),
+        "random": hidden(None if long is None else 0.9),
+    }
+
+
 def written() -> dict[str, dict[str, Any]]:
     """Findings of the probes that no committed profile holds."""
     return {
@@ -186,6 +206,7 @@ def written() -> dict[str, dict[str, Any]]:
         "sink_masking": sink_masking(1.0, 0.5),
         "attribution": attribution(),
         "context": context(),
+        "encoder_sinks": encoder_sinks(),
         "lens": lens(),
         "instructions": instructions(),
     }
@@ -196,6 +217,7 @@ _SETTINGS = {
     "attribution": {"samples": 4},
     "lens": {"words": 7},
     "instructions": {"top_share": 0.1},
+    "encoder_sinks": {"norm_multiple": 2.0},
 }
 
 

@@ -61,7 +61,17 @@ def html() -> str:
 def test_the_page_is_well_formed_and_complete(html):
     read = Read(html)
     sections = [attrs["id"] for tag, attrs in read.tags if tag == "section" and "id" in attrs]
-    assert sections == ["masking", "flip", "instructions", "lens", "sink_masking", "attribution", "context", "mine"]
+    assert sections == [
+        "masking",
+        "flip",
+        "instructions",
+        "lens",
+        "sink_masking",
+        "encoder_sinks",
+        "attribution",
+        "context",
+        "mine",
+    ]
     assert [href for href in read.all("href") if not re.match(r"#p\d+-", href)] == [f"#{name}" for name in sections]
     pictures = [attrs for tag, attrs in read.tags if tag == "svg"]
     assert len(pictures) == html.count("<figcaption>") > 10

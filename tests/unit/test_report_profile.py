@@ -128,6 +128,15 @@ def test_the_lens_says_when_the_answer_settles():
     assert found.tables[1].title == "Most probable words: 'What colour?', answered 'red'"
 
 
+def test_encoder_sinks_are_told_from_the_decoders():
+    text = said("encoder_sinks", made.encoder_sinks())
+    assert "2 visual tokens are encoder sinks on average (2 %), 1.5 are sinks of the decoder, and none both" in text
+    assert "50 % of the first answer tokens stay" in text and "hidden 90 %" in text and "they carry meaning" in text
+    assert "in dimensions 7, 9, the decoder's visual sinks in 507" in text and "3 of 8 samples" in text
+    none = one("encoder_sinks", made.encoder_sinks(None))
+    assert "the longest is 1.5" in none.findings[0] and not none.tables
+
+
 def test_instructions_name_the_layers_that_do_not_care():
     text = said("instructions", made.instructions())
     assert "another instruction in layers 0-2: most in layer 0 (90 %), least in layer 9 (20 %; chance 10 %)" in text

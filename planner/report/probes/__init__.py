@@ -28,6 +28,7 @@ SECTIONS: dict[str, str] = {
     "lens": "lens:section",
     "sinks": "sinks:section",
     "sink_masking": "sink_masking:section",
+    "encoder_sinks": "encoder_sinks:section",
     "attribution": "attribution:section",
     "context": "context:section",
 }
