@@ -134,7 +134,7 @@ def _norms(features: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
     """Length of each visual token's feature, ``[B, n]``, 0 elsewhere; ``features [tokens, d]`` in prompt order."""
     if len(features) != int(visual.sum()):
         raise UnsupportedModelError(
-            f"the projector gets {len(features)} features for {int(visual.sum())} visual tokens, so none can be followed",
+            f"the projector gets {len(features)} features for {int(visual.sum())} visual tokens: none can be followed",
             "Leave the probe 'encoder_sinks' out for this model",
         )
     lengths = torch.linalg.vector_norm(features, dim=-1, dtype=torch.promote_types(features.dtype, torch.float32))

@@ -82,10 +82,13 @@ SETTINGS = {
 }
 #: Probes that only run on request, on samples without answers: a random model answers none rightly.
 REQUESTED = {
-    "probes": ("flip", "sink_masking", "attribution", "context"),
+    "probes": ("flip", "lens", "instructions", "sink_masking", "encoder_sinks", "attribution", "context"),
     "settings": {
         "flip": {"samples": 3},
+        "lens": {"samples": 3},
+        "instructions": {"samples": 3},
         "sink_masking": {"samples": 4},
+        "encoder_sinks": {"samples": 3, "norm_multiple": 1.1},
         "attribution": {"samples": 3, "masks": 200, "image_masks": 200, "mean_images": 4},
         "context": {"samples": 3, "lengths": (8, 16, 24), "rates": (0.0, 0.3, 0.6)},
     },
