@@ -119,7 +119,7 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
 
     def check(config: Any) -> None:
         if options.profile is None:
-            check_probes(probes, spec_of(config), len(samples))
+            check_probes(probes, config, spec_of(config), len(samples))
 
     with _Clock(seconds, "load"):
         loaded = load(options.model, options.loading, check)

@@ -91,7 +91,7 @@ def calibrate_job(
     """
     ranks, total = world(), len(job.samples)
     _check(job.model, batch_size, shard, ranks, out, resume)
-    check_probes(job.probes, job.known.spec, total)
+    check_probes(job.probes, job.known.parts.model.config, job.known.spec, total)
     header = _header(job, batch_size)
     ranks.agree(digest(shared_header(header)), "samples, settings or weights")
     say = echo if echo is not None else lambda line: print(line, file=sys.stderr)

@@ -104,9 +104,12 @@ class Probe(ABC):
     def summary(self) -> dict[str, Any]:
         """Findings as JSON types, from the rows sorted by sample; called only when there are rows."""
 
-    def check(self, spec: ModelSpec, samples: int) -> None:  # noqa: B027 (most probes have nothing to refuse)
+    def check(self, spec: ModelSpec, samples: int, positions: int | None) -> None:  # noqa: B027 (most probes have nothing to refuse)
         """Refuse settings that a model's configuration and the number of samples make impossible; called before weights
         are loaded.
+
+        Args:
+            positions: tokens that the text decoder has positions for; None if it states no limit.
 
         Raises:
             InputError: they are.
@@ -193,7 +196,7 @@ class ExecutedProbe(Probe):
         if self.samples < 1:
             raise InputError(f"probe '{self.name}' cannot measure {self.samples} samples", "Give 1 or more")
 
-    def check(self, spec: ModelSpec, samples: int) -> None:
+    def check(self, spec: ModelSpec, samples: int, positions: int | None) -> None:
         if self.chosen and self.samples > samples:
             raise InputError(
                 f"probe '{self.name}' is to measure {self.samples} samples, and there are {samples}",
@@ -254,14 +257,18 @@ def build_probes(
         raise InputError(f"a probe has no such setting: {error}", "See `plan ls probes`") from error
 
 
-def check_probes(probes: Mapping[str, Probe], spec: ModelSpec, samples: int) -> None:
+def check_probes(probes: Mapping[str, Probe], config: Any, spec: ModelSpec, samples: int) -> None:
     """Refuse impossible settings of any of them.
+
+    Args:
+        config: the model's transformers configuration; spec: its facts.
 
     Raises:
         InputError: as `Probe.check`.
     """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     for probe in probes.values():
-        probe.check(spec, samples)
+        probe.check(spec, samples, positions)
 
 
 def quantiles(values: Array, levels: Sequence[float]) -> dict[str, Any]:

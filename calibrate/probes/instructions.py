@@ -50,8 +50,8 @@ class InstructionsProbe(ExecutedProbe):
     def settings(self) -> dict[str, Any]:
         return {"samples": self.samples, "top_share": self.top_share}
 
-    def check(self, spec: ModelSpec, samples: int) -> None:
-        super().check(spec, samples)
+    def check(self, spec: ModelSpec, samples: int, positions: int | None) -> None:
+        super().check(spec, samples, positions)
         if samples < 2:
             raise InputError("probe 'instructions' needs another sample's instruction", "Give two samples or more")
 

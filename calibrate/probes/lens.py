@@ -20,6 +20,7 @@ from calibrate.probes.stats import Array, mean
 from planner.errors import InputError, UnsupportedModelError
 from planner.runtime import LayerView, observe
 from planner.runtime.model.adapters import find_parts
+from planner.spec import ModelSpec
 
 _LEVELS = (0.25, 0.5, 0.75, 0.95)
 #: Words that a summary names per layer, and samples it spells out.
@@ -49,6 +50,14 @@ class LensProbe(ExecutedProbe):
     @property
     def settings(self) -> dict[str, Any]:
         return {"samples": self.samples, "words": self.words}
+
+    def check(self, spec: ModelSpec, samples: int, positions: int | None) -> None:
+        super().check(spec, samples, positions)
+        if self.words > spec.decoder.vocab_size:
+            raise InputError(
+                f"the logit lens cannot read {self.words} of {spec.decoder.vocab_size} words",
+                f"Give {self.name}.words={LensProbe().words} or so",
+            )
 
     def forwards(self, layers: int) -> int:
         return 1

@@ -49,8 +49,8 @@ class SinkMaskingProbe(ExecutedProbe):
     def settings(self) -> dict[str, Any]:
         return {"samples": self.samples, "tau": self.tau}
 
-    def check(self, spec: ModelSpec, samples: int) -> None:
-        super().check(spec, samples)
+    def check(self, spec: ModelSpec, samples: int, positions: int | None) -> None:
+        super().check(spec, samples, positions)
         check_reachable(self.tau, spec.hidden_size)
 
     def forwards(self, layers: int) -> int:

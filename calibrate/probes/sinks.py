@@ -70,7 +70,7 @@ class SinksProbe(OnePassProbe):
             "most": self.most,
         }
 
-    def check(self, spec: ModelSpec, samples: int) -> None:
+    def check(self, spec: ModelSpec, samples: int, positions: int | None) -> None:
         check_reachable(self.tau, spec.hidden_size)
 
     def measure(self, capture: Capture) -> dict[str, torch.Tensor]:

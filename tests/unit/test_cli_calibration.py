@@ -70,11 +70,13 @@ def test_settings_that_make_no_sense_are_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("attribution.masks=98", "98 masks are too few to weigh 80 heads"),
+        ("attribution.masks=95", "95 masks are too few to weigh 80 heads"),
         ("attribution.ablated=0.001", "ablating 0.001 of 80 entries leaves no choice"),
         ("attribution.samples=64", "attributing 64 of 64 samples leaves none for the mean image"),
         ("sink_masking.tau=12", "no token can reach a sink threshold of 12: at hidden size 128"),
         ("sinks.tau=12", "no token can reach a sink threshold of 12: at hidden size 128"),
+        ("context.lengths=8/100000", "100000 tokens of context do not fit: the model has"),
+        ("lens.words=100000", "the logit lens cannot read 100000 of"),
         ("flip.samples=65", "probe 'flip' is to measure 65 samples, and there are 64"),
     ],
 )

@@ -160,8 +160,8 @@ def test_thresholds_that_nothing_or_everything_reaches_are_refused():
         check_reachable(65.0, 4096)
     for probe in (SinksProbe(tau=64.5), SinkMaskingProbe(tau=64.5)):
         with pytest.raises(InputError, match="no token can reach"):
-            probe.check(LLAMA, 100)
-    SinksProbe(tau=64.0).check(LLAMA, 100)
+            probe.check(LLAMA, 100, None)
+    SinksProbe(tau=64.0).check(LLAMA, 100, None)
     for make in (SinksProbe, SinkMaskingProbe):
         with pytest.raises(InputError, match="makes every token a sink"):
             make(tau=0.0)

@@ -89,8 +89,8 @@ class AttributionProbe(ExecutedProbe):
             "seed": self.seed,
         }
 
-    def check(self, spec: ModelSpec, samples: int) -> None:
-        super().check(spec, samples)
+    def check(self, spec: ModelSpec, samples: int, positions: int | None) -> None:
+        super().check(spec, samples, positions)
         heads = sum(layer.attention.heads for layer in spec.decoder.layers)
         check_ablated(self.ablated, heads)
         check_masks(self.masks, heads, f"{self.name}.masks", "heads", FAMILY)

@@ -38,6 +38,7 @@ from planner.errors import CalibrationError, InputError
 from planner.policies.base import PUBLISHED_DEPTH, relative_layers
 from planner.profile import PromptShape
 from planner.schedule import Schedule
+from planner.spec import ModelSpec
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 DEFAULT_RATE = 0.3
@@ -101,6 +102,11 @@ class ContextProbe(ExecutedProbe):
             "seed": self.seed,
         }
 
+    def check(self, spec: ModelSpec, samples: int, positions: int | None) -> None:
+        super().check(spec, samples, positions)
+        if self.lengths is not None:
+            _check_room(self.lengths[-1], positions, None if positions is None else positions - 1)
+
     def forwards(self, layers: int) -> int:
         lengths = LENGTHS if self.lengths is None else len(self.lengths)
         return lengths * self._passes
@@ -144,11 +150,7 @@ class ContextProbe(ExecutedProbe):
         room = None if positions is None else int(positions * 0.97) - short["input_ids"].shape[1]
         if self.lengths is None:
             return _spaced(LONGEST if room is None else min(LONGEST, room))
-        if room is not None and self.lengths[-1] > room:
-            raise InputError(
-                f"{self.lengths[-1]} tokens of context do not fit: the model has {positions} positions",
-                f"Use lengths up to {room}",
-            )
+        _check_room(self.lengths[-1], positions, room)
         return self.lengths
 
     def _at_length(self, batch: Batch, number: int, short: Inputs, sample: Sample, known: Model) -> dict[str, Array]:
@@ -260,6 +262,14 @@ class ContextProbe(ExecutedProbe):
             run: {f"S_{name}": plain(flow[:, number, :, which]) for which, name in enumerate(FLOWS)}
             for number, run in enumerate(("dense", "pruned"))
         }
+
+
+def _check_room(longest: int, positions: int | None, room: int | None) -> None:
+    """Refuse a context that is longer than what the model has room for, beside its prompt where that is known."""
+    if room is not None and longest > room:
+        raise InputError(
+            f"{longest} tokens of context do not fit: the model has {positions} positions", f"Use lengths up to {room}"
+        )
 
 
 def _spaced(longest: int) -> list[int]:
