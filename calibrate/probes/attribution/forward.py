@@ -3,7 +3,7 @@
 A batch of M ablations is a batch of M copies of the text rows in the model's own text tower: its norms, projections,
 rotary embedding and feed-forward layers run unmodified, and only the attention between the projections is replaced
 (`shared.attend`). Nothing is repeated per mask but the text rows, and these only from the layer on in which masks
-differ (`prefixes`).
+differ (`branches`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 
+from calibrate.probes.attribution.branches import Piece, pieces
 from calibrate.probes.attribution.masks import Ablation
 from calibrate.probes.attribution.mean import Grid, MeanImage
 from calibrate.probes.attribution.parts import AttributionParts
 from calibrate.probes.attribution.prefix import PrefixCapture
-from calibrate.probes.attribution.prefixes import Piece, pieces
 from calibrate.probes.attribution.shared import attend, share_prefix
 from planner.errors import UnsupportedModelError
 from planner.runtime.model.attention import Call, attention_hook

@@ -62,7 +62,7 @@ def family_masks(count: int, layers: int, heads: int, ablated: float, seed: int)
     """Masks of heads ``[count, layers * heads]`` in families of `FAMILY`: cheaper to run than independent ones.
 
     The masks of a family have the first third of the layers in common, pairs of them the second third too, and what is
-    in common is computed once (`prefixes`). Each mask by itself is drawn as `random_masks` draws it: a part is shuffled
+    in common is computed once (`branches`). Each mask by itself is drawn as `random_masks` draws it: a part is shuffled
     again with as many entries ablated as it had. Masks of one family are not independent, so a fit holds them out
     together.
 
