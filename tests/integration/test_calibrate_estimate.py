@@ -43,7 +43,7 @@ def test_the_cost_of_every_probe_is_shown(unanswered):
     shared, *executed = before
     assert shared.startswith("prompt, influence, sinks, sparsity, value_norms: one forward pass over 8 samples")
     assert [line.split(":")[0] for line in executed] == ["masking", *REQUESTED["probes"]]
-    assert executed[5].startswith("attribution: 400 forward passes over 3 samples")
+    assert any(line.startswith("attribution: 400 forward passes over 3 samples") for line in executed)
 
 
 def test_estimated_seconds_are_forward_passes_times_their_time(unanswered, monkeypatch):

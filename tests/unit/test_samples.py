@@ -309,3 +309,17 @@ def test_pictures_are_turned_as_their_exif_says(folder):
     assert (
         upright.size == (2, 4) and upright.getpixel((0, 0)) == (0, 0, 255) and upright.getpixel((0, 3)) == (255, 0, 0)
     )
+
+
+def test_the_size_of_what_is_asked_for_is_read_and_checked(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    path = tmp_path / "samples.jsonl"
+
+    def read(**stated):
+        path.write_text(json.dumps({"image": "a.png", "prompt": "What?", **stated}))
+        return load_samples(path)[0].object_size
+
+    assert read() == 0 and read(object_size=48) == 48 and read(object_size=0.25) == 0.25
+    for wrong in ("large", True, -1, None, [3]):
+        with pytest.raises(SampleError, match="'object_size' must be a number"):
+            read(object_size=wrong)
