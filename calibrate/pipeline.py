@@ -13,9 +13,10 @@ from calibrate.deciding.decide import ChosenPlan, decide
 from calibrate.deciding.evaluate import Evaluation, evaluate
 from calibrate.deciding.search import Limits
 from calibrate.inputs.batches import Batches
+from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import Model, identify, spec_of
-from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load import load
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.overlap import tell_overlap
 from calibrate.inputs.samples import Columns, SampleSet, load_samples

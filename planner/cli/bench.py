@@ -101,12 +101,13 @@ def command(
 
 
 def _bundled_image(model_id: str) -> Path | None:
-    from calibrate.inputs.load import reference_path
+    from calibrate.inputs.bundled import reference
     from calibrate.inputs.samples import load_samples
 
-    if not model_id.startswith("reference/"):
+    found = reference(model_id)
+    if found is None:
         return None
-    first = load_samples(reference_path("easy_vqa") / "evaluation.jsonl")[0].images[0]
+    first = load_samples(found.evaluation)[0].images[0]
     return first if isinstance(first, Path) else None
 
 

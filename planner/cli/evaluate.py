@@ -81,9 +81,9 @@ def command(
     from calibrate.deciding.equal_cost import comparable
     from calibrate.deciding.evaluate import BASELINES, evaluate
     from calibrate.inputs.batches import Batches
+    from calibrate.inputs.bundled import reference
     from calibrate.inputs.encode import Encoder
     from calibrate.inputs.identity import identify
-    from calibrate.inputs.load import reference_path
     from calibrate.inputs.overlap import refuse_known, tell_duplicates
     from calibrate.inputs.samples import Columns, check_answers, load_samples
     from calibrate.running.losses import LossRunner
@@ -99,11 +99,12 @@ def command(
     promise = None if plan.evidence is None else plan.evidence.promise
     judged = metric_named(metric or (promise.metric if promise is not None else None) or DEFAULT)
     judged_by = loss or (promise.loss if promise is not None else "answer")
-    bundled = plan.model.id.startswith("reference/") and model is None
-    if data is None and not bundled:
+    bundled = None if model is not None else reference(plan.model.id)
+    source = data if data is not None or bundled is None else bundled.evaluation
+    if source is None:
         raise InputError("there are no bundled samples for this model", "Give --data: JSONL, image folder, datasets id")
     samples = load_samples(
-        data if data is not None else reference_path("easy_vqa") / "test.jsonl",
+        source,
         prompt=prompt,
         columns=Columns(image_column, prompt_column, answer_column),
         split=split,

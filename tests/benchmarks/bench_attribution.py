@@ -24,8 +24,9 @@ import transformers
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder, to_device
-from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load import load
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.samples import load_samples
 from calibrate.probes.attribution.forward import TextRows

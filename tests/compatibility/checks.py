@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import transformers
 
-from calibrate.inputs.load import reference_path
+from calibrate.inputs.bundled import reference_path
 from planner import load_plan
 from planner.cost import cost
 from planner.errors import PlannerError

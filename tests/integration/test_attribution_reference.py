@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.bundled import reference_path
+from calibrate.inputs.load import load
 from calibrate.inputs.samples import load_samples
 from calibrate.measuring.run import calibrate, merge_states
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import identify
-from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load import load
 from calibrate.inputs.samples import load_samples
 from planner.cli import cli
 from planner.cli.options import fits

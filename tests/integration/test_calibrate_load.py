@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 from calibrate.inputs import load as loading
+from calibrate.inputs.bundled import REBUILT, reference, reference_path
 from calibrate.inputs.conversation import Part, Turn
 from calibrate.inputs.encode import Encoder, to_device
 from calibrate.inputs.identity import identify
-from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load import load
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.plain_processor import PlainProcessor
 from calibrate.inputs.samples import Sample, load_samples
@@ -286,7 +287,7 @@ def test_every_loading_option_of_the_command_line_reaches_the_model(monkeypatch)
     class Seen(Exception):
         pass
 
-    def stop(name, options):
+    def stop(name, options, *more):
         raise Seen(options)
 
     monkeypatch.setattr("calibrate.inputs.load.load", stop)
@@ -305,7 +306,7 @@ def test_bundled_models_are_found_by_their_names(plain):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("reference/pretrained", r"rebuilt from its wheel first.*train\.pretrained rebuild --out FOLDER"),
+        ("reference/pretrained", r"has to be rebuilt first.*train\.pretrained rebuild"),
         ("reference/nothing", "no bundled model is called 'reference/nothing'"),
         ("reference/../../cli", "no bundled model is called"),
     ],
@@ -313,3 +314,15 @@ def test_bundled_models_are_found_by_their_names(plain):
 def test_bundled_names_that_are_no_models(name, says):
     with pytest.raises(InputError, match=says):
         load(name)
+
+
+def test_the_pretrained_reference_is_found_where_rebuild_puts_it(tmp_path: Path, monkeypatch) -> None:
+    """Any model stands in for it: it is named, and comes with samples of its own."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(PLAIN, tmp_path / REBUILT)
+    assert load("reference/pretrained").id == "reference/pretrained"
+    found = reference("reference/pretrained")
+    assert found is not None
+    assert len(load_samples(found.calibration)) == 640
+    assert len(load_samples(found.evaluation)) == 1200
+    assert reference("somebody/model") is None

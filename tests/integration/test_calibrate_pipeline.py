@@ -10,9 +10,10 @@ import torch
 
 from calibrate.deciding.search import Limits
 from calibrate.inputs.batches import Batches
+from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import identify
-from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load import load
 from calibrate.inputs.samples import Sample, load_samples
 from calibrate.measuring.run import merge_states
 from calibrate.measuring.state import SUFFIX

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from calibrate.inputs.load import reference_path
+from calibrate.inputs.bundled import reference_path
 from calibrate.running.check import COUNTED_PARTS, Check
 from planner.cli import cli
 from planner.errors import InputError, ScheduleError

@@ -7,7 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from calibrate.inputs.load import reference_path
+from calibrate.inputs.bundled import reference_path
 from planner.cli import cli
 from planner.errors import InputError
 from planner.plan import load_plan

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.inputs.load import reference_path
+from calibrate.inputs.bundled import reference_path
 from planner import load_plan
 
 SAMPLES = reference_path("easy_vqa")

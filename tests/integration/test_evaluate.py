@@ -7,9 +7,10 @@ import torch
 
 from calibrate.deciding.evaluate import BLIND, evaluate
 from calibrate.inputs.batches import Batches
+from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import identify
-from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load import load
 from calibrate.inputs.samples import Sample, SampleSet, load_samples
 from calibrate.running import forced
 from calibrate.running.controls import blind_answers, floor_answers, floor_losses, floor_name

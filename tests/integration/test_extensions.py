@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from calibrate.inputs.load import reference_path
+from calibrate.inputs.bundled import reference_path
 from planner.cost import cost
 from planner.schedule import Fraction, Schedule, Select, Stage
 from planner.spec import ModelSpec

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import identify
-from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load import load
 from calibrate.measuring.reuse import take_profile
 from calibrate.measuring.run import merge_states
 from calibrate.measuring.state import SUFFIX

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from calibrate.inputs.encode import Encoder, to_device
 from calibrate.inputs.samples import load_samples
@@ -47,8 +48,9 @@ class Compared:
     high: float
 
 
+@torch.no_grad()
 def attribute_pictures(
-    model: Any, processor: Any, visual_ids: Any, pairs: Path, others: Path, masks: int, mean_images: int, state: Path
+    model: Any, encoder: Encoder, pairs: Path, others: Path, masks: int, mean_images: int, state: Path
 ) -> list[dict[str, Any]]:
     """Rows of the set with their ``coefficients``, and ``again`` by other masks. Resumable by `state`.
 
@@ -58,7 +60,6 @@ def attribute_pictures(
         masks: ablations per picture.
         state: rows that are done, a JSONL; wrong answers are rows without coefficients.
     """
-    encoder = Encoder(processor, visual_ids)
     rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
     done = [json.loads(line) for line in state.read_text(encoding="utf-8").splitlines()] if state.exists() else []
     if len(done) == len(rows):
