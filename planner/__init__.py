@@ -23,9 +23,13 @@ if TYPE_CHECKING:
     from planner.plan import Plan, load_plan
     from planner.policies import (
         VAR,
+        Blind,
+        CDPruner,
         Composition,
         Context,
+        Dart,
         Dense,
+        Diverse,
         FastV,
         FitPrune,
         Policy,
@@ -47,9 +51,13 @@ if TYPE_CHECKING:
 
 #: Where each public name lives; nothing else is public.
 _HOME = {
+    "Blind": "planner.policies",
+    "CDPruner": "planner.policies",
     "Composition": "planner.policies",
     "Context": "planner.policies",
+    "Dart": "planner.policies",
     "Dense": "planner.policies",
+    "Diverse": "planner.policies",
     "FastV": "planner.policies",
     "FitPrune": "planner.policies",
     "ImageCache": "planner.runtime",
@@ -75,9 +83,13 @@ _HOME = {
 
 __all__ = [
     "VAR",
+    "Blind",
+    "CDPruner",
     "Composition",
     "Context",
+    "Dart",
     "Dense",
+    "Diverse",
     "FastV",
     "FitPrune",
     "ImageCache",

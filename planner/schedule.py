@@ -7,7 +7,8 @@ Semantics, for a prompt made of text before the image, visual tokens, and text a
 
 * A schedule is a tuple of stages, half-open layer ranges that tile ``[0, layers)``.
 * Tokens dropped by a `Select` are gone from every later layer: attention, FFN and KV cache.
-* `Schedule.entry` selects before layer 0, by scores of the vision encoder (pruning before the language model).
+* `Schedule.entry` selects before layer 0, by the vision encoder or its projected features (pruning before the language
+  model).
 * Original position ids are kept; nothing is re-packed.
 """
 
@@ -30,9 +31,14 @@ RankBy = Literal[
     "attention_received",  # mean over queries that see the token, head maximum (context pruning, as we read eq. 4)
     "encoder_attention",  # attention received in the vision encoder's scoring layer (VisionZip)
     "encoder_norm",  # L2 norm of the projected visual feature
+    "pivot_distance",  # a few pivots, then what is least similar to any of them (DART)
+    "max_min_distance",  # greedily what is farthest from all that is chosen (DivPrune)
+    "determinantal",  # greedily what adds most volume, weighted by similarity to the question (CDPruner)
 ]
-#: Scores that exist before the decoder runs, so the only ones `Schedule.entry` may use (beside `random`).
-ENCODER_SCORES: frozenset[str] = frozenset({"encoder_attention", "encoder_norm", "random"})
+#: Orders of picks over projected features: the first n tokens of an order are what a budget of n keeps.
+FEATURE_ORDERS: frozenset[str] = frozenset({"pivot_distance", "max_min_distance", "determinantal"})
+#: Scores that exist before the decoder runs, and only there.
+ENTRY_SCORES: frozenset[str] = FEATURE_ORDERS | {"encoder_attention", "encoder_norm"}
 #: Scores that read the attention from text to visual tokens, so the scoring layer must have it.
 ATTENTION_SCORES: frozenset[str] = frozenset(
     {"last_attention", "influence_l2", "influence_cos", "text_raters", "cross_self_attention"}
@@ -81,6 +87,8 @@ class Select(_Frozen):
 
     `of="context"` ranks text tokens after the image instead, except the last `protect` ones (question and role
     tokens).
+
+    `pivots` is how many pivots `pivot_distance` begins with.
     """
 
     rank_by: RankBy
@@ -89,12 +97,13 @@ class Select(_Frozen):
     probe: bool = False
     protect: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
+    pivots: Annotated[int, Field(ge=1)] = 8
 
     @model_validator(mode="after")
     def _consistent(self) -> Select:
         if self.rank_by == "none" and not (isinstance(self.keep, Count) and self.keep.count == 0):
             raise ValueError("rank_by 'none' can only drop everything: keep must be {'count': 0}")
-        if isinstance(self.keep, Threshold) and self.rank_by in ("none", "random"):
+        if isinstance(self.keep, Threshold) and self.rank_by in FEATURE_ORDERS | {"none", "random"}:
             raise ValueError(f"a threshold needs a score, and rank_by '{self.rank_by}' has none")
         if self.of == "context" and self.protect < 1:
             raise ValueError("a context selection must protect at least the last row, which predicts the answer")
@@ -172,7 +181,7 @@ class Stage(_Frozen):
                     f"'cross_self_attention' needs attention between visual tokens, which '{self.visual_attention}' "
                     "removes"
                 )
-            if select.rank_by in ("encoder_attention", "encoder_norm"):
+            if select.rank_by in ENTRY_SCORES:
                 raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")
         if self.redistribute is not None and self.text_to_visual != "full":
             raise ValueError("redistribute needs text_to_visual 'full'")
@@ -197,8 +206,9 @@ class Schedule(_Frozen):
             if stage.first != expected:
                 raise ValueError(f"stages must be contiguous: one starts at layer {stage.first}, expected {expected}")
             expected = stage.last
-        if self.entry is not None and (self.entry.rank_by not in ENCODER_SCORES or self.entry.of != "visual"):
-            raise ValueError(f"nothing ranks by '{self.entry.rank_by}' before the first layer")
+        entry = self.entry
+        if entry is not None and (entry.rank_by not in ENTRY_SCORES | {"none", "random"} or entry.of != "visual"):
+            raise ValueError(f"nothing ranks by '{entry.rank_by}' before the first layer")
         if self.stages[-1].selects and any(select.probe for select in self.stages[-1].selects):
             raise ValueError("the last stage cannot probe: there is no layer after it")
         return self

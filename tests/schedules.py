@@ -156,6 +156,11 @@ SCHEDULES: dict[str, Schedule] = {
     "exit-at-once": after_layer(0, NOTHING, cache_visual="none"),
     "prellm": Schedule(stages=(Stage(first=0, last=6),), entry=select("encoder_norm", 0.5)),
     "prellm-random": Schedule(stages=(Stage(first=0, last=6),), entry=select("random", 6, seed=1)),
+    "dart": Schedule(stages=(Stage(first=0, last=6),), entry=select("pivot_distance", 6, pivots=3)),
+    "diverse": Schedule(stages=(Stage(first=0, last=6),), entry=select("max_min_distance", 0.3)),
+    "cdpruner": Schedule(stages=(Stage(first=0, last=6),), entry=select("determinantal", 5)),
+    "cdpruner-visipruner": _visipruner(_MERGE, _ALONE).model_copy(update={"entry": select("determinantal", 0.4)}),
+    "blind": Schedule(stages=(Stage(first=0, last=6),), entry=NOTHING),
     "prellm-visipruner": _visipruner(_MERGE, _ALONE).model_copy(update={"entry": select("encoder_norm", 0.7)}),
     "context": Schedule(
         stages=(

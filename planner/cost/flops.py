@@ -9,11 +9,11 @@ from typing import Literal
 
 from planner.cost import formulas
 from planner.cost.conventions import CONVENTIONS, Convention, convention
-from planner.cost.selector import Number, score_macs
+from planner.cost.selector import Number, entry_macs, score_macs
 from planner.cost.staircase import Segment, lay
 from planner.cost.vision import vision_flops
 from planner.errors import InputError, ScheduleError
-from planner.schedule import Schedule
+from planner.schedule import Schedule, Select
 from planner.spec.facts import LayerSpec, ModelSpec
 from planner.workload import Workload
 
@@ -138,7 +138,7 @@ def cost(
     prefill |= {name: macs[name] * batch * flops for name in macs}
     if rule.real:
         prefill["vision"], prefill["projector"], scored = _vision(spec, workload, schedule)
-        prefill["selector"] += scored
+        prefill["selector"] += scored + flops * batch * entry_selector_macs(spec, workload, schedule.entry, segments)
         # The runtime gives dropped rows their place back, so a head on all positions runs on all of the prompt's.
         words = workload.system_tokens + workload.text_tokens
         rows = 1 if head == "last" else words + (0 if spec.decoder.cross else workload.visual_tokens)
@@ -271,6 +271,15 @@ def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[in
         return 0, 0, 0
     ranks = schedule.entry is not None and schedule.entry.rank_by == "encoder_attention"
     return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks)
+
+
+def entry_selector_macs(
+    spec: ModelSpec, workload: Workload, entry: Select | None, segments: Sequence[Segment]
+) -> Number:
+    """Multiply-adds of the entry of one request, but for those inside the vision tower. Arrays in, arrays out."""
+    if entry is None or not workload.visual_tokens:
+        return 0
+    return entry_macs(entry, spec.hidden_size, workload.visual_tokens, segments[0].visual)
 
 
 def decode_step_macs(spec: ModelSpec, cells: Sequence[Cell], step: int) -> dict[str, Number]:

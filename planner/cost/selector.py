@@ -17,6 +17,14 @@ count here.
 | encoder_attention      | per tile of N tower tokens: the class token's row with N keys | H dh N               |
 |                        | towers without a class token: all N query rows                | H dh N N             |
 | encoder_norm           | none                                                          | 0                    |
+| pivot_distance         | p pivots with all v tokens                                    | d p v                |
+| max_min_distance       | all pairs, for the first pick; each pick but the last with    | d v v + d (k - 1) v  |
+|                        | all v tokens                                                  |                      |
+| determinantal          | the question with all v tokens; each pick but the last with   | d v + d (k - 1) v    |
+|                        | all v tokens, and with the volume that earlier ones took      | + v (k - 1)(k - 2)/2 |
+
+The last three, and the scores of the encoder, belong to an entry: they read projected features of size d, and of the v
+tokens k are kept.
 
 The first selection of a stage ranks all visual rows, r = v; a later one those that are left, though its score still
 reads the whole layer. Where nothing is left to rank (no visual token, or `protect` covers all text) nothing is
@@ -42,7 +50,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.schedule import Select, Threshold
+from planner.schedule import FEATURE_ORDERS, Select, Threshold
 from planner.spec.facts import Attention, Tower
 
 #: An int, a float (in a paper's accounting) or an array over schedules.
@@ -105,6 +113,27 @@ def _probe_macs(select: Select, attention: Attention, rows: Number, generic: boo
     relative = isinstance(select.keep, Threshold) and select.keep.relative
     outputs = (select.rank_by == "influence_cos") + relative
     return macs + outputs * attention.heads * attention.value_dim * rows
+
+
+def entry_macs(select: Select, hidden: int, visual: int, left: Number) -> Number:
+    """Multiply-adds of a selection before layer 0 in one request, but for those inside the vision tower.
+
+    Args:
+        select: the entry.
+        hidden: the decoder's hidden size.
+        visual: tokens it chooses among, v.
+        left: how many it keeps, k.
+    """
+    if select.rank_by not in FEATURE_ORDERS:
+        return 0
+    if select.rank_by == "pivot_distance":
+        return hidden * min(select.pivots, visual) * visual
+    # Zero where nothing is kept, or one token: the last pick is compared with nothing.
+    compared = (left - 1) * (left > 0)
+    macs = hidden * compared * visual
+    if select.rank_by == "max_min_distance":
+        return macs + hidden * visual * visual
+    return macs + hidden * visual + visual * (compared * (compared - 1) // 2)
 
 
 def encoder_score_macs(tower: Tower, tokens: int) -> int:

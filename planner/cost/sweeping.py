@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.cost.conventions import convention
-from planner.cost.flops import _vision, cache_elements, cells_of, cost, decode_step_macs, decoder_macs
+from planner.cost.flops import (
+    _vision,
+    cache_elements,
+    cells_of,
+    cost,
+    decode_step_macs,
+    decoder_macs,
+    entry_selector_macs,
+)
 from planner.cost.hardware import Hardware
 from planner.cost.machine import Machine
 from planner.cost.roofline import latency
@@ -209,7 +217,8 @@ class _Fast:
         request = self.workload.model_copy(update={"image_stream_cached": streamed})
         whole = Schedule(entry=layout.entry, stages=(Stage(first=0, last=spec.layers),))
         prefill["vision"], prefill["projector"], scored = _vision(spec, request, whole)
-        prefill["selector"] = prefill["selector"] + scored
+        entry = entry_selector_macs(spec, self.workload, layout.entry, segments)
+        prefill["selector"] = prefill["selector"] + scored + flops * entry
         prefill["lm_head"] = flops * spec.decoder.head_macs
         step = decode_step_macs(spec, cells, 0)
         bits = cache_elements(spec, cells, 0) * batch * self.workload.kv_bits

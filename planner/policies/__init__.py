@@ -7,9 +7,13 @@ parse("prellm:keep=0.5+visipruner:filter=8,keep=20,exit=24")
 from __future__ import annotations
 
 from planner.policies.base import Policy
+from planner.policies.blind import Blind
+from planner.policies.cdpruner import CDPruner
 from planner.policies.compose import AnyPolicy, Composition, combine
 from planner.policies.context import Context
+from planner.policies.dart import Dart
 from planner.policies.dense import Dense
+from planner.policies.diverse import Diverse
 from planner.policies.fastv import FastV
 from planner.policies.fitprune import FitPrune
 from planner.policies.known import names, parse, policy_class, usable
@@ -24,9 +28,13 @@ from planner.policies.window import ShallowRule, Window
 __all__ = [
     "VAR",
     "AnyPolicy",
+    "Blind",
+    "CDPruner",
     "Composition",
     "Context",
+    "Dart",
     "Dense",
+    "Diverse",
     "FastV",
     "FitPrune",
     "Policy",

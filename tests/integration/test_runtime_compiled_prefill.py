@@ -37,6 +37,7 @@ def counting() -> tuple[list[Any], Callable[..., Any]]:
     [
         *(("llava", name) for name in ("fastv", "visipruner", "visipruner-merge", "probe", "prellm")),
         *(("llava", name) for name in ("prefix", "prefix-read", "prefix-mixed", "prefix-probe")),
+        *(("llava", name) for name in ("cdpruner", "blind")),
         ("qwen2_5_vl", "visipruner"),
         ("qwen3_vl", "prefix-read"),
         ("gemma3", "prefix-read"),

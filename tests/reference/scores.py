@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from planner.schedule import Select, Threshold, kept
+from planner.schedule import FEATURE_ORDERS, Select, Threshold, kept
 from tests.reference.attention import Record, softmax_over
+from tests.reference.orders import picks
 
 
 @dataclass
@@ -51,6 +52,10 @@ def _best(
 ) -> list[int]:
     if select.rank_by == "none":
         return []
+    if select.rank_by in FEATURE_ORDERS:
+        inputs, count = record.inputs[sample], int(kept(select.keep, len(candidates)))
+        chosen = picks(select.rank_by, inputs[candidates], inputs[prompt.after[sample]], count, select.pivots)
+        return [candidates[place] for place in chosen]
     if select.rank_by == "random":
         scores, output_norm = _random(select.seed, layer, prompt, sample, len(candidates)), 1.0
     else:

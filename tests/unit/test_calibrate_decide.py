@@ -22,8 +22,9 @@ from calibrate.probes.stats import proportion, wilson
 from calibrate.running.trial import Agreement
 from planner.cost import cost
 from planner.errors import ExtensionError, InputError
-from planner.policies import FastV, Policy, VisiPruner
+from planner.policies import FastV, Policy, VisiPruner, usable
 from planner.policies.base import REGISTRY
+from planner.policies.before_decoder import BeforeDecoder
 from planner.policies.visipruner import SHALLOW_RULES, UNTOUCHED
 from planner.profile import ModelIdentity, ProbeResult, Profile, PromptShape, SampleIdentity
 from planner.spec import ModelSpec
@@ -43,6 +44,15 @@ CONFIG = {
 }  # fmt: skip
 SPEC = ModelSpec.from_config(CONFIG)
 LAYERS = 10
+
+
+@pytest.fixture(autouse=True)
+def spaces_only(monkeypatch):
+    """What is proposed here are windows and a toy's members, not the ladders of policies before the decoder."""
+    monkeypatch.setattr(
+        "calibrate.deciding.candidates.usable",
+        lambda: (policy for policy in usable() if not issubclass(policy, BeforeDecoder)),
+    )
 
 
 def curve(first, values):

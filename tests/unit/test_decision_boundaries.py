@@ -16,7 +16,7 @@ from calibrate.deciding.search import Limits
 from calibrate.probes.stats import proportion
 from calibrate.running.trial import Agreement
 from planner.schedule import Schedule
-from tests.unit.test_calibrate_decide import LAYERS, SPEC, profile
+from tests.unit.test_calibrate_decide import LAYERS, SPEC, profile, spaces_only  # noqa: F401
 
 VISUAL, EXIT = 144, 7
 LIMITS = Limits(agreement=0.9, confidence=0.8)

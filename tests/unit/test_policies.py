@@ -29,7 +29,8 @@ def made(text: str) -> Schedule:
 
 def test_names() -> None:
     assert names() == (
-        "context", "dense", "fastv", "fitprune", "prellm", "pyramiddrop", "random", "sparsevlm", "var", "visipruner",
+        "blind", "cdpruner", "context", "dart", "dense", "diverse", "fastv", "fitprune", "prellm", "pyramiddrop",
+        "random", "sparsevlm", "var", "visipruner",
     )  # fmt: skip
     assert all(REGISTRY[name].summary for name in names())
 
@@ -55,6 +56,29 @@ def test_pyramiddrop_scales_with_depth() -> None:
     assert [stage.last for stage in made("pyramiddrop").stages] == [8, 16, 24, 32]
     qwen = ModelSpec.from_config("qwen2-vl-7b")
     assert [stage.last for stage in parse("pyramiddrop").schedule(qwen).stages] == [7, 14, 21, 28]
+
+
+@pytest.mark.parametrize(
+    ("text", "select"),
+    [
+        ("dart:keep=0.2", {"rank_by": "pivot_distance"}),
+        ("dart:keep=0.2,pivots=3", {"rank_by": "pivot_distance", "pivots": 3}),
+        ("diverse:keep=0.2", {"rank_by": "max_min_distance"}),
+        ("cdpruner:keep=0.2", {"rank_by": "determinantal"}),
+        ("prellm:keep=0.2,rank_by=norm", {"rank_by": "encoder_norm"}),
+    ],
+)
+def test_policies_before_the_decoder_leave_its_layers_alone(text: str, select: dict[str, object]) -> None:
+    wanted = Select.model_validate({"keep": Fraction(fraction=0.2), **select})
+    assert made(text) == Schedule(entry=wanted, stages=(Stage(first=0, last=32),))
+    assert parse(text).before_decoder(SPEC)
+    budgets = [policy.keep for policy in type(parse(text)).candidates(None, SPEC)]  # type: ignore[arg-type, union-attr]
+    assert budgets == sorted(budgets, reverse=True) and 0 < budgets[-1] < budgets[0] < 1
+
+
+def test_blind_drops_the_image_before_the_first_layer() -> None:
+    assert made("blind").entry == NOTHING
+    assert set(cost(SPEC, WORKLOAD, made("blind")).visual_tokens_per_layer) == {0}
 
 
 def test_sparsevlm_budgets() -> None:

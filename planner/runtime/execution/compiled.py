@@ -27,10 +27,10 @@ from planner.runtime.model.exchange import Function
 from planner.runtime.selection.ranking import not_finite
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.rows import Rows
-from planner.schedule import Schedule, Threshold
+from planner.schedule import ENTRY_SCORES, Schedule, Threshold
 
 #: Scores that do not depend on which text is padding.
-RANKED_BY = ("none", "last_attention", "influence_l2", "influence_cos", "encoder_norm", "encoder_attention")
+RANKED_BY = ("none", "last_attention", "influence_l2", "influence_cos", *sorted(ENTRY_SCORES))
 #: Where no buckets are given, lengths are rounded up to multiples of this.
 STEP = 64
 #: Arguments of a text tower with one entry per token, in their last dimension; embeddings in the last but one.

@@ -45,7 +45,7 @@ from planner.runtime.model.cache import Attachment, PrunedLayer, install, past_l
 from planner.runtime.model.exchange import Function, uncopied, wrapped
 from planner.runtime.model.generation import generating, prompt_of
 from planner.runtime.model.isolated import Diversion, IsolatedLayer, find_fast_form
-from planner.runtime.selection.encoder import EncoderScores
+from planner.runtime.selection.entry import Entry
 from planner.runtime.tensors.layout import Layout, read_layout, visual_rows
 from planner.schedule import Schedule
 
@@ -71,7 +71,7 @@ class Execution:
         self._compiled = Decoding(schedule)
         self._diversion = Diversion()
         self.compiled: CompiledPrefill | None = None
-        self._encoder: EncoderScores | None = None
+        self._entry: Entry | None = None
         self._signature = inspect.signature(parts.model.forward)
         self._isolated_layers = tuple(
             IsolatedLayer(layer, attention, parts.heads, self._diversion)
@@ -104,9 +104,9 @@ class Execution:
             attention_hook(list(parts.attentions), self._attend, self._traced, self._idle)
         )
         self._find_fast_forms(stack)
-        if self.schedule.entry is not None and self.schedule.entry.rank_by == "encoder_attention":
-            self._encoder = EncoderScores(parts.model)
-            stack.enter_context(self._encoder.watching())
+        if self.schedule.entry is not None:
+            self._entry = Entry(parts.model, self.schedule.entry)
+            stack.enter_context(self._entry.watching())
         stack.enter_context(generating(parts.model, self._around_generate, self._before_encoding))
         around = self._compilable(self._run, self._in_fixed_step)
         stack.enter_context(wrapped(parts.model, "forward", around))
@@ -174,9 +174,8 @@ class Execution:
         """`generate` is about to encode the images of a prompt, whose forward will not see their pixels."""
         thread = self.thread
         thread.awaited = None
-        if self._encoder is not None:
-            self._encoder.check(kwargs)
-            self._encoder.forget()
+        if self._entry is not None:
+            self._entry.begin(kwargs)
         if guard.check_turn(kwargs) or past_length(kwargs.get("past_key_values")):
             return kwargs
         guard.check_pixels(kwargs)
@@ -213,9 +212,8 @@ class Execution:
         if not bool(visual_rows(ids, self.parts.visual_ids).any()):
             with self._opened(Forward()):
                 return original(**kwargs)
-        if brings_pixels(kwargs) and self._encoder is not None:
-            self._encoder.check(kwargs)
-            self._encoder.forget()
+        if brings_pixels(kwargs) and self._entry is not None:
+            self._entry.begin(kwargs)
         guard.check_pixels(kwargs)
         ends = prompt_ends(kwargs, self.parts.visual_ids, self.thread.prompt_lengths, self.thread.prompt)
         if ends is None:
@@ -286,7 +284,7 @@ class Execution:
         if cache is not None:
             caches = install(cache, len(self.parts.layers), self._attachment, layout.length, list(self.parts.windows))
         self._positions.note(kwargs)
-        ranked = None if self._encoder is None else self._encoder.take(layout)
+        ranked = None if self._entry is None else self._entry.scores(layout, kwargs["inputs_embeds"])
         features = list(kwargs.pop("deepstack_visual_embeds", None) or [])
         prefill = self._prefill(layout, caches, ranked, forward.stream)
         prefill.check_sight()

@@ -1,0 +1,55 @@
+"""What policies share that drop visual tokens before layer 0 and leave the decoder as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from planner.policies.base import Policy, keep_of, share_kept
+from planner.schedule import Fraction, Keep, Schedule, Select, Stage
+
+if TYPE_CHECKING:
+    from planner.cost.sweep_layout import SweepColumns, SweepLayout
+    from planner.policies.window import Window
+    from planner.profile import Profile
+    from planner.spec import ModelSpec
+    from planner.workload import Workload
+
+#: Shares of the visual tokens that such a policy proposes, each about .7 of the one before.
+BUDGETS = (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06)
+
+
+class BeforeDecoder(Policy):
+    """The decoder gets `keep` of the visual tokens: a share up to 1, else a number. A subclass says which ones."""
+
+    keep: Annotated[float, Field(gt=0)] = 0.25
+
+    def select(self, keep: Keep) -> Select:
+        """The selection before layer 0."""
+        raise NotImplementedError
+
+    def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
+        keep = Fraction(fraction=1.0) if self.keep == 1 else keep_of(self.keep)
+        return Schedule(entry=self.select(keep), stages=(Stage(first=0, last=spec.layers),))
+
+    @classmethod
+    def scaled(cls, dropped: float) -> tuple[Policy, ...]:
+        return (cls(keep=share_kept(dropped)),)
+
+    @classmethod
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy | Window]:
+        return tuple(cls(keep=budget) for budget in BUDGETS)
+
+    @classmethod
+    def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:
+        from planner.cost.sweep_layout import SweepLayout, budget, column, segment
+
+        keep = column(given, "keep", cls.model_fields["keep"].default)
+        left = budget(keep, workload.visual_tokens)
+        # keep=1 is everything, not one token.
+        if given.keys() - {"keep"} or left is None or (keep == 0).any() or (keep == 1).any():
+            return None
+        entry = cls().select(Fraction(fraction=1.0))
+        return SweepLayout((segment(workload, 0, spec.layers, left.astype(kind)),), entry=entry)

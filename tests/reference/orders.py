@@ -1,0 +1,62 @@
+"""Orders of picks over visual features, from their definitions: every pair is looked at, nothing is updated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def picks(rank_by: str, features: Tensor, question: Tensor, count: int, pivots: int) -> list[int]:
+    """Places of the tokens that are picked, in order.
+
+    Args:
+        features: ``[v, d]``.
+        question: ``[t, d]`` embeddings of the text after the image.
+        count: picks to make.
+        pivots: of `pivot_distance`.
+    """
+    unit = features / features.norm(dim=1, keepdim=True)
+    cosine = unit @ unit.T
+    match rank_by:
+        case "pivot_distance":
+            return _pivots_then_unlike(features.norm(dim=1), cosine, pivots)[:count]
+        case "max_min_distance":
+            return _max_min(1 - cosine, count)
+        case "determinantal":
+            return _determinantal(cosine, unit, question.mean(0), count)
+    raise NotImplementedError(rank_by)
+
+
+def _pivots_then_unlike(norm: Tensor, cosine: Tensor, pivots: int) -> list[int]:
+    by_norm = sorted(range(len(norm)), key=lambda i: (-float(norm[i]), i))
+    chosen, rest = by_norm[:pivots], sorted(by_norm[pivots:])
+    return chosen + sorted(rest, key=lambda i: max(float(cosine[i, j]) for j in chosen))
+
+
+def _max_min(distance: Tensor, count: int) -> list[int]:
+    chosen: list[int] = []
+    for _ in range(count):
+        rest = [i for i in range(len(distance)) if i not in chosen]
+        against = chosen or rest
+        chosen.append(
+            _first_best([(min([float(distance[i, j]) for j in against if j != i] or [0.0]), i) for i in rest])
+        )
+    return chosen
+
+
+def _first_best(gains: list[tuple[float, int]]) -> int:
+    """Of all within a millionth of the largest gain the earliest: two tokens may be each other's nearest."""
+    largest = max(gain for gain, _ in gains)
+    return min(token for gain, token in gains if gain >= largest - 1e-6)
+
+
+def _determinantal(cosine: Tensor, unit: Tensor, question: Tensor, count: int) -> list[int]:
+    """Greedy, by the determinant of the kernel of all that is chosen and each token that could be."""
+    toward = unit @ (question / question.norm())
+    relevance = (toward - toward.min() + 1e-6) / (toward.max() - toward.min())
+    kernel = relevance[:, None] * cosine * relevance[None]
+    chosen: list[int] = []
+    for _ in range(count):
+        rest = [i for i in range(len(kernel)) if i not in chosen]
+        chosen.append(max(rest, key=lambda i: float(torch.linalg.det(kernel[[*chosen, i]][:, [*chosen, i]]))))
+    return chosen
