@@ -34,11 +34,24 @@ RankBy = Literal[
     "pivot_distance",  # a few pivots, then what is least similar to any of them (DART)
     "max_min_distance",  # greedily what is farthest from all that is chosen (DivPrune)
     "determinantal",  # greedily what adds most volume, weighted by similarity to the question (CDPruner)
+    "salient_then_distant",  # part by the encoder's attention, then what is farthest from all chosen (VisPruner)
+    "grid",  # the middle token of each of as many cells of the picture as the budget allows
+]
+#: What becomes of the tokens that an entry drops.
+Merge = Literal[
+    "none",  # nothing
+    "mean",  # the kept token of the lowest rank becomes the mean of itself and all of them
+    "nearest",  # each joins the kept token it is most like; that one becomes the mean of all that joined it
+    "cell",  # the middle token of a cell becomes the cell's mean (average pooling)
 ]
 #: Orders of picks over projected features: the first n tokens of an order are what a budget of n keeps.
 FEATURE_ORDERS: frozenset[str] = frozenset({"pivot_distance", "max_min_distance", "determinantal"})
+#: Scores for which the attention of the vision encoder is read.
+ENCODER_SCORES: frozenset[str] = frozenset({"encoder_attention", "salient_then_distant"})
 #: Scores that exist before the decoder runs, and only there.
-ENTRY_SCORES: frozenset[str] = FEATURE_ORDERS | {"encoder_attention", "encoder_norm"}
+ENTRY_SCORES: frozenset[str] = FEATURE_ORDERS | ENCODER_SCORES | {"encoder_norm", "grid"}
+#: Choices without a score that a threshold could be compared with.
+UNRANKED: frozenset[str] = FEATURE_ORDERS | {"none", "random", "grid", "salient_then_distant"}
 #: Scores that read the attention from text to visual tokens, so the scoring layer must have it.
 ATTENTION_SCORES: frozenset[str] = frozenset(
     {"last_attention", "influence_l2", "influence_cos", "text_raters", "cross_self_attention"}
@@ -88,7 +101,8 @@ class Select(_Frozen):
     `of="context"` ranks text tokens after the image instead, except the last `protect` ones (question and role
     tokens).
 
-    `pivots` is how many pivots `pivot_distance` begins with.
+    `merge` says what becomes of the tokens that an entry drops; `pivots` how many pivots `pivot_distance` begins with;
+    `salient` which share of the budget `salient_then_distant` gives to attention.
     """
 
     rank_by: RankBy
@@ -98,17 +112,23 @@ class Select(_Frozen):
     protect: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
     pivots: Annotated[int, Field(ge=1)] = 8
+    salient: Annotated[float, Field(gt=0, le=1)] = 0.5
+    merge: Merge = "none"
 
     @model_validator(mode="after")
     def _consistent(self) -> Select:
         if self.rank_by == "none" and not (isinstance(self.keep, Count) and self.keep.count == 0):
             raise ValueError("rank_by 'none' can only drop everything: keep must be {'count': 0}")
-        if isinstance(self.keep, Threshold) and self.rank_by in FEATURE_ORDERS | {"none", "random"}:
+        if isinstance(self.keep, Threshold) and self.rank_by in UNRANKED:
             raise ValueError(f"a threshold needs a score, and rank_by '{self.rank_by}' has none")
         if self.of == "context" and self.protect < 1:
             raise ValueError("a context selection must protect at least the last row, which predicts the answer")
         if isinstance(self.keep, Threshold) and self.keep.relative and not self.rank_by.startswith("influence"):
             raise ValueError(f"a relative threshold is a share of an influence, not of '{self.rank_by}'")
+        if self.merge == "cell" and self.rank_by != "grid":
+            raise ValueError(f"merge 'cell' needs cells, which rank_by '{self.rank_by}' does not make: use 'grid'")
+        if self.merge != "none" and self.rank_by == "none":
+            raise ValueError("where nothing is kept, nothing can be merged: merge must be 'none'")
         ranks_context = self.rank_by == "attention_received"
         if self.rank_by not in ("none", "random") and ranks_context != (self.of == "context"):
             raise ValueError(f"rank_by '{self.rank_by}' does not rank {self.of} tokens")
@@ -183,6 +203,8 @@ class Stage(_Frozen):
                 )
             if select.rank_by in ENTRY_SCORES:
                 raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")
+            if select.merge != "none":
+                raise ValueError("only the schedule's entry merges: deeper layers have keys of every token already")
         if self.redistribute is not None and self.text_to_visual != "full":
             raise ValueError("redistribute needs text_to_visual 'full'")
         return self

@@ -160,6 +160,14 @@ SCHEDULES: dict[str, Schedule] = {
     "diverse": Schedule(stages=(Stage(first=0, last=6),), entry=select("max_min_distance", 0.3)),
     "cdpruner": Schedule(stages=(Stage(first=0, last=6),), entry=select("determinantal", 5)),
     "cdpruner-visipruner": _visipruner(_MERGE, _ALONE).model_copy(update={"entry": select("determinantal", 0.4)}),
+    "pool": Schedule(stages=(Stage(first=0, last=6),), entry=select("grid", 0.25, merge="cell")),
+    "pool-odd": Schedule(stages=(Stage(first=0, last=6),), entry=select("grid", 7, merge="cell")),
+    "stride": Schedule(stages=(Stage(first=0, last=6),), entry=select("grid", 5)),
+    "merge-mean": Schedule(stages=(Stage(first=0, last=6),), entry=select("pivot_distance", 6, merge="mean")),
+    "merge-nearest": Schedule(stages=(Stage(first=0, last=6),), entry=select("encoder_norm", 0.4, merge="nearest")),
+    "merge-visipruner": _visipruner(_MERGE, _ALONE).model_copy(
+        update={"entry": select("max_min_distance", 0.6, merge="nearest")}
+    ),
     "blind": Schedule(stages=(Stage(first=0, last=6),), entry=NOTHING),
     "prellm-visipruner": _visipruner(_MERGE, _ALONE).model_copy(update={"entry": select("encoder_norm", 0.7)}),
     "context": Schedule(

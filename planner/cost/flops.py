@@ -13,7 +13,7 @@ from planner.cost.selector import Number, entry_macs, score_macs
 from planner.cost.staircase import Segment, lay
 from planner.cost.vision import vision_flops
 from planner.errors import InputError, ScheduleError
-from planner.schedule import Schedule, Select
+from planner.schedule import ENCODER_SCORES, Schedule, Select
 from planner.spec.facts import LayerSpec, ModelSpec
 from planner.workload import Workload
 
@@ -269,7 +269,7 @@ def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[in
     them."""
     if spec.vision is None or not workload.visual_tokens or workload.image_stream_cached:
         return 0, 0, 0
-    ranks = schedule.entry is not None and schedule.entry.rank_by == "encoder_attention"
+    ranks = schedule.entry is not None and schedule.entry.rank_by in ENCODER_SCORES
     return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks)
 
 

@@ -23,8 +23,13 @@ count here.
 | determinantal          | the question with all v tokens; each pick but the last with   | d v + d (k - 1) v    |
 |                        | all v tokens, and with the volume that earlier ones took      | + v (k - 1)(k - 2)/2 |
 
-The last three, and the scores of the encoder, belong to an entry: they read projected features of size d, and of the v
-tokens k are kept.
+| salient_then_distant   | as encoder_attention; each pick but the last with all v       | as there             |
+|                        | tokens                                                        | + d (k - 1) v        |
+| grid                   | none                                                          | 0                    |
+| merge: nearest         | all v tokens with the k kept ones, beside the score           | d k v                |
+
+The last six, and the scores of the encoder, belong to an entry: they read projected features of size d, and of the v
+tokens k are kept. Other merges are means, which multiply no matrices.
 
 The first selection of a stage ranks all visual rows, r = v; a later one those that are left, though its score still
 reads the whole layer. Where nothing is left to rank (no visual token, or `protect` covers all text) nothing is
@@ -50,7 +55,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.schedule import FEATURE_ORDERS, Select, Threshold
+from planner.schedule import Select, Threshold
 from planner.spec.facts import Attention, Tower
 
 #: An int, a float (in a paper's accounting) or an array over schedules.
@@ -124,16 +129,18 @@ def entry_macs(select: Select, hidden: int, visual: int, left: Number) -> Number
         visual: tokens it chooses among, v.
         left: how many it keeps, k.
     """
-    if select.rank_by not in FEATURE_ORDERS:
-        return 0
-    if select.rank_by == "pivot_distance":
-        return hidden * min(select.pivots, visual) * visual
-    # Zero where nothing is kept, or one token: the last pick is compared with nothing.
+    macs: Number = hidden * left * visual if select.merge == "nearest" else 0
+    # The last pick is compared with nothing.
     compared = (left - 1) * (left > 0)
-    macs = hidden * compared * visual
-    if select.rank_by == "max_min_distance":
-        return macs + hidden * visual * visual
-    return macs + hidden * visual + visual * (compared * (compared - 1) // 2)
+    if select.rank_by == "pivot_distance":
+        macs += hidden * min(select.pivots, visual) * visual
+    elif select.rank_by == "salient_then_distant":
+        macs += hidden * compared * visual
+    elif select.rank_by == "max_min_distance":
+        macs += hidden * (compared + visual) * visual
+    elif select.rank_by == "determinantal":
+        macs += hidden * (compared + 1) * visual + visual * (compared * (compared - 1) // 2)
+    return macs
 
 
 def encoder_score_macs(tower: Tower, tokens: int) -> int:

@@ -17,12 +17,14 @@ from planner.policies.diverse import Diverse
 from planner.policies.fastv import FastV
 from planner.policies.fitprune import FitPrune
 from planner.policies.known import names, parse, policy_class, usable
+from planner.policies.pool import Pool
 from planner.policies.prellm import PreLLM
 from planner.policies.pyramiddrop import PyramidDrop
 from planner.policies.random import Random
 from planner.policies.sparsevlm import SparseVLM
 from planner.policies.var import VAR
 from planner.policies.visipruner import VisiPruner
+from planner.policies.vispruner import VisPruner
 from planner.policies.window import ShallowRule, Window
 
 __all__ = [
@@ -38,11 +40,13 @@ __all__ = [
     "FastV",
     "FitPrune",
     "Policy",
+    "Pool",
     "PreLLM",
     "PyramidDrop",
     "Random",
     "ShallowRule",
     "SparseVLM",
+    "VisPruner",
     "VisiPruner",
     "Window",
     "combine",

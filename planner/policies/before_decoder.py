@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
+#: What becomes of dropped tokens, see `planner.schedule.Merge`.
+DroppedMerge = Literal["none", "mean", "nearest"]
 #: Shares of the visual tokens that such a policy proposes, each about .7 of the one before.
 BUDGETS = (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06)
 

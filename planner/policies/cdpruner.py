@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from planner.policies.before_decoder import BeforeDecoder
+from planner.policies.before_decoder import BeforeDecoder, DroppedMerge
 from planner.schedule import Keep, Select
 
 
@@ -19,5 +19,7 @@ class CDPruner(BeforeDecoder):
     name: ClassVar[str] = "cdpruner"
     summary: ClassVar[str] = "before the decoder keep diverse tokens that matter to the question (determinantal)"
 
+    merge: DroppedMerge = "none"
+
     def select(self, keep: Keep) -> Select:
-        return Select(rank_by="determinantal", keep=keep)
+        return Select(rank_by="determinantal", keep=keep, merge=self.merge)

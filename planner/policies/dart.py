@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from planner.policies.before_decoder import BeforeDecoder
+from planner.policies.before_decoder import BeforeDecoder, DroppedMerge
 from planner.schedule import Keep, Select
 
 
@@ -23,6 +23,7 @@ class Dart(BeforeDecoder):
     summary: ClassVar[str] = "before the decoder keep a few pivots and the tokens least similar to any of them"
 
     pivots: Annotated[int, Field(ge=1)] = 8
+    merge: DroppedMerge = "none"
 
     def select(self, keep: Keep) -> Select:
-        return Select(rank_by="pivot_distance", keep=keep, pivots=self.pivots)
+        return Select(rank_by="pivot_distance", keep=keep, pivots=self.pivots, merge=self.merge)

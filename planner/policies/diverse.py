@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from planner.policies.before_decoder import BeforeDecoder
+from planner.policies.before_decoder import BeforeDecoder, DroppedMerge
 from planner.schedule import Keep, Select
 
 
@@ -15,5 +15,7 @@ class Diverse(BeforeDecoder):
     name: ClassVar[str] = "diverse"
     summary: ClassVar[str] = "before the decoder keep tokens that are far from each other (greedy max-min distance)"
 
+    merge: DroppedMerge = "none"
+
     def select(self, keep: Keep) -> Select:
-        return Select(rank_by="max_min_distance", keep=keep)
+        return Select(rank_by="max_min_distance", keep=keep, merge=self.merge)

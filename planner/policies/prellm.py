@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from planner.policies.before_decoder import BeforeDecoder
+from planner.policies.before_decoder import BeforeDecoder, DroppedMerge
 from planner.schedule import Keep, RankBy, Select
 
 _SCORES: dict[str, RankBy] = {"attention": "encoder_attention", "norm": "encoder_norm", "random": "random"}
@@ -24,6 +24,7 @@ class PreLLM(BeforeDecoder):
     keep: Annotated[float, Field(gt=0)] = 0.5
     rank_by: Literal["attention", "norm", "random"] = "attention"
     seed: Annotated[int, Field(ge=0)] = 0
+    merge: DroppedMerge = "none"
 
     def select(self, keep: Keep) -> Select:
-        return Select(rank_by=_SCORES[self.rank_by], keep=keep, seed=self.seed)
+        return Select(rank_by=_SCORES[self.rank_by], keep=keep, seed=self.seed, merge=self.merge)

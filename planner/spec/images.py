@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from planner.errors import InputError, UnsupportedModelError
 from planner.spec.facts import ImageRule, ModelSpec
@@ -18,6 +19,26 @@ LARGEST_SIDE = 1 << 20
 WORST_ASPECT = 200
 
 
+class Grid(NamedTuple):
+    """Visual tokens that lie side by side in a picture, row after row.
+
+    Attributes:
+        rows, columns: of tokens.
+        frames: grids of a video that follow one another in time.
+        breaks: every row ends with a token that stands for no place (the newline of unpadded tiles).
+    """
+
+    rows: int
+    columns: int
+    frames: int = 1
+    breaks: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """All of its tokens, row breaks included."""
+        return self.frames * self.rows * (self.columns + self.breaks)
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """One image as a model sees it.
@@ -25,10 +46,13 @@ class Encoded:
     Attributes:
         tiles: rows and columns of patches of each tile.
         visual_tokens: tokens that stand for the image in the decoder, row breaks of unpadded tiles included.
+        grids: how they lie, in prompt order: of each tile, or of what tiles are put together to; empty where they lie
+            in no grid, or are only assumed.
     """
 
     tiles: tuple[tuple[int, int], ...]
     visual_tokens: int
+    grids: tuple[Grid, ...] = ()
 
 
 def encode(spec: ModelSpec, width: int, height: int) -> Encoded:
@@ -64,13 +88,23 @@ def _tile(rule: ImageRule) -> tuple[int, int]:
     return rule.side // rule.patch, rule.side // rule.patch
 
 
+def tile_grid(rule: ImageRule) -> tuple[Grid, ...]:
+    """The grid of a tile's visual tokens; none where they make no square (a class token among them, say)."""
+    side = math.isqrt(rule.tile_tokens)
+    return (Grid(side, side),) if side and side * side == rule.tile_tokens else ()
+
+
+def _tiled(rule: ImageRule, count: int) -> Encoded:
+    return Encoded((_tile(rule),) * count, rule.tile_tokens * count, tile_grid(rule) * count)
+
+
 def _fixed(rule: ImageRule, width: int, height: int) -> Encoded:
-    return Encoded((_tile(rule),), rule.tile_tokens)
+    return _tiled(rule, 1)
 
 
 def _grid(rule: ImageRule, width: int, height: int) -> Encoded:
     """mllama fills up to its full number of tiles, and the empty ones run too."""
-    return Encoded((_tile(rule),) * rule.max_tiles, rule.tile_tokens * rule.max_tiles)
+    return _tiled(rule, rule.max_tiles)
 
 
 def _anyres(rule: ImageRule, width: int, height: int) -> Encoded:
@@ -96,7 +130,9 @@ def _anyres(rule: ImageRule, width: int, height: int) -> Encoded:
         if excess > 1.1:
             rows, columns = int(rows // excess), int(columns // excess)
     # One newline a row.
-    return Encoded((_tile(rule),) * (1 + across * down), rule.tile_tokens + rows * (columns + 1))
+    base, whole = tile_grid(rule), Grid(rows, columns, breaks=True)
+    tokens = rule.tile_tokens + whole.tokens
+    return Encoded((_tile(rule),) * (1 + across * down), tokens, (*base, whole) if base else ())
 
 
 def _resize(rule: ImageRule, width: int, height: int) -> Encoded:
@@ -120,7 +156,7 @@ def _resize(rule: ImageRule, width: int, height: int) -> Encoded:
 
 
 def _merged(rule: ImageRule, rows: int, columns: int) -> Encoded:
-    return Encoded(((rows * rule.merge, columns * rule.merge),), rows * columns)
+    return Encoded(((rows * rule.merge, columns * rule.merge),), rows * columns, (Grid(rows, columns),))
 
 
 def _shrink(rule: ImageRule, width: int, height: int) -> Encoded:
@@ -181,8 +217,7 @@ def _even(length: int) -> int:
 
 def _with_thumbnail(rule: ImageRule, tiles: int) -> Encoded:
     """Tiles of an image, and the whole of it once more where there are several."""
-    count = tiles + 1 if tiles > 1 else 1
-    return Encoded((_tile(rule),) * count, rule.tile_tokens * count)
+    return _tiled(rule, tiles + 1 if tiles > 1 else 1)
 
 
 RULES: dict[str, Callable[[ImageRule, int, int], Encoded]] = {

@@ -15,13 +15,18 @@ from torch import Tensor
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.modeling_utils import AttentionInterface
 
+from planner.cost import cost
 from planner.runtime import attach
+from planner.runtime.count import FlopCounter
 from planner.runtime.model.adapters import find_parts
 from planner.runtime.selection.encoder import EncoderScores
 from planner.runtime.tensors.layout import read_layout
 from planner.schedule import Count, Schedule, Select, Stage
+from planner.spec import ModelSpec
 from tests import tiny
 from tests.float64 import float64_throughout
+from tests.integration.test_cost_counted import workload_of
+from tests.reference.orders import salient_then_distant
 from tests.tiny import transformers_has
 
 KEPT = 6
@@ -178,7 +183,7 @@ def test_scores_are_the_mean_over_a_token_s_patches(family: str, attn: str) -> N
         plain = model(**inputs).logits
         with scores.watching():
             watched = model(**inputs).logits
-    found = scores.take(layout)
+    found = scores.take(layout, 2)
     assert torch.equal(plain, watched), "watching changed the model"
     assert (found[layout.visual] - expected).abs().max() < 1e-12
     assert not found[~layout.visual].any()
@@ -205,7 +210,7 @@ def test_shrunken_images_rank_by_interpolated_scores() -> None:
     scores = EncoderScores(model)
     with torch.no_grad(), float64_throughout(), scores.watching():
         model(**inputs)
-    assert (scores.take(layout)[layout.visual] - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-12
+    assert (scores.take(layout, 1)[layout.visual] - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -220,6 +225,64 @@ def test_the_best_patches_survive(family: str) -> None:
         kept = handle.kept[0]
     for sample, found in enumerate(scores):
         assert kept[sample] == sorted(found.topk(KEPT).indices.tolist())
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl", "llava_next"])
+def test_attended_patches_and_then_distant_ones_survive(family: str) -> None:
+    model, inputs = tiny.model(family), tiny.inputs(family, **BATCH)
+    scores = SCORES[family](model, inputs)
+    entry = Select(rank_by="salient_then_distant", keep=Count(count=KEPT), salient=0.4)
+    with attach(model, Schedule(stages=(Stage(first=0, last=4),), entry=entry)) as handle, torch.no_grad():
+        with float64_throughout():
+            model(**inputs)
+        kept, visual = handle.kept[0], read_layout(inputs["input_ids"], find_parts(model).visual_ids, None).visual
+    with torch.no_grad(), float64_throughout():
+        embedded = entering(model, inputs)
+    start = 0
+    for sample, found in enumerate(kept):
+        count = int(visual[sample].sum())
+        features, attention = embedded[sample, visual[sample]], scores[start : start + count]
+        # .4 of 6 is 2.4: two by attention.
+        assert found == sorted(salient_then_distant(features, attention, 2, KEPT))
+        start += count
+
+
+def entering(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """``[B, n, d]``: what enters the text tower."""
+    seen: list[Tensor] = []
+
+    def note(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(kwargs["inputs_embeds"])
+
+    hook = find_parts(model).tower.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        model(**inputs)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("merge", ["none", "nearest"])
+@pytest.mark.parametrize("rank_by", ["encoder_attention", "salient_then_distant"])
+@pytest.mark.parametrize("family", ["llava", "gemma3", "llava_next"])
+def test_what_it_costs_is_what_is_counted(family: str, rank_by: str, merge: str) -> None:
+    model, inputs = tiny.model(family, window=256), tiny.inputs(family, batch=2)
+    entry = Select.model_validate({"rank_by": rank_by, "keep": Count(count=KEPT), "merge": merge})
+    schedule = Schedule(stages=(Stage(first=0, last=4),), entry=entry)
+    spec = ModelSpec.from_config(model.config.to_dict())
+    with attach(model, schedule), torch.no_grad(), FlopCounter() as counter:
+        model(**inputs, logits_to_keep=1)
+    assert counter.total == cost(spec, workload_of(family, spec, inputs), schedule).prefill_flops
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_repeat_the_scores_of_their_sample(family: str) -> None:
+    model, inputs = tiny.model(family), tiny.inputs(family, **BATCH)
+    with attach(model, ENTRY) as handle:
+        model.generate(**inputs, max_new_tokens=2, do_sample=False)
+        alone = handle.kept[0]
+        model.generate(**inputs, max_new_tokens=2, do_sample=False, num_beams=3)
+        assert handle.kept[0] == [sample for sample in alone for _ in range(3)]
 
 
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "mistral3"])

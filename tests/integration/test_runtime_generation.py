@@ -60,12 +60,13 @@ def test_an_answer_scored_in_one_forward(name: str) -> None:
     assert (scored - torch.stack(found.logits, dim=1)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("name", ["visipruner", "pool", "cdpruner"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_beam_search_of_a_batch_equals_each_sample_alone(family: str) -> None:
+def test_beam_search_of_a_batch_equals_each_sample_alone(family: str, name: str) -> None:
     model = tiny.model(family, layers=LAYERS)
     both = tiny.inputs(family, batch=2, left_pad=2)
     options = {"num_beams": 3, "output_scores": True, "return_dict_in_generate": True, "max_new_tokens": STEPS}
-    with attach(model, SCHEDULES["visipruner"]), torch.no_grad(), float64_throughout():
+    with attach(model, SCHEDULES[name]), torch.no_grad(), float64_throughout():
         together = model.generate(**both, do_sample=False, **options)
         for sample in range(2):
             one = tiny.inputs(family, batch=2, left_pad=2, only=sample)
@@ -74,7 +75,7 @@ def test_beam_search_of_a_batch_equals_each_sample_alone(family: str) -> None:
             assert abs(together.sequences_scores[sample] - alone.sequences_scores[0]) < 1e-8
 
 
-@pytest.mark.parametrize("name", ["fastv", "visipruner", "threshold"])
+@pytest.mark.parametrize("name", ["fastv", "visipruner", "threshold", "diverse", "merge-nearest"])
 def test_batch_equals_single(name: str) -> None:
     model, both = tiny.model("llava", layers=LAYERS), tiny.inputs("llava", batch=2, left_pad=3)
     with attach(model, SCHEDULES[name]):

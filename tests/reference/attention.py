@@ -65,9 +65,13 @@ def text_tower(model: Any) -> Any:
 
 
 def forward(
-    model: Any, inputs: dict[str, Tensor], rule_of: Callable[[int], LayerRule], visual: Tensor
+    model: Any,
+    inputs: dict[str, Tensor],
+    rule_of: Callable[[int], LayerRule],
+    visual: Tensor,
+    members: list[dict[int, list[int]]],
 ) -> tuple[Tensor, list[Record]]:
-    """Run the model once. Returns logits ``[B, N, V]`` and one record a layer."""
+    """Run the model once, with some tokens joined on entry. Returns logits ``[B, N, V]`` and one record a layer."""
     tower = text_tower(model)
     records: list[Record] = []
 
@@ -99,13 +103,35 @@ def forward(
     def remember(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         records.append(Record(inputs=args[0] if args else kwargs["hidden_states"]))
 
+    def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        kwargs["inputs_embeds"] = joined(kwargs["inputs_embeds"], members)
+        if kwargs.get("deepstack_visual_embeds"):
+            kwargs["deepstack_visual_embeds"] = [_joined_flat(f) for f in kwargs["deepstack_visual_embeds"]]
+        return args, kwargs
+
+    def _joined_flat(features: Tensor) -> Tensor:
+        wide = features.new_zeros(*visual.shape, features.shape[-1])
+        wide[visual] = features
+        return joined(wide, members)[visual]
+
     hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in tower.layers]
+    if members:
+        hooks.append(tower.register_forward_pre_hook(enter, with_kwargs=True))
     try:
         with torch.no_grad(), _attention(tower.config, attend):
             return model(**inputs, use_cache=False).logits, records
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def joined(x: Tensor, members: list[dict[int, list[int]]]) -> Tensor:
+    """``[B, N, d]`` with every such token replaced by the mean."""
+    changed = x.clone()
+    for sample, groups in enumerate(members):
+        for token, group in groups.items():
+            changed[sample, token] = torch.stack([x[sample, member] for member in group]).mean(0)
+    return changed
 
 
 def softmax_over(scores: Tensor, allowed: Tensor) -> Tensor:

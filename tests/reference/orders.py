@@ -44,6 +44,22 @@ def _max_min(distance: Tensor, count: int) -> list[int]:
     return chosen
 
 
+def salient_then_distant(features: Tensor, attention: Tensor, salient: int, count: int) -> list[int]:
+    """Places of the tokens picked: so many by attention, then the one farthest from all picked.
+
+    Args:
+        features: ``[v, d]``.
+        attention: ``[v]``.
+    """
+    unit = features / features.norm(dim=1, keepdim=True)
+    distance = 1 - unit @ unit.T
+    chosen = sorted(range(len(unit)), key=lambda i: (-float(attention[i]), i))[: min(salient, count)]
+    while len(chosen) < count:
+        rest = [i for i in range(len(unit)) if i not in chosen]
+        chosen.append(_first_best([(min(float(distance[i, j]) for j in chosen), i) for i in rest]))
+    return chosen
+
+
 def _first_best(gains: list[tuple[float, int]]) -> int:
     """Of all within a millionth of the largest gain the earliest: two tokens may be each other's nearest."""
     largest = max(gain for gain, _ in gains)

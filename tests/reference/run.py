@@ -11,6 +11,8 @@ from torch import Tensor
 from planner.schedule import Schedule, Stage
 from tests.float64 import float64_throughout
 from tests.reference.attention import LayerRule, Record, forward
+from tests.reference.merging import joins
+from tests.reference.pictures import grids
 from tests.reference.scores import Prompt, survivors
 
 
@@ -63,7 +65,8 @@ class _Run:
             if token is not None:
                 visual |= (ids == token) & valid
         after = valid & ~visual & (visual.cumsum(-1) > 0)
-        self.prompt = Prompt(ids, valid, visual, after)
+        self.prompt = Prompt(ids, valid, visual, after, grids(config.model_type, inputs, visual))
+        self.joins: list[dict[int, list[int]]] = []
         #: Who is alive on entering each layer, as far as decided.
         self.alive = [valid]
 
@@ -72,6 +75,7 @@ class _Run:
             # Nothing has been computed yet: all that is known of the image is what enters the first layer.
             record = self._prompt_pass()[0]
             record.present = self.alive[0]
+            self.joins = joins(self.schedule.entry, self.prompt, self.alive[0], record)
             self.alive[0] = survivors(self.schedule.entry, -1, self.prompt, self.alive[0], record)
         for stage in self.schedule.stages:
             last = int(stage.last)
@@ -83,12 +87,12 @@ class _Run:
                 self.alive[last] = survivors(select, last - 1, self.prompt, self.alive[last], record)
         steps = generated.shape[1]
         visual = _widened(self.prompt.visual, steps, False)
-        logits, _ = forward(self.model, self._extended(generated), lambda n: self._rule(n, steps), visual)
+        logits, _ = forward(self.model, self._extended(generated), lambda n: self._rule(n, steps), visual, self.joins)
         cached = [(self.alive[n] & ~self.prompt.visual) | self._cached_visual(n) for n in range(self.schedule.layers)]
         return Outcome(logits, self.prompt.valid.shape[1], self.alive, cached)
 
     def _prompt_pass(self) -> list[Record]:
-        return forward(self.model, self.inputs, lambda n: self._rule(n, 0), self.prompt.visual)[1]
+        return forward(self.model, self.inputs, lambda n: self._rule(n, 0), self.prompt.visual, self.joins)[1]
 
     def _extended(self, generated: Tensor) -> dict[str, Tensor]:
         """The prompt's arguments with the generated tokens in place, as if they had been there from the start."""

@@ -11,16 +11,19 @@ from torch import Tensor
 from planner.schedule import FEATURE_ORDERS, Select, Threshold, kept
 from tests.reference.attention import Record, softmax_over
 from tests.reference.orders import picks
+from tests.reference.pictures import Lie, cells
 
 
 @dataclass
 class Prompt:
-    """The prompt, ``[B, P]`` each: ids, valid tokens, visual ones, and text with a visual token before it."""
+    """The prompt, ``[B, P]`` each: ids, valid tokens, visual ones, and text with a visual token before it; and for
+    each sample how its visual tokens lie."""
 
     ids: Tensor
     valid: Tensor
     visual: Tensor
     after: Tensor
+    grids: list[list[Lie]]
 
     def last(self, sample: int) -> int:
         """The last valid row."""
@@ -37,25 +40,32 @@ def survivors(select: Select, layer: int, prompt: Prompt, alive: Tensor, record:
     """
     after = alive.clone()
     for sample in range(alive.shape[0]):
-        if select.of == "visual":
-            candidates = (alive & prompt.visual)[sample].nonzero()[:, 0].tolist()
-        else:
-            candidates = (alive & prompt.after)[sample].nonzero()[:, 0].tolist()
-            candidates = candidates[: len(candidates) - select.protect] if select.protect else candidates
+        candidates = _candidates(select, prompt, alive, sample)
         after[sample, candidates] = False
-        after[sample, _best(select, layer, prompt, alive, record, sample, candidates)] = True
+        after[sample, best(select, layer, prompt, alive, record, sample)] = True
     return after
 
 
-def _best(
-    select: Select, layer: int, prompt: Prompt, alive: Tensor, record: Record, sample: int, candidates: list[int]
-) -> list[int]:
+def _candidates(select: Select, prompt: Prompt, alive: Tensor, sample: int) -> list[int]:
+    if select.of == "visual":
+        return (alive & prompt.visual)[sample].nonzero()[:, 0].tolist()  # type: ignore[no-any-return]
+    candidates = (alive & prompt.after)[sample].nonzero()[:, 0].tolist()
+    return candidates[: len(candidates) - select.protect] if select.protect else candidates
+
+
+def best(select: Select, layer: int, prompt: Prompt, alive: Tensor, record: Record, sample: int) -> list[int]:
+    """The tokens of a sample that a selection keeps, the best first."""
+    candidates = _candidates(select, prompt, alive, sample)
     if select.rank_by == "none":
         return []
     if select.rank_by in FEATURE_ORDERS:
         inputs, count = record.inputs[sample], int(kept(select.keep, len(candidates)))
         chosen = picks(select.rank_by, inputs[candidates], inputs[prompt.after[sample]], count, select.pivots)
         return [candidates[place] for place in chosen]
+    if select.rank_by == "grid":
+        count = int(kept(select.keep, len(candidates)))
+        middles = [candidates[cell[0]] for cell in cells(prompt.grids[sample], count)]
+        return sorted(middles) + [token for token in candidates if token not in middles][: count - len(middles)]
     if select.rank_by == "random":
         scores, output_norm = _random(select.seed, layer, prompt, sample, len(candidates)), 1.0
     else:

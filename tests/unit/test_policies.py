@@ -29,8 +29,8 @@ def made(text: str) -> Schedule:
 
 def test_names() -> None:
     assert names() == (
-        "blind", "cdpruner", "context", "dart", "dense", "diverse", "fastv", "fitprune", "prellm", "pyramiddrop",
-        "random", "sparsevlm", "var", "visipruner",
+        "blind", "cdpruner", "context", "dart", "dense", "diverse", "fastv", "fitprune", "pool", "prellm",
+        "pyramiddrop", "random", "sparsevlm", "var", "visipruner", "vispruner",
     )  # fmt: skip
     assert all(REGISTRY[name].summary for name in names())
 
@@ -65,6 +65,11 @@ def test_pyramiddrop_scales_with_depth() -> None:
         ("dart:keep=0.2,pivots=3", {"rank_by": "pivot_distance", "pivots": 3}),
         ("diverse:keep=0.2", {"rank_by": "max_min_distance"}),
         ("cdpruner:keep=0.2", {"rank_by": "determinantal"}),
+        ("dart:keep=0.2,merge=mean", {"rank_by": "pivot_distance", "merge": "mean"}),
+        ("pool:keep=0.2", {"rank_by": "grid", "merge": "cell"}),
+        ("pool:keep=0.2,merge=none", {"rank_by": "grid"}),
+        ("prellm:keep=0.2,rank_by=norm,merge=nearest", {"rank_by": "encoder_norm", "merge": "nearest"}),
+        ("vispruner:keep=0.2,salient=0.7", {"rank_by": "salient_then_distant", "salient": 0.7}),
         ("prellm:keep=0.2,rank_by=norm", {"rank_by": "encoder_norm"}),
     ],
 )

@@ -105,7 +105,7 @@ class Execution:
         )
         self._find_fast_forms(stack)
         if self.schedule.entry is not None:
-            self._entry = Entry(parts.model, self.schedule.entry)
+            self._entry = Entry(parts, self.schedule.entry, self.seed)
             stack.enter_context(self._entry.watching())
         stack.enter_context(generating(parts.model, self._around_generate, self._before_encoding))
         around = self._compilable(self._run, self._in_fixed_step)
@@ -174,12 +174,12 @@ class Execution:
         """`generate` is about to encode the images of a prompt, whose forward will not see their pixels."""
         thread = self.thread
         thread.awaited = None
-        if self._entry is not None:
-            self._entry.begin(kwargs)
         if guard.check_turn(kwargs) or past_length(kwargs.get("past_key_values")):
             return kwargs
         guard.check_pixels(kwargs)
         layout = read_layout(ids, self.parts.visual_ids, kwargs.get("attention_mask"))
+        if self._entry is not None:
+            self._entry.begin(kwargs, layout)
         stream = self.lookup.stream_of(kwargs, layout) if any(layout.visual_counts) else None
         if stream is None:
             return kwargs
@@ -212,9 +212,9 @@ class Execution:
         if not bool(visual_rows(ids, self.parts.visual_ids).any()):
             with self._opened(Forward()):
                 return original(**kwargs)
-        if brings_pixels(kwargs) and self._entry is not None:
-            self._entry.begin(kwargs)
         guard.check_pixels(kwargs)
+        if brings_pixels(kwargs) and self._entry is not None:
+            self._entry.begin(kwargs, read_layout(ids, self.parts.visual_ids, kwargs.get("attention_mask")))
         ends = prompt_ends(kwargs, self.parts.visual_ids, self.thread.prompt_lengths, self.thread.prompt)
         if ends is None:
             return self._prompt(original, kwargs)
@@ -284,8 +284,11 @@ class Execution:
         if cache is not None:
             caches = install(cache, len(self.parts.layers), self._attachment, layout.length, list(self.parts.windows))
         self._positions.note(kwargs)
-        ranked = None if self._entry is None else self._entry.scores(layout, kwargs["inputs_embeds"])
         features = list(kwargs.pop("deepstack_visual_embeds", None) or [])
+        ranked = None
+        if self._entry is not None:
+            entered = self._entry.enter(layout, kwargs["inputs_embeds"], features)
+            ranked, kwargs["inputs_embeds"], features = entered.scores, entered.embeddings, entered.features
         prefill = self._prefill(layout, caches, ranked, forward.stream)
         prefill.check_sight()
         forward.prefill = prefill

@@ -179,7 +179,7 @@ class Prefill:
         scored = self._scored
         if select.probe and kwargs is not None:
             scored = self.ranking.probe(select, self.isolated_layers[layer], hidden, kwargs, self._known)
-        stays = survivors(self.ranking.score(select, layer, ranked, scored, hidden), ranked, select.keep)
+        stays = survivors(self.ranking.score(select, layer, ranked, scored), ranked, select.keep)
         self.record.kept.append(stays)
         if select.of == "context":
             return self.streams.keep_context(ranked, stays, hidden)

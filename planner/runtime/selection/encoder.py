@@ -92,15 +92,21 @@ class EncoderScores:
             self._seen.tiles += list(received if self.keeps_class or not self.class_token else received[:, 1:])
         return call.run()
 
-    def take(self, layout: Layout) -> Tensor:
+    def take(self, layout: Layout, samples: int) -> Tensor:
         """Scores of the visual rows of the batch that has just been encoded, ``[B, n]``, 0 elsewhere.
+
+        Args:
+            layout: parts of the prompts.
+            samples: that were encoded; beams and several answers repeat each of them.
 
         Raises:
             UnsupportedModelError: patches and visual tokens do not match.
         """
         tiles, tokens = self._taken(), self._seen.tokens
         self.forget()
-        total = sum(layout.visual_counts)
+        times = len(layout.ids) // max(samples, 1)
+        counts = layout.visual_counts[::times]
+        total = sum(counts)
         if self.routes:
             flat = torch.cat(tokens) if tokens else torch.zeros(0)
             if flat.shape[0] != total:
@@ -108,7 +114,7 @@ class EncoderScores:
                     f"the vision encoder ranked {flat.shape[0]} of {total} visual tokens",
                     "Rank by encoder_norm instead",
                 )
-            return _spread(flat, layout)
+            return _spread(flat, layout, counts, times)
         patches = sum(tile.shape[0] for tile in tiles)
         merged = patches // total if total else 0
         side = round(merged**0.5)
@@ -116,7 +122,7 @@ class EncoderScores:
             raise UnsupportedModelError(
                 f"the vision encoder ranked {patches} patches for {total} visual tokens", "Rank by encoder_norm instead"
             )
-        return _spread(torch.cat([self._merge(tile, side) for tile in tiles]), layout)
+        return _spread(torch.cat([self._merge(tile, side) for tile in tiles]), layout, counts, times)
 
     def check(self, kwargs: dict[str, Any]) -> None:
         """Refuse videos that the model pools on their way to the decoder, before they are encoded.
@@ -173,7 +179,8 @@ def _askers(mask: Tensor | None, rows: int) -> Tensor | int:
     return allowed[:, 0].sum(1).clamp(min=1)
 
 
-def _spread(flat: Tensor, layout: Layout) -> Tensor:
-    """Scores in the order of the visual tokens at their rows, ``[B, n]``, 0 elsewhere."""
+def _spread(flat: Tensor, layout: Layout, counts: tuple[int, ...], times: int) -> Tensor:
+    """Scores in the order of the visual tokens at their rows, ``[B, n]``, 0 elsewhere; each sample's so many times."""
     found = torch.zeros(layout.visual.shape, dtype=flat.dtype, device=layout.visual.device)
-    return found.masked_scatter(layout.visual, flat.to(found.device))
+    repeated = torch.cat([scores for scores in flat.split(counts) for _ in range(times)])
+    return found.masked_scatter(layout.visual, repeated.to(found.device))

@@ -1,38 +1,74 @@
-"""The selection before layer 0: its scores, from the vision encoder or from what it gives to the decoder.
+"""The selection before layer 0: its scores, and what becomes of the tokens that it drops.
 
-It happens where the text tower begins, so that it is the same for compiled prefills, whose graphs begin there too.
+It happens where the text tower begins, so that compiled prefills, whose graphs begin there, have it too. Scores come
+from the vision encoder, from the features that it gives to the decoder, or from where tokens lie in their picture.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from planner.runtime.imaging.grids import pictures_of
+from planner.runtime.model.adapters import Parts
 from planner.runtime.selection import orders
+from planner.runtime.selection.cells import cells_of
 from planner.runtime.selection.encoder import EncoderScores
+from planner.runtime.selection.merging import into_last, into_nearest, united
+from planner.runtime.selection.scores import random
+from planner.runtime.selection.select import survivors
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.rows import Rows, gather
-from planner.schedule import FEATURE_ORDERS, Select, kept
+from planner.runtime.tensors.weights import working_dtype
+from planner.schedule import ENCODER_SCORES, Fraction, Select, kept
+from planner.spec.images import Grid
+
+
+@dataclass(frozen=True)
+class Entered:
+    """What goes into the decoder.
+
+    Attributes:
+        scores: ``[B, n]`` by which the visual rows are chosen; 0 elsewhere. None where nothing is scored.
+        embeddings: ``[B, n, d]``, the kept rows united with those that are dropped where the entry merges.
+        features: of deepstack families, ``[visual tokens of the batch, d]`` each, united in the same way.
+    """
+
+    scores: Tensor | None
+    embeddings: Tensor
+    features: list[Tensor]
+
+
+class _Begun(threading.local):
+    """What the calling thread's prompt said of its pictures, before they were encoded."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.grids: list[tuple[Grid, ...]] = []
 
 
 class Entry:
     """A schedule's entry on a model.
 
     Args:
-        model: the vision-language model.
+        parts: the model.
         select: what the entry selects.
+        seed: added to the selection's own where it is random.
 
     Raises:
         UnsupportedModelError: it ranks by the vision encoder, whose patches cannot be followed or attention not seen.
     """
 
-    def __init__(self, model: Any, select: Select) -> None:
-        self.select = select
-        self._encoder = EncoderScores(model) if select.rank_by == "encoder_attention" else None
+    def __init__(self, parts: Parts, select: Select, seed: int) -> None:
+        self.parts, self.select, self.seed = parts, select, seed
+        self._encoder = EncoderScores(parts.model) if select.rank_by in ENCODER_SCORES else None
+        self._begun = _Begun()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -43,48 +79,101 @@ class Entry:
         with self._encoder.watching():
             yield
 
-    def begin(self, kwargs: dict[str, Any]) -> None:
+    def begin(self, kwargs: dict[str, Any], layout: Layout) -> None:
         """The images among a model's arguments are about to be encoded.
 
         Raises:
-            UnsupportedModelError: the encoder's scores cannot be followed for them.
+            UnsupportedModelError: the entry needs to know of them what is not known.
         """
+        begun = self._begun
+        begun.samples = len(layout.ids)
         if self._encoder is not None:
             self._encoder.check(kwargs)
             self._encoder.forget()
+        if self.select.rank_by == "grid":
+            pictures = pictures_of(kwargs, layout, self.parts.visual_ids, self.parts.model.config)
+            begun.grids = [tuple(grid for picture in sample for grid in picture) for sample in pictures]
 
-    def scores(self, layout: Layout, embeddings: Tensor) -> Tensor | None:
-        """Scores ``[B, n]`` of the visual rows, 0 elsewhere; None where the entry reads none.
+    def enter(self, layout: Layout, embeddings: Tensor, features: list[Tensor]) -> Entered:
+        """The entry of a batch.
 
         Args:
-            layout: parts of the prompts.
+            layout: parts of the prompts; beams and several answers repeat each sample of those that began.
             embeddings: ``[B, n, d]`` what enters the text tower.
+            features: of deepstack families.
 
         Raises:
             UnsupportedModelError: patches and visual tokens do not match.
         """
+        if self.select.rank_by == "none":
+            return Entered(None, embeddings, features)
+        ranked = Rows.of(layout.visual, layout.visual_counts)
+        cells = self._cells(layout, ranked) if self.select.rank_by == "grid" else None
+        scores = (
+            self._scores(layout, ranked, embeddings) if cells is None else (cells == ranked.index).to(torch.float32)
+        )
+        if self.select.merge != "none":
+            targets = self._targets(ranked, scores, embeddings, cells)
+            embeddings, features = united(embeddings, targets), [_united_flat(one, layout, targets) for one in features]
+        return Entered(ranked.per_row(scores, 0.0), embeddings, features)
+
+    def _scores(self, layout: Layout, ranked: Rows, embeddings: Tensor) -> Tensor:
+        """``[B, r]`` of the ranked rows."""
+        select = self.select
+        attention = None
         if self._encoder is not None:
-            return self._encoder.take(layout)
-        if self.select.rank_by in FEATURE_ORDERS:
-            return _ordered(self.select, layout, embeddings)
-        return None
+            attention = self._encoder.take(layout, self._begun.samples).gather(1, ranked.index.clamp(min=0))
+        if select.rank_by == "encoder_attention" and attention is not None:
+            return attention
+        if select.rank_by == "random":
+            return random(layout, ranked, self.seed + select.seed, -1)
+        features = gather(embeddings, ranked.index)
+        norm: Tensor = features.to(working_dtype(features)).norm(dim=-1)
+        if select.rank_by == "encoder_norm":
+            return norm.to(ranked.index.device)
+        counts = tuple(int(kept(select.keep, present)) for present in ranked.counts)
+        count = max(counts)
+        if select.rank_by == "pivot_distance":
+            found = orders.pivot_distance(features, ranked, select.pivots)
+        elif select.rank_by == "max_min_distance":
+            found = orders.max_min_distance(features, ranked, count)
+        elif attention is not None:
+            salient = tuple(int(kept(Fraction(fraction=select.salient), budget)) for budget in counts)
+            found = orders.salient_then_distant(features, ranked, attention, salient, count)
+            norm = norm + attention.to(norm)
+        else:
+            found = orders.determinantal(features, ranked, count, _question(layout, embeddings))
+        # The number of a pick is finite whatever it was picked by.
+        return torch.where(torch.isfinite(norm), found, float("nan")).to(ranked.index.device)
+
+    def _cells(self, layout: Layout, ranked: Rows) -> Tensor:
+        """``[B, r]``: the middle row of the cell that each ranked row lies in, -1 where it lies in none."""
+        found = torch.full(ranked.index.shape, -1)
+        times = len(layout.ids) // max(self._begun.samples, 1)
+        for sample, present in enumerate(ranked.counts):
+            grids, first = self._begun.grids[sample // times], ranked.width - present
+            for cell in cells_of(grids, int(kept(self.select.keep, present))):
+                found[sample, [first + place for place in cell]] = first + cell[0]
+        found = found.to(ranked.index.device)
+        return torch.where(found >= 0, ranked.index.gather(1, found.clamp(min=0)), -1)
+
+    def _targets(self, ranked: Rows, scores: Tensor, embeddings: Tensor, cells: Tensor | None) -> Tensor:
+        """``[B, n]``: the row that each row joins."""
+        if self.select.merge == "cell":
+            assert cells is not None
+            return ranked.per_row(cells, -1)
+        stays = survivors(scores, ranked, self.select.keep)
+        if self.select.merge == "mean":
+            return into_last(scores, ranked, stays)
+        return into_nearest(gather(embeddings, ranked.index), ranked, stays)
 
 
-def _ordered(select: Select, layout: Layout, embeddings: Tensor) -> Tensor:
-    ranked = Rows.of(layout.visual, layout.visual_counts)
-    features = gather(embeddings, ranked.index)
-    count = max(int(kept(select.keep, present)) for present in ranked.counts)
-    if select.rank_by == "pivot_distance":
-        scores = orders.pivot_distance(features, ranked, select.pivots)
-    elif select.rank_by == "max_min_distance":
-        scores = orders.max_min_distance(features, ranked, count)
-    else:
-        scores = orders.determinantal(features, ranked, count, _question(layout, embeddings))
-    # Numbers of picks are finite whatever they were picked by: what is not a number has to stay none.
-    scores = torch.where(torch.isfinite(features).all(-1), scores, float("nan"))
-    # An empty slot writes to a column of its own, which is cut off.
-    target = torch.where(ranked.filled, ranked.index, ranked.length).to(scores.device)
-    return scores.new_zeros(len(scores), ranked.length + 1).scatter_(1, target, scores)[:, :-1]
+def _united_flat(features: Tensor, layout: Layout, targets: Tensor) -> Tensor:
+    """`united` for features of the visual rows alone."""
+    visual = layout.visual.to(features.device)
+    wide = features.new_zeros(*visual.shape, features.shape[-1])
+    wide[visual] = features
+    return united(wide, targets)[visual]
 
 
 def _question(layout: Layout, embeddings: Tensor) -> Tensor:

@@ -68,6 +68,30 @@ def max_min_distance(features: Tensor, ranked: Rows, count: int) -> Tensor:
     return picks.scores
 
 
+def salient_then_distant(
+    features: Tensor, ranked: Rows, attention: Tensor, salient: tuple[int, ...], count: int
+) -> Tensor:
+    """VisPruner: first the tokens of the highest attention, then always the one farthest from all picked.
+
+    Args:
+        features: ``[B, r, d]``.
+        ranked: the rows behind them.
+        attention: ``[B, r]`` that each receives in the vision encoder.
+        salient: picks by attention, for each sample.
+        count: picks to make.
+    """
+    unit, attention = unit_rows(features), attention.to(features.device)
+    picks, nearest = _Picks(ranked, unit), torch.full(attention.shape, float("-inf"), device=unit.device).to(unit)
+    leading, count = torch.tensor(salient, device=unit.device)[:, None], min(count, ranked.width)
+    for made in range(count):
+        by_attention = made < leading
+        gain = torch.where(by_attention, attention.to(unit.dtype), -nearest)
+        slot = picks.best(gain, EQUAL * (~by_attention).to(unit.dtype))
+        if made + 1 < count:
+            nearest = torch.maximum(nearest, _similarities(unit, slot)[:, 0])
+    return picks.scores
+
+
 def determinantal(features: Tensor, ranked: Rows, count: int, question: Tensor) -> Tensor:
     """CDPruner: greedy maximum of a determinantal point process whose kernel is the similarity of two tokens times the
     relevance of both.

@@ -14,7 +14,6 @@ from planner.runtime.selection.scores import Scored
 from planner.runtime.selection.streams import Streams
 from planner.runtime.tensors.masks import part
 from planner.runtime.tensors.rows import Rows, gather
-from planner.runtime.tensors.weights import working_dtype
 from planner.schedule import Select, Threshold
 
 
@@ -53,31 +52,28 @@ class Ranking:
         #: In compiled code, whether scores are numbers: flags that are looked at after it.
         self.finite: list[Tensor] = []
 
-    def score(self, select: Select, layer: int, ranked: Rows, scored: Scored | None, hidden: Tensor) -> Tensor:
+    def score(self, select: Select, layer: int, ranked: Rows, scored: Scored | None) -> Tensor:
         """Scores of the ranked rows, ``[B, r]``.
 
         Args:
             layer: the layer that comes next.
             scored: the attention to score by, where the selection reads any.
-            hidden: states of the main stream entering `layer`.
 
         Raises:
             RuntimeStateError: a score is NaN or infinite.
         """
         if select.rank_by == "none":
             return torch.zeros(ranked.index.shape, device=ranked.index.device)
-        if select.rank_by == "random":
+        if layer == 0:
+            assert self.entry_scores is not None
+            found = self.entry_scores.gather(1, ranked.index.clamp(min=0))
+        elif select.rank_by == "random":
             return scores.random(self.streams.layout, ranked, self.seed + select.seed, layer - 1)
-        if select.rank_by in scores.BY_ATTENTION:
+        else:
             assert scored is not None
             found = scores.BY_ATTENTION[select.rank_by](scored, ranked)
             relative = isinstance(select.keep, Threshold) and select.keep.relative
             found = scores.relative(scored, found) if relative else found
-        elif select.rank_by == "encoder_norm":
-            found = gather(hidden, self.streams.main.slots_of(ranked)).to(working_dtype(hidden)).norm(dim=-1)
-        else:
-            assert self.entry_scores is not None
-            found = self.entry_scores.gather(1, ranked.index.clamp(min=0))
         finite = torch.isfinite(found).all()
         if torch.compiler.is_compiling():
             self.finite.append(finite)

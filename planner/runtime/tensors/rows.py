@@ -99,9 +99,13 @@ class Rows:
 
     def spread(self, flags: Tensor) -> Tensor:
         """Flags given per slot, ``[B, m]``, per prompt row: ``[B, n]``, False for rows that are not held."""
+        return self.per_row(flags, False)
+
+    def per_row(self, values: Tensor, elsewhere: float) -> Tensor:
+        """Values given per slot, ``[B, m]``, per prompt row: ``[B, n]``, `elsewhere` for rows that are not held."""
         # An empty slot writes to a column of its own, which is cut off.
-        wide = torch.zeros(flags.shape[0], self.length + 1, dtype=torch.bool, device=flags.device)
-        return wide.scatter_(1, torch.where(self.filled, self.index, self.length), flags)[:, :-1]
+        wide = values.new_full((values.shape[0], self.length + 1), elsewhere)
+        return wide.scatter_(1, torch.where(self.filled, self.index, self.length), values)[:, :-1]
 
     def restore(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[B, n, d]`` of the whole prompt from those of the slots, zeros for rows that are not held."""
