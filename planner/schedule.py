@@ -9,7 +9,7 @@ Semantics, for a prompt made of text before the image, visual tokens, and text a
 * Tokens dropped by a `Select` are gone from every later layer: attention, FFN and KV cache.
 * `Schedule.entry` selects before layer 0, by the vision encoder or its projected features (pruning before the language
   model).
-* Original position ids are kept; nothing is re-packed.
+* Tokens keep their original position ids, unless `Schedule.positions` packs what an entry leaves.
 """
 
 from __future__ import annotations
@@ -216,10 +216,17 @@ class Stage(_Frozen):
 
 
 class Schedule(_Frozen):
-    """Stages that tile ``[0, layers)``, and what is dropped before layer 0."""
+    """Stages that tile ``[0, layers)``, and what is dropped before layer 0.
+
+    Attributes:
+        positions: ``original``: every token keeps its position id. ``packed``: those that the entry leaves are counted
+            anew, as engines do that never see the dropped ones (vLLM, OpenVINO). What stages drop leaves gaps all the
+            same: their keys are in the cache of earlier layers. Sliding windows reach as far as in the whole prompt.
+    """
 
     stages: tuple[Stage, ...] = Field(min_length=1)
     entry: Select | None = None
+    positions: Literal["original", "packed"] = "original"
 
     @model_validator(mode="after")
     def _tiles(self) -> Schedule:
@@ -231,6 +238,8 @@ class Schedule(_Frozen):
         entry = self.entry
         if entry is not None and (entry.rank_by not in ENTRY_SCORES | {"none", "random"} or entry.of != "visual"):
             raise ValueError(f"nothing ranks by '{entry.rank_by}' before the first layer")
+        if self.positions == "packed" and entry is None:
+            raise ValueError("positions 'packed' needs an entry: nothing else is dropped before positions are given")
         if self.stages[-1].selects and any(select.probe for select in self.stages[-1].selects):
             raise ValueError("the last stage cannot probe: there is no layer after it")
         return self

@@ -188,3 +188,12 @@ SCHEDULES: dict[str, Schedule] = {
         )
     ),
 }
+
+#: Positions counted anew, for families with one position axis.
+PACKED: dict[str, Schedule] = {
+    "packed": Schedule(stages=(Stage(first=0, last=6),), entry=select("max_min_distance", 0.4), positions="packed"),
+    "packed-visipruner": _visipruner(_MERGE, _ALONE).model_copy(
+        update={"entry": select("random", 0.6), "positions": "packed"}
+    ),
+    "packed-blind": Schedule(stages=(Stage(first=0, last=6),), entry=NOTHING, positions="packed"),
+}

@@ -71,7 +71,8 @@ def combine(below: Schedule, above: Schedule) -> Schedule:
         one, other = (next(s for s in schedule.stages if s.first <= first < s.last) for schedule in (below, above))
         stages.append(_both(one, other, int(first) if first.is_integer() else first, last))
         first = float(last)
-    return Schedule(entry=below.entry or above.entry, stages=tuple(stages))
+    positions = below.positions if below.entry is not None else above.positions
+    return Schedule(entry=below.entry or above.entry, stages=tuple(stages), positions=positions)
 
 
 def _both(one: Stage, other: Stage, first: float, last: float) -> Stage:

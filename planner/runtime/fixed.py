@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from planner.errors import InputError, RuntimeStateError
+from planner.runtime.execution.packing import GONE
 from planner.runtime.model.cache import PrunedLayer
 
 
@@ -93,7 +94,8 @@ def fix(cache: Cache, max_new_tokens: int) -> Cache:
 
     Raises:
         InputError: no room asked for.
-        RuntimeStateError: the cache was not filled under a plan, has gone past its prompt, or is ragged.
+        RuntimeStateError: the cache was not filled under a plan, has gone past its prompt, is ragged or has packed
+            positions.
     """
     if max_new_tokens < 1:
         raise InputError(
@@ -103,6 +105,11 @@ def fix(cache: Cache, max_new_tokens: int) -> Cache:
     if not layers or not all(type(layer) is PrunedLayer for layer in layers):
         raise RuntimeStateError(
             "only a cache filled under a plan can be fixed", "Run the prompt with the plan attached"
+        )
+    if getattr(cache, GONE, None) is not None:
+        raise RuntimeStateError(
+            "a cache with packed positions cannot be fixed: steps over it count on from the whole prompt",
+            "Use a plan with positions 'original'",
         )
     if any(layer.generated for layer in layers):
         raise RuntimeStateError("the cache holds generated tokens already", "Fix it right after the prompt")

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from planner.runtime import attach
+from planner.schedule import Schedule
 from tests import tiny
 from tests.forced import continuation, logits
 from tests.reference import run
-from tests.schedules import LAYERS, SCHEDULES
+from tests.schedules import LAYERS, PACKED, SCHEDULES
 
 #: Families outside the runtime's contract: cross-attention, query scaling by cache position, two separate towers.
 REFUSED = ("mllama", "llama4")
@@ -52,11 +53,22 @@ def difference(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float
 
 @pytest.mark.parametrize(("family", "name", "attn", "batch"), matrix())
 def test_logits_equal_the_reference(family: str, name: str, attn: str, batch: str) -> None:
+    check_equal(family, SCHEDULES[name], attn, batch)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("family", ["llava", "gemma3", "paligemma", "llava_next"])
+def test_packed_positions_equal_the_reference(family: str, name: str, batch: str) -> None:
+    check_equal(family, PACKED[name], "sdpa", batch)
+
+
+def check_equal(family: str, schedule: Schedule, attn: str, batch: str) -> None:
     model = tiny.model(family, attn=attn, layers=LAYERS)
     inputs = tiny.inputs(family, **BATCHES[batch])
     generated = continuation(len(inputs["input_ids"]))
-    outcome = run(model, inputs, SCHEDULES[name], generated)
-    handle = attach(model, SCHEDULES[name])
+    outcome = run(model, inputs, schedule, generated)
+    handle = attach(model, schedule)
     try:
         found = logits(model, inputs, generated)
     finally:

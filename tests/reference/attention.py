@@ -70,8 +70,12 @@ def forward(
     rule_of: Callable[[int], LayerRule],
     visual: Tensor,
     members: list[dict[int, list[int]]],
+    gone: Tensor | None = None,
 ) -> tuple[Tensor, list[Record]]:
-    """Run the model once, with some tokens joined on entry. Returns logits ``[B, N, V]`` and one record a layer."""
+    """Run the model once, with some tokens joined on entry, and positions that do not count those that are `gone`.
+
+    Returns logits ``[B, N, V]`` and one record a layer.
+    """
     tower = text_tower(model)
     records: list[Record] = []
 
@@ -105,6 +109,11 @@ def forward(
 
     def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kwargs["inputs_embeds"] = joined(kwargs["inputs_embeds"], members)
+        if gone is not None:
+            given = kwargs.get("position_ids")
+            places = torch.arange(gone.shape[1])[None] if given is None else given
+            before = [[int(row[:place].sum()) for place in range(len(row))] for row in gone]
+            kwargs["position_ids"] = places - torch.tensor(before)
         if kwargs.get("deepstack_visual_embeds"):
             kwargs["deepstack_visual_embeds"] = [_joined_flat(f) for f in kwargs["deepstack_visual_embeds"]]
         return args, kwargs
@@ -115,7 +124,7 @@ def forward(
         return joined(wide, members)[visual]
 
     hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in tower.layers]
-    if members:
+    if members or gone is not None:
         hooks.append(tower.register_forward_pre_hook(enter, with_kwargs=True))
     try:
         with torch.no_grad(), _attention(tower.config, attend):

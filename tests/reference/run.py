@@ -67,6 +67,7 @@ class _Run:
         after = valid & ~visual & (visual.cumsum(-1) > 0)
         self.prompt = Prompt(ids, valid, visual, after, grids(config.model_type, inputs, visual))
         self.joins: list[dict[int, list[int]]] = []
+        self.gone: Tensor | None = None
         #: Who is alive on entering each layer, as far as decided.
         self.alive = [valid]
 
@@ -77,6 +78,8 @@ class _Run:
             record.present = self.alive[0]
             self.joins = joins(self.schedule.entry, self.prompt, self.alive[0], record)
             self.alive[0] = survivors(self.schedule.entry, -1, self.prompt, self.alive[0], record)
+            if self.schedule.positions == "packed":
+                self.gone = self.prompt.visual & ~self.alive[0]
         for stage in self.schedule.stages:
             last = int(stage.last)
             self.alive += [self.alive[-1]] * (last - int(stage.first))
@@ -87,12 +90,18 @@ class _Run:
                 self.alive[last] = survivors(select, last - 1, self.prompt, self.alive[last], record)
         steps = generated.shape[1]
         visual = _widened(self.prompt.visual, steps, False)
-        logits, _ = forward(self.model, self._extended(generated), lambda n: self._rule(n, steps), visual, self.joins)
+        logits, _ = forward(
+            self.model, self._extended(generated), lambda n: self._rule(n, steps), visual, self.joins, self._gone(steps)
+        )
         cached = [(self.alive[n] & ~self.prompt.visual) | self._cached_visual(n) for n in range(self.schedule.layers)]
         return Outcome(logits, self.prompt.valid.shape[1], self.alive, cached)
 
     def _prompt_pass(self) -> list[Record]:
-        return forward(self.model, self.inputs, lambda n: self._rule(n, 0), self.prompt.visual, self.joins)[1]
+        visual, joins = self.prompt.visual, self.joins
+        return forward(self.model, self.inputs, lambda n: self._rule(n, 0), visual, joins, self._gone(0))[1]
+
+    def _gone(self, steps: int) -> Tensor | None:
+        return None if self.gone is None else _widened(self.gone, steps, False)
 
     def _extended(self, generated: Tensor) -> dict[str, Tensor]:
         """The prompt's arguments with the generated tokens in place, as if they had been there from the start."""

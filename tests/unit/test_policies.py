@@ -81,6 +81,15 @@ def test_policies_before_the_decoder_leave_its_layers_alone(text: str, select: d
     assert budgets == sorted(budgets, reverse=True) and 0 < budgets[-1] < budgets[0] < 1
 
 
+def test_packed_positions_are_carried_into_compositions() -> None:
+    entry = made("dart:keep=0.2,positions=packed")
+    assert entry.positions == "packed" and made("dart").positions == "original"
+    for text in ("dart:positions=packed+fastv:k=3", "fastv:k=3+dart:positions=packed"):
+        assert made(text).positions == "packed"
+    with pytest.raises(ValueError, match="needs an entry"):
+        Schedule(stages=(Stage(first=0, last=32),), positions="packed")
+
+
 def test_blind_drops_the_image_before_the_first_layer() -> None:
     assert made("blind").entry == NOTHING
     assert set(cost(SPEC, WORKLOAD, made("blind")).visual_tokens_per_layer) == {0}

@@ -26,7 +26,8 @@ class Decoding:
         self.schedule = schedule
         self.layers: list[PrunedLayer] = layers or []
         #: Its layers run as the model runs them, and so does its attention.
-        self.plain = not any(layer.filled is not None or layer.window is not None for layer in self.layers)
+        whole = not any(layer.filled is not None or layer.window is not None for layer in self.layers)
+        self.plain = whole and schedule.positions == "original"
         self.plain_attention = all(stage.redistribute is None for stage in schedule.stages)
         #: Masks of this step, by what they are of.
         self._masks: dict[Any, Any] = {}

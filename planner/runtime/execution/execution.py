@@ -34,6 +34,7 @@ from planner.runtime.execution.compiled import CompiledPrefill
 from planner.runtime.execution.continuation import prompt_ends, split
 from planner.runtime.execution.decoding import Decoding
 from planner.runtime.execution.gate import Gate
+from planner.runtime.execution.packing import check_axes, pack_prompt, pack_step
 from planner.runtime.execution.positions import Positions
 from planner.runtime.execution.prefill import Prefill, Record
 from planner.runtime.execution.thread import Forward, StreamComplete, Thread
@@ -61,6 +62,7 @@ class Execution:
     """
 
     def __init__(self, parts: Parts, schedule: Schedule, seed: int, lookup: StreamLookup) -> None:
+        check_axes(schedule, parts)
         self.parts, self.schedule, self.seed, self.lookup = parts, schedule, seed, lookup
         self.thread = Thread()
         self._last: Record | None = None
@@ -271,7 +273,7 @@ class Execution:
             )
         if forward is None or forward.layout is None:
             self._positions.note(kwargs)
-            return original(*args, **kwargs)
+            return original(*args, **pack_step(kwargs))
         return self._tower_prefill(forward, forward.layout, original, args, dict(kwargs))
 
     def _tower_prefill(
@@ -289,6 +291,8 @@ class Execution:
         if self._entry is not None:
             entered = self._entry.enter(layout, kwargs["inputs_embeds"], features)
             ranked, kwargs["inputs_embeds"], features = entered.scores, entered.embeddings, entered.features
+            if self.schedule.positions == "packed":
+                kwargs = pack_prompt(kwargs, entered.gone)
         prefill = self._prefill(layout, caches, ranked, forward.stream)
         prefill.check_sight()
         forward.prefill = prefill

@@ -38,11 +38,13 @@ class Entered:
         scores: ``[B, n]`` by which the visual rows are chosen; 0 elsewhere. None where nothing is scored.
         embeddings: ``[B, n, d]``, the kept rows united with those that are dropped where the entry merges.
         features: of deepstack families, ``[visual tokens of the batch, d]`` each, united in the same way.
+        gone: ``[B, n]`` visual rows that are dropped.
     """
 
     scores: Tensor | None
     embeddings: Tensor
     features: list[Tensor]
+    gone: Tensor
 
 
 class _Begun(threading.local):
@@ -106,16 +108,17 @@ class Entry:
             UnsupportedModelError: patches and visual tokens do not match.
         """
         if self.select.rank_by == "none":
-            return Entered(None, embeddings, features)
+            return Entered(None, embeddings, features, layout.visual)
         ranked = Rows.of(layout.visual, layout.visual_counts)
         cells = self._cells(layout, ranked) if self.select.rank_by == "grid" else None
         scores = (
             self._scores(layout, ranked, embeddings) if cells is None else (cells == ranked.index).to(torch.float32)
         )
+        stays = survivors(scores, ranked, self.select.keep)
         if self.select.merge != "none":
-            targets = self._targets(ranked, scores, embeddings, cells)
+            targets = self._targets(ranked, stays, scores, embeddings, cells)
             embeddings, features = united(embeddings, targets), [_united_flat(one, layout, targets) for one in features]
-        return Entered(ranked.per_row(scores, 0.0), embeddings, features)
+        return Entered(ranked.per_row(scores, 0.0), embeddings, features, layout.visual & ~stays.mask)
 
     def _scores(self, layout: Layout, ranked: Rows, embeddings: Tensor) -> Tensor:
         """``[B, r]`` of the ranked rows."""
@@ -157,12 +160,11 @@ class Entry:
         found = found.to(ranked.index.device)
         return torch.where(found >= 0, ranked.index.gather(1, found.clamp(min=0)), -1)
 
-    def _targets(self, ranked: Rows, scores: Tensor, embeddings: Tensor, cells: Tensor | None) -> Tensor:
+    def _targets(self, ranked: Rows, stays: Rows, scores: Tensor, embeddings: Tensor, cells: Tensor | None) -> Tensor:
         """``[B, n]``: the row that each row joins."""
         if self.select.merge == "cell":
             assert cells is not None
             return ranked.per_row(cells, -1)
-        stays = survivors(scores, ranked, self.select.keep)
         if self.select.merge == "mean":
             return into_last(scores, ranked, stays)
         return into_nearest(gather(embeddings, ranked.index), ranked, stays)
