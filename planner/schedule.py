@@ -43,6 +43,7 @@ Merge = Literal[
     "mean",  # the kept token of the lowest rank becomes the mean of itself and all of them
     "nearest",  # each joins the kept token it is most like; that one becomes the mean of all that joined it
     "cell",  # the middle token of a cell becomes the cell's mean (average pooling)
+    "pixels",  # images have fewer pixels, where the model takes any number of them: the encoder too sees only so many
 ]
 #: Orders of picks over projected features: the first n tokens of an order are what a budget of n keeps.
 FEATURE_ORDERS: frozenset[str] = frozenset({"pivot_distance", "max_min_distance", "determinantal"})
@@ -125,8 +126,8 @@ class Select(_Frozen):
             raise ValueError("a context selection must protect at least the last row, which predicts the answer")
         if isinstance(self.keep, Threshold) and self.keep.relative and not self.rank_by.startswith("influence"):
             raise ValueError(f"a relative threshold is a share of an influence, not of '{self.rank_by}'")
-        if self.merge == "cell" and self.rank_by != "grid":
-            raise ValueError(f"merge 'cell' needs cells, which rank_by '{self.rank_by}' does not make: use 'grid'")
+        if self.merge in ("cell", "pixels") and self.rank_by != "grid":
+            raise ValueError(f"merge '{self.merge}' needs cells, which rank_by '{self.rank_by}' does not make")
         if self.merge != "none" and self.rank_by == "none":
             raise ValueError("where nothing is kept, nothing can be merged: merge must be 'none'")
         ranks_context = self.rank_by == "attention_received"

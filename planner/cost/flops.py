@@ -269,8 +269,10 @@ def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[in
     them."""
     if spec.vision is None or not workload.visual_tokens or workload.image_stream_cached:
         return 0, 0, 0
-    ranks = schedule.entry is not None and schedule.entry.rank_by in ENCODER_SCORES
-    return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks)
+    entry = schedule.entry
+    ranks = entry is not None and entry.rank_by in ENCODER_SCORES
+    shrinks = entry.keep if entry is not None and entry.merge == "pixels" else None
+    return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks, shrinks)
 
 
 def entry_selector_macs(

@@ -6,13 +6,20 @@ import functools
 from collections.abc import Sequence
 
 from planner.cost.selector import encoder_score_macs
-from planner.spec.facts import ModelSpec, Tower
-from planner.spec.images import Encoded, assumed, encode
+from planner.schedule import Keep, kept
+from planner.spec.cells import shares, smaller
+from planner.spec.facts import ImageRule, ModelSpec, Tower
+from planner.spec.images import Encoded, Grid, assumed, encode
 
 
 @functools.lru_cache(maxsize=256)
 def vision_flops(
-    spec: ModelSpec, sizes: tuple[tuple[int, int], ...], visual_tokens: int, batch: int, ranks: bool
+    spec: ModelSpec,
+    sizes: tuple[tuple[int, int], ...],
+    visual_tokens: int,
+    batch: int,
+    ranks: bool,
+    shrinks: Keep | None = None,
 ) -> tuple[int, int, int]:
     """FLOPs (two per multiply-add) of the tower, the projector and the tower's own ranking, for the whole batch.
 
@@ -22,15 +29,27 @@ def vision_flops(
         visual_tokens: of a request, to assume images from.
         batch: requests.
         ranks: patches are ranked by attention inside the tower.
+        shrinks: images are made smaller for so many visual tokens, in families that take them of any size.
     """
     if spec.vision is None or spec.projector is None:
         return 0, 0, 0
     images = [encode(spec, width, height) for width, height in sizes] or [assumed(spec, visual_tokens)]
+    if shrinks is not None and spec.images is not None and spec.images.kind == "resize":
+        images = _smaller(spec.images, images, shrinks)
     tower = tower_macs(spec.vision, images, batch)
     projector = batch * sum(_projected(spec, image) for image in images)
     tiles = [tile for image in images for tile in image.tiles] if ranks else []
     ranked = batch * sum(encoder_score_macs(spec.vision, _tokens(spec.vision, tile)) for tile in tiles)
     return 2 * tower, 2 * projector, 2 * ranked
+
+
+def _smaller(rule: ImageRule, images: Sequence[Encoded], keep: Keep) -> list[Encoded]:
+    """Images of fewer pixels, as `planner.runtime.selection.smaller` makes them."""
+    grids = [Grid(rows // rule.merge, columns // rule.merge) for ((rows, columns),) in (image.tiles for image in images)]
+    places = [grid.places for grid in grids]
+    counts = shares(int(kept(keep, sum(places))), places)
+    small = [smaller(grid, count) for grid, count in zip(grids, counts, strict=True)]
+    return [Encoded(((to.rows * rule.merge, to.columns * rule.merge),), to.tokens, (to,)) for to in small]
 
 
 def tower_macs(tower: Tower, images: Sequence[Encoded], batch: int = 1) -> int:

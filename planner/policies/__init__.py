@@ -21,6 +21,7 @@ from planner.policies.pool import Pool
 from planner.policies.prellm import PreLLM
 from planner.policies.pyramiddrop import PyramidDrop
 from planner.policies.random import Random
+from planner.policies.resize import Resize
 from planner.policies.sparsevlm import SparseVLM
 from planner.policies.var import VAR
 from planner.policies.visipruner import VisiPruner
@@ -44,6 +45,7 @@ __all__ = [
     "PreLLM",
     "PyramidDrop",
     "Random",
+    "Resize",
     "ShallowRule",
     "SparseVLM",
     "VisPruner",

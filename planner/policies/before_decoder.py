@@ -59,4 +59,6 @@ class BeforeDecoder(Policy):
         if given.keys() - {"keep"} or left is None or (keep == 0).any() or (keep == 1).any():
             return None
         entry = cls().select(Fraction(fraction=1.0))
+        if entry.merge == "pixels":
+            return None  # what the vision encoder costs is another for every budget
         return SweepLayout((segment(workload, 0, spec.layers, left.astype(kind)),), entry=entry)

@@ -9,7 +9,7 @@ from planner.schedule import Keep, Select
 
 
 class Pool(BeforeDecoder):
-    """The picture at a lower resolution: as many cells as the budget allows, each one token, the mean of its tokens.
+    """The token grid at a lower resolution: as many cells as the budget allows, each one token, the mean of its tokens.
 
     A quarter is 2 by 2 pooling; any other budget is met exactly, by cells of nearly one size. A cell stands at the
     position of its middle token. ``merge=none`` keeps the middle tokens as they are: a regular sample of the grid.

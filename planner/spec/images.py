@@ -38,6 +38,16 @@ class Grid(NamedTuple):
         """All of its tokens, row breaks included."""
         return self.frames * self.rows * (self.columns + self.breaks)
 
+    @property
+    def places(self) -> int:
+        """Tokens that stand for a place in the picture."""
+        return self.frames * self.rows * self.columns
+
+    @property
+    def still(self) -> bool:
+        """Whether it is of one frame."""
+        return self.frames == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:

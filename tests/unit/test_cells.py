@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.runtime.selection.cells import cells_of, shares
 from planner.runtime.selection.merging import united
 from planner.spec import ModelSpec
+from planner.spec.cells import cells_of, shares
 from planner.spec.images import Grid, encode
 from tests import tiny
 

@@ -62,7 +62,7 @@ def test_a_budget_nobody_reaches_gives_the_cheapest_member():
 def test_every_policy_that_can_be_turned_is_compared_under_its_name_and_variants():
     assert set(comparable()) == {
         "cdpruner", "dart", "diverse", "fastv", "fitprune", "pool", "prellm", "prellm-norm", "pyramiddrop", "random",
-        "sparsevlm", "vispruner",
+        "resize", "sparsevlm", "vispruner",
     }  # fmt: skip
     variant = EqualCost(SPEC, PLAN, SHAPES).policy("prellm-norm")
     assert variant.rank_by == "norm" and str(variant).endswith("rank_by=norm")

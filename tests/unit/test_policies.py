@@ -30,7 +30,7 @@ def made(text: str) -> Schedule:
 def test_names() -> None:
     assert names() == (
         "blind", "cdpruner", "context", "dart", "dense", "diverse", "fastv", "fitprune", "pool", "prellm",
-        "pyramiddrop", "random", "sparsevlm", "var", "visipruner", "vispruner",
+        "pyramiddrop", "random", "resize", "sparsevlm", "var", "visipruner", "vispruner",
     )  # fmt: skip
     assert all(REGISTRY[name].summary for name in names())
 
@@ -66,6 +66,7 @@ def test_pyramiddrop_scales_with_depth() -> None:
         ("diverse:keep=0.2", {"rank_by": "max_min_distance"}),
         ("cdpruner:keep=0.2", {"rank_by": "determinantal"}),
         ("dart:keep=0.2,merge=mean", {"rank_by": "pivot_distance", "merge": "mean"}),
+        ("resize:keep=0.2", {"rank_by": "grid", "merge": "pixels"}),
         ("pool:keep=0.2", {"rank_by": "grid", "merge": "cell"}),
         ("pool:keep=0.2,merge=none", {"rank_by": "grid"}),
         ("prellm:keep=0.2,rank_by=norm,merge=nearest", {"rank_by": "encoder_norm", "merge": "nearest"}),

@@ -48,7 +48,7 @@ class EncoderScores:
 
     def __init__(self, model: Any) -> None:
         config = model.config
-        tower = _encoder(model)
+        tower = find_encoder(model)
         self.attentions = [
             m for m in tower.modules() if type(m).__name__.endswith("Attention") and hasattr(m, "config")
         ]
@@ -149,7 +149,12 @@ class EncoderScores:
         return nn.functional.avg_pool2d(scores.reshape(1, 1, grid, grid), side).flatten()
 
 
-def _encoder(model: Any) -> nn.Module:
+def find_encoder(model: Any) -> nn.Module:
+    """The vision encoder of a model.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
     vision = model.config.vision_config
     for module in model.modules():
         if getattr(module, "config", None).__class__ is vision.__class__:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,16 @@ from torch import Tensor
 from planner.runtime.imaging.grids import pictures_of
 from planner.runtime.model.adapters import Parts
 from planner.runtime.selection import orders
-from planner.runtime.selection.cells import cells_of
-from planner.runtime.selection.encoder import EncoderScores
+from planner.runtime.selection.encoder import EncoderScores, find_encoder
 from planner.runtime.selection.merging import into_last, into_nearest, united
 from planner.runtime.selection.scores import random
 from planner.runtime.selection.select import survivors
+from planner.runtime.selection.smaller import SmallerImages
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.rows import Rows, gather
 from planner.runtime.tensors.weights import working_dtype
 from planner.schedule import ENCODER_SCORES, Fraction, Select, kept
+from planner.spec.cells import cells_of, shares
 from planner.spec.images import Grid
 
 
@@ -70,15 +71,19 @@ class Entry:
     def __init__(self, parts: Parts, select: Select, seed: int) -> None:
         self.parts, self.select, self.seed = parts, select, seed
         self._encoder = EncoderScores(parts.model) if select.rank_by in ENCODER_SCORES else None
+        self._smaller: SmallerImages | None = None
+        vision = getattr(parts.model.config, "vision_config", None)
+        if select.merge == "pixels" and SmallerImages.serves(vision):
+            self._smaller = SmallerImages(find_encoder(parts.model), vision)
         self._begun = _Begun()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Collect what images leave in the vision encoder while the block runs."""
-        if self._encoder is None:
-            yield
-            return
-        with self._encoder.watching():
+        """Be in the vision encoder while the block runs: see what images leave there, or make them smaller."""
+        with ExitStack() as stack:
+            for watcher in (self._encoder, self._smaller):
+                if watcher is not None:
+                    stack.enter_context(watcher.watching())
             yield
 
     def begin(self, kwargs: dict[str, Any], layout: Layout) -> None:
@@ -95,6 +100,14 @@ class Entry:
         if self.select.rank_by == "grid":
             pictures = pictures_of(kwargs, layout, self.parts.visual_ids, self.parts.model.config)
             begun.grids = [tuple(grid for picture in sample for grid in picture) for sample in pictures]
+        if self._smaller is not None:
+            self._smaller.begin([pair for sample in begun.grids for pair in self._budgets(sample) if pair[0].still])
+
+    def _budgets(self, grids: tuple[Grid, ...]) -> list[tuple[Grid, int]]:
+        """Each grid of a sample, and the cells that it gets."""
+        count = int(kept(self.select.keep, sum(grid.tokens for grid in grids)))
+        sizes = [grid.places for grid in grids]
+        return list(zip(grids, shares(min(count, sum(sizes)), sizes), strict=True))
 
     def enter(self, layout: Layout, embeddings: Tensor, features: list[Tensor]) -> Entered:
         """The entry of a batch.
@@ -160,11 +173,21 @@ class Entry:
         found = found.to(ranked.index.device)
         return torch.where(found >= 0, ranked.index.gather(1, found.clamp(min=0)), -1)
 
+    def _still(self, ranked: Rows) -> Tensor:
+        """``[B, r]``: rows of images, not of videos."""
+        flags = torch.zeros(ranked.index.shape, dtype=torch.bool)
+        times = len(ranked.index) // max(self._begun.samples, 1)
+        for sample, present in enumerate(ranked.counts):
+            of_images = [grid.still for grid in self._begun.grids[sample // times] for _ in range(grid.tokens)]
+            flags[sample, ranked.width - present :] = torch.tensor(of_images, dtype=torch.bool)
+        return flags.to(ranked.index.device)
+
     def _targets(self, ranked: Rows, stays: Rows, scores: Tensor, embeddings: Tensor, cells: Tensor | None) -> Tensor:
         """``[B, n]``: the row that each row joins."""
-        if self.select.merge == "cell":
-            assert cells is not None
-            return ranked.per_row(cells, -1)
+        if cells is not None:
+            # An image that was made smaller has its means already, and nothing elsewhere.
+            joined = cells if self._smaller is None else cells.masked_fill(self._still(ranked), -1)
+            return ranked.per_row(joined, -1)
         if self.select.merge == "mean":
             return into_last(scores, ranked, stays)
         return into_nearest(gather(embeddings, ranked.index), ranked, stays)

@@ -60,13 +60,23 @@ def _frames(grids: Sequence[Grid]) -> list[tuple[int, Grid]]:
 
 def _cut(rows: int, columns: int, count: int) -> list[tuple[range, range]]:
     """Rows and columns of `count` cells."""
+    found, bands = [], bands_of(rows, columns, count)
+    for band, across in enumerate(bands):
+        band_rows = range(band * rows // len(bands), (band + 1) * rows // len(bands))
+        found += [(band_rows, range(i * columns // across, (i + 1) * columns // across)) for i in range(across)]
+    return found
+
+
+def bands_of(rows: int, columns: int, count: int) -> list[int]:
+    """How many cells each band of rows is cut into, from the top."""
     if not count:
         return []
     bands = round((count * rows / columns) ** 0.5)
     bands = min(max(bands, 1, -(-count // columns)), rows, count)
-    found = []
-    for band in range(bands):
-        across = (band + 1) * count // bands - band * count // bands
-        band_rows = range(band * rows // bands, (band + 1) * rows // bands)
-        found += [(band_rows, range(i * columns // across, (i + 1) * columns // across)) for i in range(across)]
-    return found
+    return [(band + 1) * count // bands - band * count // bands for band in range(bands)]
+
+
+def smaller(grid: Grid, count: int) -> Grid:
+    """The smallest grid in which each of `count` cells of a picture has a token of its own."""
+    bands = bands_of(grid.rows, grid.columns, max(count, 1))
+    return Grid(len(bands), max(bands))
