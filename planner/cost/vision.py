@@ -45,7 +45,8 @@ def vision_flops(
 
 def _smaller(rule: ImageRule, images: Sequence[Encoded], keep: Keep) -> list[Encoded]:
     """Images of fewer pixels, as `planner.runtime.selection.smaller` makes them."""
-    grids = [Grid(rows // rule.merge, columns // rule.merge) for ((rows, columns),) in (image.tiles for image in images)]
+    tiles = [image.tiles[0] for image in images]
+    grids = [Grid(rows // rule.merge, columns // rule.merge) for rows, columns in tiles]
     places = [grid.places for grid in grids]
     counts = shares(int(kept(keep, sum(places))), places)
     small = [smaller(grid, count) for grid, count in zip(grids, counts, strict=True)]
