@@ -102,6 +102,10 @@ class Select(_Frozen):
     `of="context"` ranks text tokens after the image instead, except the last `protect` ones (question and role
     tokens).
 
+    `per` says what an entry's budget is for, and within what it ranks: all visual tokens of a prompt, each picture's
+    (image or video), or each tile's. A tile is what lies in one grid: where tiles are unpadded and put together
+    (LLaVA-NeXT), the base view and the rest.
+
     `merge` says what becomes of the tokens that an entry drops; `pivots` how many pivots `pivot_distance` begins with;
     `salient` which share of the budget `salient_then_distant` gives to attention.
     """
@@ -113,6 +117,7 @@ class Select(_Frozen):
     protect: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
     pivots: Annotated[int, Field(ge=1)] = 8
+    per: Literal["prompt", "picture", "tile"] = "prompt"
     salient: Annotated[float, Field(gt=0, le=1)] = 0.5
     merge: Merge = "none"
 
@@ -204,6 +209,8 @@ class Stage(_Frozen):
                 )
             if select.rank_by in ENTRY_SCORES:
                 raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")
+            if select.per != "prompt":
+                raise ValueError("only the schedule's entry has a budget for each picture or tile")
             if select.merge != "none":
                 raise ValueError("only the schedule's entry merges: deeper layers have keys of every token already")
         if self.redistribute is not None and self.text_to_visual != "full":

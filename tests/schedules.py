@@ -168,6 +168,14 @@ SCHEDULES: dict[str, Schedule] = {
     "merge-visipruner": _visipruner(_MERGE, _ALONE).model_copy(
         update={"entry": select("max_min_distance", 0.6, merge="nearest")}
     ),
+    "per-picture": Schedule(stages=(Stage(first=0, last=6),), entry=select("max_min_distance", 4, per="picture")),
+    "per-tile": Schedule(
+        stages=(Stage(first=0, last=6),), entry=select("determinantal", 0.4, per="tile", merge="nearest")
+    ),
+    "per-picture-pool": Schedule(
+        stages=(Stage(first=0, last=6),), entry=select("grid", 0.3, per="picture", merge="cell")
+    ),
+    "per-tile-random": _visipruner(_MERGE, _ALONE).model_copy(update={"entry": select("random", 3, per="tile")}),
     "blind": Schedule(stages=(Stage(first=0, last=6),), entry=NOTHING),
     "prellm-visipruner": _visipruner(_MERGE, _ALONE).model_copy(update={"entry": select("encoder_norm", 0.7)}),
     "context": Schedule(

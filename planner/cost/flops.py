@@ -9,8 +9,9 @@ from typing import Literal
 
 from planner.cost import formulas
 from planner.cost.conventions import CONVENTIONS, Convention, convention
+from planner.cost.pieces import pieces
 from planner.cost.selector import Number, entry_macs, score_macs
-from planner.cost.staircase import Segment, lay
+from planner.cost.staircase import Segment, lay, survivor_count
 from planner.cost.vision import vision_flops
 from planner.errors import InputError, ScheduleError
 from planner.schedule import ENCODER_SCORES, Schedule, Select
@@ -126,7 +127,8 @@ def cost(
     rule = _check(spec, schedule, convention, head, alone)
     if workload.image_stream_cached and not schedule.image_stream_layers(spec.decoder.deepstack):
         workload = workload.model_copy(update={"image_stream_cached": False})  # this schedule has none
-    segments = lay(schedule, workload, rounds=rule.real)
+    shared = pieces(spec, workload, schedule.entry)
+    segments = lay(schedule, workload, rule.real, shared)
     cells = cells_of(spec, segments)
     generic = alone == "generic"
     if rule.mean_token:
@@ -138,7 +140,8 @@ def cost(
     prefill |= {name: macs[name] * batch * flops for name in macs}
     if rule.real:
         prefill["vision"], prefill["projector"], scored = _vision(spec, workload, schedule)
-        prefill["selector"] += scored + flops * batch * entry_selector_macs(spec, workload, schedule.entry, segments)
+        chosen = _entry_macs(spec, schedule.entry, shared)
+        prefill["selector"] += scored + flops * batch * chosen
         # The runtime gives dropped rows their place back, so a head on all positions runs on all of the prompt's.
         words = workload.system_tokens + workload.text_tokens
         rows = 1 if head == "last" else words + (0 if spec.decoder.cross else workload.visual_tokens)
@@ -271,17 +274,16 @@ def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[in
         return 0, 0, 0
     entry = schedule.entry
     ranks = entry is not None and entry.rank_by in ENCODER_SCORES
-    shrinks = entry.keep if entry is not None and entry.merge == "pixels" else None
+    shrinks = entry if entry is not None and entry.merge == "pixels" else None
     return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks, shrinks)
 
 
-def entry_selector_macs(
-    spec: ModelSpec, workload: Workload, entry: Select | None, segments: Sequence[Segment]
-) -> Number:
-    """Multiply-adds of the entry of one request, but for those inside the vision tower. Arrays in, arrays out."""
-    if entry is None or not workload.visual_tokens:
+def _entry_macs(spec: ModelSpec, entry: Select | None, shared: Sequence[int]) -> Number:
+    """Multiply-adds of the entry of one request, but for those inside the vision tower."""
+    if entry is None:
         return 0
-    return entry_macs(entry, spec.hidden_size, workload.visual_tokens, segments[0].visual)
+    counts = ((piece, survivor_count(entry.keep, piece)) for piece in shared)
+    return sum(entry_macs(entry, spec.hidden_size, piece, left) for piece, left in counts if piece)
 
 
 def decode_step_macs(spec: ModelSpec, cells: Sequence[Cell], step: int) -> dict[str, Number]:

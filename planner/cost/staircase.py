@@ -6,6 +6,7 @@ and budgets), or NumPy arrays with one entry per schedule in a sweep: the formul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from planner.cost.selector import BY_LAST_ROW, Number
@@ -72,15 +73,16 @@ class Segment(NamedTuple):
         return self.system + self.text + self.visual
 
 
-def lay(schedule: Schedule, workload: Workload, rounds: bool = True) -> tuple[Segment, ...]:
+def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Sequence[int] = ()) -> tuple[Segment, ...]:
     """The segments of a schedule under a workload.
 
     Args:
+        pieces: visual tokens of each piece that the entry has a budget for; empty: one of all.
         rounds: fractions of tokens are rounded to whole ones, as the runtime does; papers do not.
     """
     visual, text = _whole(workload.visual_tokens), _whole(workload.text_tokens)
     if schedule.entry is not None:
-        visual = survivor_count(schedule.entry.keep, visual, rounds)
+        visual = sum(survivor_count(schedule.entry.keep, piece, rounds) for piece in pieces or (visual,))
     streamed = schedule.image_stream_layers() if workload.image_stream_cached else 0
     segments = []
     for stage in schedule.stages:

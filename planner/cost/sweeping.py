@@ -24,11 +24,11 @@ from planner.cost.flops import (
     cost,
     decode_step_macs,
     decoder_macs,
-    entry_selector_macs,
 )
 from planner.cost.hardware import Hardware
 from planner.cost.machine import Machine
 from planner.cost.roofline import latency
+from planner.cost.selector import entry_macs
 from planner.cost.staircase import Segment
 from planner.cost.sweep_layout import Array, SweepLayout
 from planner.errors import InputError
@@ -217,8 +217,10 @@ class _Fast:
         request = self.workload.model_copy(update={"image_stream_cached": streamed})
         whole = Schedule(entry=layout.entry, stages=(Stage(first=0, last=spec.layers),))
         prefill["vision"], prefill["projector"], scored = _vision(spec, request, whole)
-        entry = entry_selector_macs(spec, self.workload, layout.entry, segments)
-        prefill["selector"] = prefill["selector"] + scored + flops * entry
+        prefill["selector"] = prefill["selector"] + scored
+        if layout.entry is not None:
+            chosen = entry_macs(layout.entry, spec.hidden_size, self.workload.visual_tokens, segments[0].visual)
+            prefill["selector"] = prefill["selector"] + flops * chosen
         prefill["lm_head"] = flops * spec.decoder.head_macs
         step = decode_step_macs(spec, cells, 0)
         bits = cache_elements(spec, cells, 0) * batch * self.workload.kv_bits

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 
 from planner.cost.selector import encoder_score_macs
-from planner.schedule import Keep, kept
+from planner.schedule import Select, kept
 from planner.spec.cells import shares, smaller
 from planner.spec.facts import ImageRule, ModelSpec, Tower
 from planner.spec.images import Encoded, Grid, assumed, encode
@@ -19,7 +19,7 @@ def vision_flops(
     visual_tokens: int,
     batch: int,
     ranks: bool,
-    shrinks: Keep | None = None,
+    shrinks: Select | None = None,
 ) -> tuple[int, int, int]:
     """FLOPs (two per multiply-add) of the tower, the projector and the tower's own ranking, for the whole batch.
 
@@ -29,7 +29,7 @@ def vision_flops(
         visual_tokens: of a request, to assume images from.
         batch: requests.
         ranks: patches are ranked by attention inside the tower.
-        shrinks: images are made smaller for so many visual tokens, in families that take them of any size.
+        shrinks: an entry for which images are made smaller, in families that take them of any size.
     """
     if spec.vision is None or spec.projector is None:
         return 0, 0, 0
@@ -43,12 +43,15 @@ def vision_flops(
     return 2 * tower, 2 * projector, 2 * ranked
 
 
-def _smaller(rule: ImageRule, images: Sequence[Encoded], keep: Keep) -> list[Encoded]:
+def _smaller(rule: ImageRule, images: Sequence[Encoded], entry: Select) -> list[Encoded]:
     """Images of fewer pixels, as `planner.runtime.selection.smaller` makes them."""
     tiles = [image.tiles[0] for image in images]
     grids = [Grid(rows // rule.merge, columns // rule.merge) for rows, columns in tiles]
     places = [grid.places for grid in grids]
-    counts = shares(int(kept(keep, sum(places))), places)
+    if entry.per == "prompt":
+        counts = shares(int(kept(entry.keep, sum(places))), places)
+    else:
+        counts = [int(kept(entry.keep, one)) for one in places]
     small = [smaller(grid, count) for grid, count in zip(grids, counts, strict=True)]
     return [Encoded(((to.rows * rule.merge, to.columns * rule.merge),), to.tokens, (to,)) for to in small]
 

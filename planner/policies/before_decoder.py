@@ -26,10 +26,12 @@ BUDGETS = (0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.06)
 class BeforeDecoder(Policy):
     """The decoder gets `keep` of the visual tokens: a share up to 1, else a number. A subclass says which ones.
 
+    With ``per=picture`` or ``per=tile`` that is the budget of each picture, or of each tile of it.
     ``positions=packed`` counts the tokens that are left anew, as engines do that never see the others.
     """
 
     keep: Annotated[float, Field(gt=0)] = 0.25
+    per: Literal["prompt", "picture", "tile"] = "prompt"
     positions: Literal["original", "packed"] = "original"
 
     def select(self, keep: Keep) -> Select:
@@ -39,7 +41,8 @@ class BeforeDecoder(Policy):
     def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
         keep = Fraction(fraction=1.0) if self.keep == 1 else keep_of(self.keep)
         stages = (Stage(first=0, last=spec.layers),)
-        return Schedule(entry=self.select(keep), stages=stages, positions=self.positions)
+        entry = self.select(keep).model_copy(update={"per": self.per})
+        return Schedule(entry=entry, stages=stages, positions=self.positions)
 
     @classmethod
     def scaled(cls, dropped: float) -> tuple[Policy, ...]:

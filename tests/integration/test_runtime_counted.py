@@ -36,7 +36,10 @@ def modes_of(family: str, name: str) -> list[tuple[str, int]]:
     read_twice = any(select.rank_by == "attention_received" for select in SCHEDULES[name].selects)
     # These towers attend within one image, and the tiny images are below their least size in pixels.
     by_pixels = family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")
-    return list(itertools.product(("sdpa", "eager"), (1,) if read_twice or by_pixels else (1, 2)))
+    # These workloads do not say what images they are of.
+    entry = SCHEDULES[name].entry
+    by_image = entry is not None and entry.per != "prompt"
+    return list(itertools.product(("sdpa", "eager"), (1,) if read_twice or by_pixels or by_image else (1, 2)))
 
 
 def matrix() -> list[tuple[str, str, str, int]]:

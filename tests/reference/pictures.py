@@ -10,16 +10,21 @@ from torch import Tensor
 Lie = tuple[int, int, bool]
 
 
-def grids(family: str, inputs: dict[str, Tensor], visual: Tensor) -> list[list[Lie]]:
-    """By how `tests.tiny.prompts` makes pictures, for each sample."""
+def grids(family: str, inputs: dict[str, Tensor], visual: Tensor) -> list[list[list[Lie]]]:
+    """By how `tests.tiny.prompts` makes pictures, for each picture of each sample."""
     pictures = iter(_pictures(family, inputs))
     found = []
     for count in visual.sum(-1).tolist():
-        sample: list[Lie] = []
-        while sum(rows * (columns + breaks) for rows, columns, breaks in sample) < count:
-            sample += next(pictures)
+        sample: list[list[Lie]] = []
+        while sum(tokens(lie) for picture in sample for lie in picture) < count:
+            sample.append(next(pictures))
         found.append(sample)
     return found
+
+
+def tokens(lie: Lie) -> int:
+    rows, columns, breaks = lie
+    return rows * (columns + breaks)
 
 
 def _pictures(family: str, inputs: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor
 from planner.schedule import FEATURE_ORDERS, Select, Threshold, kept
 from tests.reference.attention import Record, softmax_over
 from tests.reference.orders import picks
-from tests.reference.pictures import Lie, cells
+from tests.reference.pictures import Lie, cells, tokens
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Prompt:
     valid: Tensor
     visual: Tensor
     after: Tensor
-    grids: list[list[Lie]]
+    pictures: list[list[list[Lie]]]
 
     def last(self, sample: int) -> int:
         """The last valid row."""
@@ -54,8 +54,39 @@ def _candidates(select: Select, prompt: Prompt, alive: Tensor, sample: int) -> l
 
 
 def best(select: Select, layer: int, prompt: Prompt, alive: Tensor, record: Record, sample: int) -> list[int]:
-    """The tokens of a sample that a selection keeps, the best first."""
-    candidates = _candidates(select, prompt, alive, sample)
+    """The tokens of a sample that a selection keeps."""
+    return [
+        token
+        for piece in pieces(select, prompt, alive, sample)
+        for token in best_of(select, layer, prompt, alive, record, sample, *piece)
+    ]
+
+
+def pieces(select: Select, prompt: Prompt, alive: Tensor, sample: int) -> list[tuple[list[int], list[Lie]]]:
+    """Tokens that have a budget of their own, and how they lie."""
+    candidates, pictures = _candidates(select, prompt, alive, sample), prompt.pictures[sample]
+    if select.per == "prompt":
+        return [(candidates, [lie for picture in pictures for lie in picture])]
+    lies = pictures if select.per == "picture" else [[lie] for picture in pictures for lie in picture]
+    found, start = [], 0
+    for own in lies:
+        count = sum(tokens(lie) for lie in own)
+        found.append((candidates[start : start + count], own))
+        start += count
+    return found
+
+
+def best_of(
+    select: Select,
+    layer: int,
+    prompt: Prompt,
+    alive: Tensor,
+    record: Record,
+    sample: int,
+    candidates: list[int],
+    lies: list[Lie],
+) -> list[int]:
+    """The candidates that a selection keeps, the best first."""
     if select.rank_by == "none":
         return []
     if select.rank_by in FEATURE_ORDERS:
@@ -64,10 +95,12 @@ def best(select: Select, layer: int, prompt: Prompt, alive: Tensor, record: Reco
         return [candidates[place] for place in chosen]
     if select.rank_by == "grid":
         count = int(kept(select.keep, len(candidates)))
-        middles = [candidates[cell[0]] for cell in cells(prompt.grids[sample], count)]
+        middles = [candidates[cell[0]] for cell in cells(lies, count)]
         return sorted(middles) + [token for token in candidates if token not in middles][: count - len(middles)]
     if select.rank_by == "random":
-        scores, output_norm = _random(select.seed, layer, prompt, sample, len(candidates)), 1.0
+        everyone = _candidates(select, prompt, alive, sample)
+        drawn = _random(select.seed, layer, prompt, sample, len(everyone))
+        scores, output_norm = [drawn[everyone.index(token)] for token in candidates], 1.0
     else:
         scores, output_norm = _scores(select, prompt, alive, record, sample, candidates)
     # The best first; of equals, the earlier token.

@@ -82,6 +82,24 @@ def test_policies_before_the_decoder_leave_its_layers_alone(text: str, select: d
     assert budgets == sorted(budgets, reverse=True) and 0 < budgets[-1] < budgets[0] < 1
 
 
+@pytest.mark.parametrize(("per", "expected"), [("prompt", 100), ("picture", 200), ("tile", 400)])
+def test_a_budget_is_for_the_prompt_each_picture_or_each_tile(per: str, expected: int) -> None:
+    """Two pictures of 672 x 672 pixels: each is a base view and tiles that are put together."""
+    config = {
+        "model_type": "llava_next",
+        "image_grid_pinpoints": [[672, 672]],
+        "text_config": {"model_type": "llama", "num_hidden_layers": 4},
+        "vision_config": {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14},
+    }
+    spec = ModelSpec.from_config(config)
+    workload = Workload(visual_tokens=2 * (576 + 48 * 49), images=((672, 672),) * 2)
+    found = cost(spec, workload, parse(f"diverse:keep=100,per={per}").schedule(spec))
+    assert set(found.visual_tokens_per_layer) == {expected}
+    with pytest.raises(InputError, match="visual_tokens is 99"):
+        short = workload.model_copy(update={"visual_tokens": 99})
+        cost(spec, short, parse("diverse:keep=100,per=tile").schedule(spec))
+
+
 def test_packed_positions_are_carried_into_compositions() -> None:
     entry = made("dart:keep=0.2,positions=packed")
     assert entry.positions == "packed" and made("dart").positions == "original"

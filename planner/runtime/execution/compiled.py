@@ -27,17 +27,17 @@ from planner.runtime.model.exchange import Function
 from planner.runtime.selection.ranking import not_finite
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.rows import Rows
-from planner.schedule import ENTRY_SCORES, Schedule, Threshold
+from planner.schedule import Schedule, Threshold
 
 #: Scores that do not depend on which text is padding.
-RANKED_BY = ("none", "last_attention", "influence_l2", "influence_cos", *sorted(ENTRY_SCORES))
+RANKED_BY = ("none", "last_attention", "influence_l2", "influence_cos")
 #: Where no buckets are given, lengths are rounded up to multiples of this.
 STEP = 64
 #: Arguments of a text tower with one entry per token, in their last dimension; embeddings in the last but one.
 _PER_TOKEN = ("position_ids", "visual_pos_masks", "token_type_ids", "mm_token_type_ids")
 
-#: Makes the prefill of a layout over some caches, given the entry's scores.
-Make = Callable[[Layout, list[PrunedLayer], Tensor | None], Prefill]
+#: Makes the prefill of a layout over some caches, given the visual rows that the schedule's entry lets in.
+Make = Callable[[Layout, list[PrunedLayer], Rows | None], Prefill]
 
 
 def check_compilable(schedule: Schedule) -> None:
@@ -55,7 +55,7 @@ def check_compilable(schedule: Schedule) -> None:
             raise InputError(
                 "a plan that prunes text has no fixed shapes", "Compile one that prunes visual tokens only"
             )
-        if select.rank_by not in RANKED_BY:
+        if select is not schedule.entry and select.rank_by not in RANKED_BY:
             raise InputError(
                 f"a plan that ranks by '{select.rank_by}' cannot be compiled",
                 f"Compile one that ranks by {', '.join(RANKED_BY[1:])}",
@@ -104,16 +104,18 @@ class CompiledPrefill:
         place = bisect_left(self.buckets, length)
         return self.buckets[place] if place < len(self.buckets) else None
 
-    def serves(self, layout: Layout, forward: Forward) -> bool:
-        """Whether a batch has fixed shapes: every sample as many visual tokens, a bucket, no image stream."""
-        return forward.stream is None and len(set(layout.visual_counts)) == 1 and self.bucket(layout.length) is not None
+    def serves(self, layout: Layout, forward: Forward, entered: Rows | None) -> bool:
+        """Whether a batch has fixed shapes: every sample as many visual tokens, before the schedule's entry and after
+        it, a bucket, no image stream."""
+        even = len(set(layout.visual_counts)) == 1 and (entered is None or not entered.ragged)
+        return forward.stream is None and even and self.bucket(layout.length) is not None
 
     def __call__(
         self,
         original: Function,
         layout: Layout,
         caches: list[PrunedLayer],
-        ranked: Tensor | None,
+        entered: Rows | None,
         features: list[Tensor],
         kwargs: dict[str, Any],
     ) -> tuple[Tensor, Record]:
@@ -123,7 +125,7 @@ class CompiledPrefill:
             original: the text tower's own forward.
             layout: parts of the prompts.
             caches: the cache's layers, empty without a cache.
-            ranked: scores of visual rows that exist before the decoder, ``[B, n]``.
+            entered: the visual rows that the schedule's entry lets in, None without one.
             features: visual features that the family adds after each of the first layers.
             kwargs: arguments of the text tower.
 
@@ -136,10 +138,10 @@ class CompiledPrefill:
         arguments = _padded(kwargs, pad, layout)
         # Positions, for instance, come from `generate` and not from a bare forward.
         given = sorted(name for name, value in arguments.items() if value is not None)
-        ahead_width = self._ahead_width(layout, bucket)
-        shape: tuple[int | str, ...] = (bucket, batch, layout.visual_counts[0], ahead_width, *given)
+        ahead_width, let_in = self._ahead_width(layout, bucket), 0 if entered is None else entered.counts[0]
+        shape: tuple[int | str, ...] = (bucket, batch, layout.visual_counts[0], ahead_width, let_in, *given)
         visual, ahead = (nn.functional.pad(flags, (pad, 0)) for flags in (layout.visual, layout.ahead))
-        scores = None if ranked is None else nn.functional.pad(ranked, (pad, 0))
+        inside = None if entered is None else nn.functional.pad(entered.mask, (pad, 0))
         before = self.thread.forward
         # One thread at a time, until its results are copied: a graph on a GPU writes into the same memory again.
         with self._one_at_a_time:
@@ -147,7 +149,7 @@ class CompiledPrefill:
                 self._graphs[shape] = torch.compile(_with_code_of_its_own(self._traced()), **self.options)
             try:
                 *found, tokens = self._graphs[shape](
-                    original, visual, layout.visual_counts[0], ahead, ahead_width, scores, features, arguments
+                    original, visual, layout.visual_counts[0], ahead, ahead_width, inside, let_in, features, arguments
                 )
                 hidden, keys, values, index, kept, finite = tree_map_only(Tensor, Tensor.clone, found)
             finally:
@@ -177,14 +179,16 @@ class CompiledPrefill:
             count: int,
             ahead: Tensor,
             ahead_width: int,
-            ranked: Tensor | None,
+            inside: Tensor | None,
+            let_in: int,
             features: list[Tensor],
             arguments: dict[str, Any],
         ) -> Any:
             length = visual.shape[1]
             cache = DynamicCache()
             caches = install(cache, len(windows), Attachment(), length, windows)
-            prefill = make(_layout_of_padded(visual, count, ahead, ahead_width), caches, ranked)
+            entered = None if inside is None else Rows.of(inside, (let_in,) * len(inside))
+            prefill = make(_layout_of_padded(visual, count, ahead, ahead_width), caches, entered)
             prefill.deepstack = features
             thread.forward = Forward(prefill.layout, None, prefill, traced=True)
             output = original(**arguments, past_key_values=cache, use_cache=True)

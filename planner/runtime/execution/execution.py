@@ -48,6 +48,7 @@ from planner.runtime.model.generation import generating, prompt_of
 from planner.runtime.model.isolated import Diversion, IsolatedLayer, find_fast_form
 from planner.runtime.selection.entry import Entry
 from planner.runtime.tensors.layout import Layout, read_layout, visual_rows
+from planner.runtime.tensors.rows import Rows
 from planner.schedule import Schedule
 
 
@@ -287,17 +288,17 @@ class Execution:
             caches = install(cache, len(self.parts.layers), self._attachment, layout.length, list(self.parts.windows))
         self._positions.note(kwargs)
         features = list(kwargs.pop("deepstack_visual_embeds", None) or [])
-        ranked = None
+        entered = None
         if self._entry is not None:
-            entered = self._entry.enter(layout, kwargs["inputs_embeds"], features)
-            ranked, kwargs["inputs_embeds"], features = entered.scores, entered.embeddings, entered.features
+            found = self._entry.enter(layout, kwargs["inputs_embeds"], features)
+            entered, kwargs["inputs_embeds"], features = found.stays, found.embeddings, found.features
             if self.schedule.positions == "packed":
-                kwargs = pack_prompt(kwargs, entered.gone)
-        prefill = self._prefill(layout, caches, ranked, forward.stream)
+                kwargs = pack_prompt(kwargs, layout.visual & ~entered.mask)
+        prefill = self._prefill(layout, caches, entered, forward.stream)
         prefill.check_sight()
         forward.prefill = prefill
-        if self.compiled is not None and not args and self.compiled.serves(layout, forward):
-            hidden, record = self.compiled(original, layout, caches, ranked, features, kwargs)
+        if self.compiled is not None and not args and self.compiled.serves(layout, forward, entered):
+            hidden, record = self.compiled(original, layout, caches, entered, features, kwargs)
             for layer in caches:
                 layer.close()
             prefill.complete = len(record.tokens) == self.schedule.layers
@@ -321,11 +322,11 @@ class Execution:
         self,
         layout: Layout,
         caches: list[PrunedLayer],
-        ranked: Tensor | None = None,
+        entered: Rows | None = None,
         stream: PromptStream | None = None,
     ) -> Prefill:
         parts = self.parts
-        return Prefill(self.schedule, layout, self._isolated_layers, caches, self.seed, ranked, stream, parts.windows)
+        return Prefill(self.schedule, layout, self._isolated_layers, caches, self.seed, entered, stream, parts.windows)
 
     def compile_prefill(self, buckets: Sequence[int] | None, options: dict[str, Any]) -> None:
         """From now on run prompts through compiled graphs, see `CompiledPrefill`."""

@@ -58,7 +58,7 @@ class Prefill:
         isolated_layers: per layer, how isolated visual rows run and how a layer is probed.
         caches: the cache's layers, empty without a cache.
         seed: of random selections.
-        entry_scores: scores of the visual rows that exist before layer 0, ``[B, n]``, for the schedule's entry.
+        entered: the visual rows that the schedule's entry lets in, None without one.
         image_stream: that of the shallow layers, to be read or filled.
         windows: sliding window per layer, None for full attention.
 
@@ -75,7 +75,7 @@ class Prefill:
         isolated_layers: tuple[IsolatedLayer, ...],
         caches: list[PrunedLayer],
         seed: int,
-        entry_scores: Tensor | None = None,
+        entered: Rows | None = None,
         image_stream: PromptStream | None = None,
         windows: Sequence[int | None] = (),
     ) -> None:
@@ -84,7 +84,7 @@ class Prefill:
         self.deepstack: list[Tensor] = []
         self.streams = Streams(layout)
         self.writer = CacheWriter(caches, self.streams)
-        self.ranking = Ranking(self.streams, seed, entry_scores)
+        self.ranking, self.entered = Ranking(self.streams, seed), entered
         self.record = Record(schedule, layout.visual, [], [])
         self._scored: Scored | None = None
         self.complete = False
@@ -155,8 +155,9 @@ class Prefill:
                 image_stream.take(layer, streams.isolated.hidden, streams.isolated.rows)
         if layer > 0:
             hidden = self._leave(self.schedule.stage_of(layer - 1), layer, hidden, kwargs)
-        elif self.schedule.entry is not None:
-            hidden = self._drop(self.schedule.entry, 0, hidden, None)
+        elif self.entered is not None:
+            self.record.kept.append(self.entered)
+            hidden = streams.keep_visual(self.entered, hidden)
         if stage.isolated and streams.isolated is None and streams.visual.width:
             return streams.part(hidden)
         if not stage.isolated and streams.isolated is not None:

@@ -44,11 +44,10 @@ class Ranking:
     Args:
         streams: the rows.
         seed: of random selections, added to each selection's own.
-        entry_scores: scores of the visual rows that exist before layer 0, ``[B, n]``, for the schedule's entry.
     """
 
-    def __init__(self, streams: Streams, seed: int, entry_scores: Tensor | None) -> None:
-        self.streams, self.seed, self.entry_scores = streams, seed, entry_scores
+    def __init__(self, streams: Streams, seed: int) -> None:
+        self.streams, self.seed = streams, seed
         #: In compiled code, whether scores are numbers: flags that are looked at after it.
         self.finite: list[Tensor] = []
 
@@ -64,16 +63,12 @@ class Ranking:
         """
         if select.rank_by == "none":
             return torch.zeros(ranked.index.shape, device=ranked.index.device)
-        if layer == 0:
-            assert self.entry_scores is not None
-            found = self.entry_scores.gather(1, ranked.index.clamp(min=0))
-        elif select.rank_by == "random":
+        if select.rank_by == "random":
             return scores.random(self.streams.layout, ranked, self.seed + select.seed, layer - 1)
-        else:
-            assert scored is not None
-            found = scores.BY_ATTENTION[select.rank_by](scored, ranked)
-            relative = isinstance(select.keep, Threshold) and select.keep.relative
-            found = scores.relative(scored, found) if relative else found
+        assert scored is not None
+        found = scores.BY_ATTENTION[select.rank_by](scored, ranked)
+        if isinstance(select.keep, Threshold) and select.keep.relative:
+            found = scores.relative(scored, found)
         finite = torch.isfinite(found).all()
         if torch.compiler.is_compiling():
             self.finite.append(finite)
