@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from planner.errors import PlannerError
     from planner.plan import Plan, load_plan
     from planner.policies import (
+        EVS,
         VAR,
         Blind,
         CDPruner,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         Random,
         Resize,
         SparseVLM,
+        VidCom2,
         VisiPruner,
         VisPruner,
         parse,
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 
 #: Where each public name lives; nothing else is public.
 _HOME = {
+    "EVS": "planner.policies",
+    "VidCom2": "planner.policies",
     "Blind": "planner.policies",
     "CDPruner": "planner.policies",
     "Composition": "planner.policies",
@@ -88,6 +92,7 @@ _HOME = {
 }
 
 __all__ = [
+    "EVS",
     "VAR",
     "Blind",
     "CDPruner",
@@ -112,6 +117,7 @@ __all__ = [
     "Resize",
     "Schedule",
     "SparseVLM",
+    "VidCom2",
     "VisPruner",
     "VisiPruner",
     "Workload",

@@ -35,6 +35,8 @@ RankBy = Literal[
     "max_min_distance",  # greedily what is farthest from all that is chosen (DivPrune)
     "determinantal",  # greedily what adds most volume, weighted by similarity to the question (CDPruner)
     "salient_then_distant",  # part by the encoder's attention, then what is farthest from all chosen (VisPruner)
+    "frame_change",  # 1 - cosine with the token at the same place one video frame earlier (EVS)
+    "frame_uniqueness",  # unlike the video and its frame, with larger budgets for unlike frames (VidCom2)
     "grid",  # the middle token of each of as many cells of the picture as the budget allows
 ]
 #: What becomes of the tokens that an entry drops.
@@ -47,12 +49,14 @@ Merge = Literal[
 ]
 #: Orders of picks over projected features: the first n tokens of an order are what a budget of n keeps.
 FEATURE_ORDERS: frozenset[str] = frozenset({"pivot_distance", "max_min_distance", "determinantal"})
+#: Scores that read where tokens lie in their picture.
+PLACED: frozenset[str] = frozenset({"frame_change", "frame_uniqueness", "grid"})
 #: Scores for which the attention of the vision encoder is read.
 ENCODER_SCORES: frozenset[str] = frozenset({"encoder_attention", "salient_then_distant"})
 #: Scores that exist before the decoder runs, and only there.
-ENTRY_SCORES: frozenset[str] = FEATURE_ORDERS | ENCODER_SCORES | {"encoder_norm", "grid"}
+ENTRY_SCORES: frozenset[str] = FEATURE_ORDERS | ENCODER_SCORES | PLACED | {"encoder_norm"}
 #: Choices without a score that a threshold could be compared with.
-UNRANKED: frozenset[str] = FEATURE_ORDERS | {"none", "random", "grid", "salient_then_distant"}
+UNRANKED: frozenset[str] = FEATURE_ORDERS | {"none", "random", "grid", "salient_then_distant", "frame_uniqueness"}
 #: Scores that read the attention from text to visual tokens, so the scoring layer must have it.
 ATTENTION_SCORES: frozenset[str] = frozenset(
     {"last_attention", "influence_l2", "influence_cos", "text_raters", "cross_self_attention"}

@@ -25,10 +25,12 @@ count here.
 
 | salient_then_distant   | as encoder_attention; each pick but the last with all v       | as there             |
 |                        | tokens                                                        | + d (k - 1) v        |
+| frame_change,          | none (elementwise)                                            | 0                    |
+| frame_uniqueness       |                                                               |                      |
 | grid                   | none                                                          | 0                    |
 | merge: nearest         | all v tokens with the k kept ones, beside the score           | d k v                |
 
-The last six, and the scores of the encoder, belong to an entry: they read projected features of size d, and of the v
+The last seven, and the scores of the encoder, belong to an entry: they read projected features of size d, and of the v
 tokens k are kept. Other merges are means, which multiply no matrices.
 
 The first selection of a stage ranks all visual rows, r = v; a later one those that are left, though its score still

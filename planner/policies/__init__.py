@@ -14,6 +14,7 @@ from planner.policies.context import Context
 from planner.policies.dart import Dart
 from planner.policies.dense import Dense
 from planner.policies.diverse import Diverse
+from planner.policies.evs import EVS
 from planner.policies.fastv import FastV
 from planner.policies.fitprune import FitPrune
 from planner.policies.known import names, parse, policy_class, usable
@@ -24,11 +25,13 @@ from planner.policies.random import Random
 from planner.policies.resize import Resize
 from planner.policies.sparsevlm import SparseVLM
 from planner.policies.var import VAR
+from planner.policies.vidcom2 import VidCom2
 from planner.policies.visipruner import VisiPruner
 from planner.policies.vispruner import VisPruner
 from planner.policies.window import ShallowRule, Window
 
 __all__ = [
+    "EVS",
     "VAR",
     "AnyPolicy",
     "Blind",
@@ -48,6 +51,7 @@ __all__ = [
     "Resize",
     "ShallowRule",
     "SparseVLM",
+    "VidCom2",
     "VisPruner",
     "VisiPruner",
     "Window",

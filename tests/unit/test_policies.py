@@ -29,8 +29,8 @@ def made(text: str) -> Schedule:
 
 def test_names() -> None:
     assert names() == (
-        "blind", "cdpruner", "context", "dart", "dense", "diverse", "fastv", "fitprune", "pool", "prellm",
-        "pyramiddrop", "random", "resize", "sparsevlm", "var", "visipruner", "vispruner",
+        "blind", "cdpruner", "context", "dart", "dense", "diverse", "evs", "fastv", "fitprune", "pool", "prellm",
+        "pyramiddrop", "random", "resize", "sparsevlm", "var", "vidcom2", "visipruner", "vispruner",
     )  # fmt: skip
     assert all(REGISTRY[name].summary for name in names())
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planner.errors import UnsupportedModelError
 from planner.runtime.imaging.grids import pictures_of
 from planner.runtime.model.adapters import Parts
 from planner.runtime.selection.encoder import EncoderScores, find_encoder
@@ -25,7 +26,7 @@ from planner.runtime.selection.select import survivors
 from planner.runtime.selection.smaller import SmallerImages
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.rows import Rows
-from planner.schedule import ENCODER_SCORES, Select, kept
+from planner.schedule import ENCODER_SCORES, PLACED, Select, kept
 from planner.spec.cells import cells_of, shares
 from planner.spec.images import Grid
 
@@ -94,9 +95,11 @@ class Entry:
         if self._encoder is not None:
             self._encoder.check(kwargs)
             self._encoder.forget()
-        if select.rank_by == "grid" or select.per != "prompt":
+        if select.rank_by in PLACED or select.per != "prompt":
             pictures = pictures_of(kwargs, layout, self.parts.visual_ids, self.parts.model.config)
             begun.lies = [lies_of(select, sample) for sample in pictures]
+            if select.rank_by == "frame_change":
+                _check_videos(begun.lies)
         if self._smaller is not None:
             budgets = (pair for sample in begun.lies for lie in sample for pair in self._budgets(lie))
             self._smaller.begin([(grid, count) for grid, count in budgets if grid.still])
@@ -159,6 +162,14 @@ class Entry:
         if self.select.merge == "mean":
             return into_last(scores, pieces.rows, stays)
         return into_nearest(pieces.pick(embeddings), pieces.rows, stays)
+
+
+def _check_videos(lies: list[list[Lie]]) -> None:
+    if any(lie and all(grid.still for grid in lie) for sample in lies for lie in sample):
+        raise UnsupportedModelError(
+            "'frame_change' compares the frames of a video, and these inputs bring an image",
+            "Use another policy for images, such as dart or diverse",
+        )
 
 
 def _still(pieces: Pieces) -> Tensor:

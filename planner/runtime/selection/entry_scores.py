@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from planner.runtime.selection import orders
+from planner.runtime.selection.frames import frame_change, frame_uniqueness
 from planner.runtime.selection.pieces import Pieces
 from planner.runtime.selection.scores import random
 from planner.runtime.tensors.layout import Layout
@@ -38,12 +39,16 @@ def scores_of(
     norm: Tensor = features.to(working_dtype(features)).norm(dim=-1)
     if select.rank_by == "encoder_norm":
         return norm.to(device)
+    if select.rank_by == "frame_change":
+        return frame_change(features, pieces).to(device)
     counts = tuple(int(kept(select.keep, present)) for present in rows.counts)
     count = max(counts)
     if select.rank_by == "pivot_distance":
         found = orders.pivot_distance(features, rows, select.pivots)
     elif select.rank_by == "max_min_distance":
         found = orders.max_min_distance(features, rows, count)
+    elif select.rank_by == "frame_uniqueness":
+        found = frame_uniqueness(features, pieces, select.keep)
     elif received is not None:
         salient = tuple(int(kept(Fraction(fraction=select.salient), budget)) for budget in counts)
         found = orders.salient_then_distant(features, rows, received, salient, count)
