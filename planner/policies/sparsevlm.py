@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from planner.workload import Workload
 
 
+#: First layers with fewer tokens, for models of 32 layers.
+PUBLISHED_LAYERS = (3, 7, 16)
 #: Of the second and third budget to the one before: 300, 200 and 110 of 576.
 _PROPORTIONS = (round(200 / 300, 4), round(110 / 200, 4))
 
@@ -23,8 +25,9 @@ class SparseVLM(Policy):
     """At each of `layers` the given number of visual tokens survives, ranked by the text tokens most similar to the
     image.
 
-    Published lists on LLaVA-1.5-7B, layers 2, 6, 15: 300/200/110 ("192 tokens"), 303/110/36 ("128"), 66/30/17 ("64").
-    Token recycling, which merges dropped tokens into new ones, is not part of it.
+    Published lists on LLaVA-1.5-7B: 300/200/110 ("192 tokens"), 303/110/36 ("128"), 66/30/17 ("64"). Its layers 2, 6
+    and 15, counted from 0, run on all tokens and drop behind themselves, so from layers 3, 7 and 16 on there are fewer:
+    with these the paper's FLOPs are met. Token recycling, which merges dropped tokens into new ones, is not part of it.
     """
 
     name: ClassVar[str] = "sparsevlm"
@@ -44,7 +47,7 @@ class SparseVLM(Policy):
         return self
 
     def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
-        layers = self.layers if self.layers is not None else relative_layers((2, 6, 15), spec.layers)
+        layers = self.layers if self.layers is not None else relative_layers(PUBLISHED_LAYERS, spec.layers)
         return drop_at(self.name, spec.layers, layers, [keep_of(budget) for budget in self.keep], "text_raters")
 
     @classmethod

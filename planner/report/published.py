@@ -85,7 +85,7 @@ def _value(figure: dict[str, Any], convention: str, x: float | None) -> float | 
     tokens = figure["visual_tokens"]
     if x is not None and figure["vary"].get("of") == "visual_tokens":
         tokens = round(x)
-    workload = Workload(visual_tokens=tokens)
+    workload = Workload(visual_tokens=tokens, **figure.get("prompt", {}))
     schedule = parse(figure["policy"].format(x=x)).schedule(spec, workload)
     if convention == "exact" and not schedule.executable:
         return None
@@ -135,13 +135,16 @@ convention. `plan report --published -o reports/published.md` writes this file.
 * *reproduced* is **yes** if all printed digits agree, **near** within 1.5 %, and **no** otherwise; the last column then
   says what would explain the printed figure.
 * *exact* is the same quantity as a FLOP counter measures it on the running decoder (two FLOPs per multiply-add, text
-  tokens included), for schedules that can be executed: 10 system, the stated visual, and 64 text tokens.
+  tokens included), for schedules that can be executed: 10 system, the stated visual, and 64 text tokens (SparseVLM:
+  118 in all).
 * Papers: VisiPruner ("Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs"); FastV (Chen et al.,
   "An Image is Worth 1/2 Tokens After Layer 2"); PyramidDrop (Xing et al., "Accelerating Your Large Vision-Language
-  Models via Pyramid Visual Redundancy Reduction"). The rows of FitPrune and SparseVLM are those of VisiPruner's
-  table 6. `docs/papers.md` lists the papers.
+  Models via Pyramid Visual Redundancy Reduction"); SparseVLM (Zhang et al., "Visual Token Sparsification for Efficient
+  Vision-Language Model Inference"). The rows of FitPrune are those of VisiPruner's table 6. `docs/papers.md` lists the
+  papers.
 * FastV's table follows from `n = 612 - R * 576` tokens after layer K; the formula in its text, `n = (1 - R) * 612`,
   gives other figures. Layers are as the papers count them.
+* SparseVLM's layers 2, 6 and 15 count from 0, run on all tokens and drop behind themselves: `layers=3/7/16` here.
 """
 
 

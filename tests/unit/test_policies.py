@@ -121,6 +121,12 @@ def test_sparsevlm_budgets() -> None:
     assert [stage.last for stage in found.stages] == [2, 6, 15, 32]
 
 
+def test_sparsevlm_drops_behind_its_published_layers() -> None:
+    """Layers 2, 6 and 15, counted from 0, still see what was there before."""
+    found = cost(SPEC, WORKLOAD, made("sparsevlm")).visual_tokens_per_layer
+    assert [found[layer] for layer in (2, 3, 6, 7, 15, 16)] == [576, 300, 300, 200, 200, 110]
+
+
 def test_fitprune_meets_its_budget() -> None:
     """FLOPs of visual tokens by the paper's formula, from the counts themselves."""
     d, m = SPEC.hidden_size, SPEC.decoder.intermediate_size
