@@ -24,6 +24,9 @@ RankBy = Literal[
     "none",  # no ranking: keep is 0 or everything
     "random",  # seeded, independent of the image
     "last_attention",  # head-mean attention weight given by the last prompt token (FastV, PyramidDrop)
+    "last_attention_detrended",  # the same, less its straight trend over positions: recent tokens get more anyway
+    "text_attention",  # mean weight given by the text after the image (VisiPruner table 4)
+    "visual_attention",  # mean weight given by the visual tokens (the same)
     "influence_l2",  # L2 change of the last row's attention output without the token (VisiPruner eq. 6)
     "influence_cos",  # 1 - cosine of the same change (VisiPruner eq. 7-8)
     "text_raters",  # mean attention from the text tokens most similar to the image (SparseVLM)
@@ -59,8 +62,15 @@ ENTRY_SCORES: frozenset[str] = FEATURE_ORDERS | ENCODER_SCORES | PLACED | {"enco
 UNRANKED: frozenset[str] = FEATURE_ORDERS | {"none", "random", "grid", "salient_then_distant", "frame_uniqueness"}
 #: Scores that read the attention from text to visual tokens, so the scoring layer must have it.
 ATTENTION_SCORES: frozenset[str] = frozenset(
-    {"last_attention", "influence_l2", "influence_cos", "text_raters", "cross_self_attention"}
+    {
+        *("last_attention", "last_attention_detrended", "text_attention", "visual_attention"),
+        *("influence_l2", "influence_cos", "text_raters", "cross_self_attention"),
+    }
 )
+#: Scores that read the attention between visual tokens.
+BETWEEN_VISUAL: frozenset[str] = frozenset({"visual_attention", "cross_self_attention"})
+#: Scores made of the attention of the last prompt row alone.
+OF_LAST_ROW: frozenset[str] = frozenset({"last_attention", "last_attention_detrended", "influence_l2", "influence_cos"})
 
 
 class _Frozen(BaseModel):
@@ -142,7 +152,7 @@ class Select(_Frozen):
         ranks_context = self.rank_by == "attention_received"
         if self.rank_by not in ("none", "random") and ranks_context != (self.of == "context"):
             raise ValueError(f"rank_by '{self.rank_by}' does not rank {self.of} tokens")
-        if self.probe and self.rank_by not in ("last_attention", "influence_l2", "influence_cos"):
+        if self.probe and self.rank_by not in OF_LAST_ROW:
             raise ValueError(f"probe computes one query row, which cannot give the score '{self.rank_by}'")
         return self
 
@@ -206,10 +216,9 @@ class Stage(_Frozen):
                     f"layers [{self.first}, {self.last}) hide the image from the text: "
                     f"'{select.rank_by}' has nothing to rank by"
                 )
-            if select.rank_by == "cross_self_attention" and self.isolated:
+            if select.rank_by in BETWEEN_VISUAL and self.isolated:
                 raise ValueError(
-                    f"'cross_self_attention' needs attention between visual tokens, which '{self.visual_attention}' "
-                    "removes"
+                    f"'{select.rank_by}' needs attention between visual tokens, which '{self.visual_attention}' removes"
                 )
             if select.rank_by in ENTRY_SCORES:
                 raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")

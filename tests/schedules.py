@@ -76,6 +76,10 @@ SCHEDULES: dict[str, Schedule] = {
             Stage(first=3, last=6),
         )
     ),
+    "detrended": after_layer(1, select("last_attention_detrended", 5)),
+    "detrended-probe": after_layer(2, select("last_attention_detrended", 0.4, probe=True)),
+    "text-attention": after_layer(1, select("text_attention", 5)),
+    "visual-attention": after_layer(2, select("visual_attention", 0.4)),
     "influence-cos": after_layer(2, select("influence_cos", 4)),
     "visipruner": _visipruner(_MERGE, _ALONE),
     "visipruner-hidden": _visipruner(

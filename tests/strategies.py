@@ -34,8 +34,8 @@ by_influence = st.builds(
     probe=st.booleans(),
 )
 by_weight = st.builds(Select, rank_by=st.just("last_attention"), keep=absolute, probe=st.booleans())
-by_text = st.builds(Select, rank_by=st.just("text_raters"), keep=absolute)
-by_both = st.builds(Select, rank_by=st.just("cross_self_attention"), keep=absolute)
+by_text = st.builds(Select, rank_by=st.sampled_from(["text_raters", "text_attention"]), keep=absolute)
+by_both = st.builds(Select, rank_by=st.sampled_from(["cross_self_attention", "visual_attention"]), keep=absolute)
 # The last row predicts the answer, so at least that one is protected.
 received = st.builds(
     Select,

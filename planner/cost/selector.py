@@ -11,6 +11,9 @@ count here.
 | last_attention         | last row's query with the keys of all n rows                  | H dh n               |
 | influence_l2           | the same; the values' squared norms are elementwise           | H dh n               |
 | influence_cos          | the same; and the head's output with the r ranked values      | H dh n + H dv r      |
+| ..._detrended          | as last_attention                                             | H dh n               |
+| text_attention         | t text query rows with all keys                               | H dh t n             |
+| visual_attention       | r ranked query rows with all keys                             | H dh r n             |
 | text_raters            | similarity of t text rows and r ranked rows; t query rows     | d t r + H dh t n     |
 | cross_self_attention   | t text and r ranked query rows with all keys                  | H dh (t + r) n       |
 | attention_received     | t text query rows with all keys                               | H dh t n             |
@@ -65,7 +68,7 @@ Number = Any
 
 
 #: Scores made of the last prompt row's attention weights.
-BY_LAST_ROW = ("last_attention", "influence_l2", "influence_cos")
+BY_LAST_ROW = ("last_attention", "last_attention_detrended", "influence_l2", "influence_cos")
 
 
 def score_macs(
@@ -99,8 +102,10 @@ def score_macs(
         macs = hidden * text * ranked + text * query_row
     elif rank_by == "cross_self_attention":
         macs = (text + ranked) * query_row
-    elif rank_by == "attention_received":
+    elif rank_by in ("attention_received", "text_attention"):
         macs = text * query_row
+    elif rank_by == "visual_attention":
+        macs = ranked * query_row
     else:
         macs = 0 * rows if repeated else query_row
         if rank_by == "influence_cos":

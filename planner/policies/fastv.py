@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,9 +16,18 @@ if TYPE_CHECKING:
     from planner.workload import Workload
 
 
+_SCORES: dict[str, RankBy] = {
+    "last": "last_attention",
+    "detrended": "last_attention_detrended",
+    "text": "text_attention",
+    "visual": "visual_attention",
+}
+
+
 class FastV(Policy):
     """Layers ``[0, k)`` see every visual token; after layer k - 1 the share `ratio` least attended by the last token
-    is dropped.
+    is dropped. `rank_by` lets others attend: all text after the image, or the visual tokens (VisiPruner table 4), or
+    takes off the last token's bias towards recent positions.
 
     The paper's rows with K = 0 are an accounting only: nothing has been attended before layer 0 that could rank tokens.
     """
@@ -28,6 +37,7 @@ class FastV(Policy):
 
     k: Annotated[int, Field(ge=0)] = 2
     ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+    rank_by: Literal["last", "detrended", "text", "visual"] = "last"
 
     def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
         if self.k == 0:
@@ -35,7 +45,7 @@ class FastV(Policy):
                 "fastv with k=0 has no attention to rank by",
                 f"Choose k of 1 or more; 'random:k=0,ratio={self.ratio}' costs what K=0 is said to cost",
             )
-        return drop_after(self.name, spec.layers, self.k, self.ratio, "last_attention")
+        return drop_after(self.name, spec.layers, self.k, self.ratio, _SCORES[self.rank_by])
 
     @classmethod
     def scaled(cls, dropped: float) -> tuple[FastV, ...]:

@@ -22,6 +22,9 @@ _SCORES: dict[str, RankBy] = {
     "l2": "influence_l2",
     "cos": "influence_cos",
     "attention": "last_attention",
+    "detrended": "last_attention_detrended",
+    "text": "text_attention",
+    "visual": "visual_attention",
     "random": "random",
 }
 Layer = Annotated[float, Field(ge=0)]
@@ -61,7 +64,8 @@ class VisiPruner(Policy):
         merge_first: layer 0 puts all of the text's attention to the image on one visual token, instead of none.
         filter_cache: what decoding finds in the filtering layer: the kept tokens, or all that the prompt's text saw.
         probe: score layer `filter` before it runs, so that it runs on the kept tokens only.
-        rank_by: influence as an L2 change, as 1 - cosine, attention, or random.
+        rank_by: influence as an L2 change, as 1 - cosine, or at random; attention of the last token, the same less its
+            trend over positions, of the text after the image, or of the visual tokens (table 4).
         threshold: keep tokens that reach this score, at most `at_most`, in place of a fixed `keep`.
         relative: the threshold is relative to the norm of the last token's attention output.
         expected: mean number kept on calibration samples, which stands for a threshold in cost tables.
@@ -78,7 +82,7 @@ class VisiPruner(Policy):
     merge_first: bool = False
     filter_cache: Literal["kept", "all"] = "kept"
     probe: bool = False
-    rank_by: Literal["l2", "cos", "attention", "random"] = "l2"
+    rank_by: Literal["l2", "cos", "attention", "detrended", "text", "visual", "random"] = "l2"
     threshold: float | None = None
     at_most: Annotated[int, Field(ge=1)] | None = None
     relative: bool = False
@@ -98,6 +102,8 @@ class VisiPruner(Policy):
             raise ValueError("text_to_visual=merge needs visual_attention=self")
         if self.probe and self.filter_cache == "all":
             raise ValueError("a probed filtering layer runs on the kept tokens: filter_cache must be kept")
+        if self.probe and self.rank_by in ("text", "visual"):
+            raise ValueError("a probe computes one query row: rank_by must be l2, cos, attention or detrended")
         if self.probe and self.filter == 0:
             raise ValueError("probe needs a layer before the filtering layer: filter must be at least 1")
         return self

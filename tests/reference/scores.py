@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -140,6 +141,13 @@ def _scores(
         match select.rank_by:
             case "last_attention":
                 score = weights[:, last, token].mean()
+            case "last_attention_detrended":
+                line = np.polyfit(candidates, [float(weights[:, last, other].mean()) for other in candidates], 1)
+                score = weights[:, last, token].mean() - float(np.polyval(line, token))
+            case "text_attention":
+                score = weights[:, texts, token].mean()
+            case "visual_attention":
+                score = weights[:, images, token].mean()
             case "influence_l2" | "influence_cos":
                 zeroed = weights[:, last].clone()
                 zeroed[:, token] = 0

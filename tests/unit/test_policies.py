@@ -46,6 +46,17 @@ def test_fastv() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("rank_by", "score"),
+    [("detrended", "last_attention_detrended"), ("text", "text_attention"), ("visual", "visual_attention")],
+)
+def test_others_attend_in_fastv_and_visipruner(rank_by: str, score: str) -> None:
+    for text in ("fastv:k=3,ratio=0.75", "visipruner:filter=3,keep=20,exit=8"):
+        assert made(f"{text},rank_by={rank_by}").selects[0].rank_by == score
+    with pytest.raises(InputError, match="one query row"):
+        parse("visipruner:filter=3,probe=true,rank_by=visual")
+
+
 def test_random_is_fastv_s_shape_and_seeded() -> None:
     select = Select(rank_by="random", keep=Fraction(fraction=0.1), seed=4)
     assert made("random:k=2,ratio=0.9,seed=4").stages[0].selects == (select,)

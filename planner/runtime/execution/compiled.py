@@ -30,7 +30,7 @@ from planner.runtime.tensors.rows import Rows
 from planner.schedule import Schedule, Threshold
 
 #: Scores that do not depend on which text is padding.
-RANKED_BY = ("none", "last_attention", "influence_l2", "influence_cos")
+RANKED_BY = ("none", "last_attention", "last_attention_detrended", "influence_l2", "influence_cos")
 #: Where no buckets are given, lengths are rounded up to multiples of this.
 STEP = 64
 #: Arguments of a text tower with one entry per token, in their last dimension; embeddings in the last but one.

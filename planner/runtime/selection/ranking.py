@@ -83,7 +83,7 @@ class Ranking:
         rows, layout = self.streams.present(), self.streams.layout
         hidden = self.streams.together(hidden)
         last = Rows(layout.last[:, None], (1,) * hidden.shape[0], layout.length)
-        influences = select.rank_by != "last_attention"
+        influences = select.rank_by.startswith("influence")
         call = isolated.project(hidden, part_of_kwargs(kwargs, rows, None, known), keys=True, values=influences)
         asking = isolated.project(
             gather(hidden, rows.slots_of(last)), part_of_kwargs(kwargs, last, None, known), query=True

@@ -132,6 +132,31 @@ def last_attention(scored: Scored, ranked: Rows) -> Tensor:
     return gather(scored.last_weights().mean(1), scored.keys.slots_of(ranked))
 
 
+def last_attention_detrended(scored: Scored, ranked: Rows) -> Tensor:
+    """`last_attention` less its least-squares line over the positions of the ranked tokens.
+
+    Attention leans towards recent tokens, so that the end of a picture outranks its beginning whatever they show.
+    """
+    score = last_attention(scored, ranked)
+    filled = ranked.filled.to(score)
+    count = filled.sum(1, keepdim=True).clamp(min=1)
+    place = ranked.index.to(score) * filled
+    place = (place - place.sum(1, keepdim=True) / count) * filled
+    level = (score * filled).sum(1, keepdim=True) / count
+    slope = (place * score).sum(1, keepdim=True) / place.square().sum(1, keepdim=True).clamp(min=1)
+    return score - level - slope * place
+
+
+def text_attention(scored: Scored, ranked: Rows) -> Tensor:
+    """Mean weight given by the text after the image, over heads and rows (VisiPruner table 4)."""
+    return scored.mean_over(_held(scored, scored.layout.after), ranked).mean(1)
+
+
+def visual_attention(scored: Scored, ranked: Rows) -> Tensor:
+    """Mean weight given by the ranked visual tokens, over heads and rows (VisiPruner table 4)."""
+    return scored.mean_over(ranked, ranked).mean(1)
+
+
 def influence_l2(scored: Scored, ranked: Rows) -> Tensor:
     """L2 change of the last row's output when the token's weight is zeroed (VisiPruner eq. 6)."""
     columns = scored.keys.slots_of(ranked)
@@ -212,6 +237,9 @@ def random(layout: Layout, ranked: Rows, seed: int, layer: int) -> Tensor:
 #: Scores that read one layer's attention, by `planner.schedule.RankBy` name.
 BY_ATTENTION: dict[str, Callable[[Scored, Rows], Tensor]] = {
     "last_attention": last_attention,
+    "last_attention_detrended": last_attention_detrended,
+    "text_attention": text_attention,
+    "visual_attention": visual_attention,
     "influence_l2": influence_l2,
     "influence_cos": influence_cos,
     "text_raters": text_raters,
