@@ -180,7 +180,9 @@ class Stage(_Frozen):
             it and to itself, and to no other visual token. The text before it is all that the layer computes of the
             text ahead of it in the sequence, between earlier images too, as far as the model lets it be seen (padding
             never; a sliding window or chunk cuts it). ``self``: each attends to itself alone, so that its attention
-            output is its value vector, and neither its query nor (unless text reads it) its key is computed.
+            output is its value vector, and neither its query nor (unless text reads it) its key is computed. ``skip``:
+            visual tokens pass by these layers as they are and come back behind them (ShortV); text that reads them
+            reads keys and values of what passes by.
         text_to_visual: ``full``: text after the image attends to visual tokens. ``none``: it does not, and the
             softmax runs over the rest. ``merge``: all the weight it puts on visual keys goes to the value of the
             first visual token (needs ``self``).
@@ -194,7 +196,7 @@ class Stage(_Frozen):
 
     first: Annotated[float, Field(ge=0)] | Annotated[int, Field(ge=0)]
     last: Annotated[float, Field(gt=0)] | Annotated[int, Field(gt=0)]
-    visual_attention: Literal["full", "prefix", "self"] = "full"
+    visual_attention: Literal["full", "prefix", "self", "skip"] = "full"
     text_to_visual: Literal["full", "merge", "none"] = "full"
     cache_visual: Literal["all", "kept", "none"] = "all"
     selects: tuple[Select, ...] = ()
@@ -312,7 +314,7 @@ class Schedule(_Frozen):
         depth: float = 0
         fixed = True  # whether the text before an image is what the prompt has there, whatever comes after it
         for stage in self.stages if self.entry is None else ():
-            if not stage.isolated or stage.redistribute is not None:
+            if not stage.isolated or stage.visual_attention == "skip" or stage.redistribute is not None:
                 break
             if stage.visual_attention == "prefix" and not fixed:
                 break

@@ -156,6 +156,23 @@ SCHEDULES: dict[str, Schedule] = {
         1, select("influence_l2", Threshold(threshold=0.05, relative=True, at_most=12)), cache_visual="kept"
     ),
     "threshold-cos": after_layer(2, select("influence_cos", Threshold(threshold=0.002, at_most=12))),
+    "skip": Schedule(
+        stages=(
+            Stage(first=0, last=2),
+            Stage(first=2, last=4, visual_attention="skip"),
+            Stage(first=4, last=5),
+            Stage(first=5, last=6, visual_attention="skip", text_to_visual="none", cache_visual="none"),
+        )
+    ),
+    "skip-select": Schedule(
+        stages=(
+            Stage(first=0, last=1, visual_attention="self"),
+            Stage(
+                first=1, last=3, visual_attention="skip", selects=(select("last_attention", 5),), cache_visual="kept"
+            ),
+            Stage(first=3, last=6),
+        )
+    ),
     "exit": after_layer(3, NOTHING),
     "exit-at-once": after_layer(0, NOTHING, cache_visual="none"),
     "prellm": Schedule(stages=(Stage(first=0, last=6),), entry=select("encoder_norm", 0.5)),

@@ -54,7 +54,7 @@ def _isolated_macs(
     """A layer in which no visual row sees another one."""
     attention, words = layer.attention, segment.system + segment.text
     is_read = segment.merge or segment.reads
-    computed = 0 * visual if segment.streamed else visual
+    computed = 0 * visual if segment.streamed or segment.skip else visual
     fast = not generic and attention.separable
     per_row = _isolated_projections(attention, is_read, segment, fast)
     causal = convention.pairs == "causal"
@@ -90,11 +90,11 @@ def _visual_to_prefix(attention: Attention, segment: Segment, causal: bool) -> N
 def _isolated_projections(attention: Attention, is_read: bool, segment: Segment, fast: bool) -> int:
     """Projections of one visual row that sees no other one.
 
-    If it sees only itself, its attention output is its value: no query, and a key only where text reads it. Where its
-    states come from a cached stream, keys and values are all that text needs of it. The generic form leaves nothing
-    out.
+    If it sees only itself, its attention output is its value: no query, and a key only where text reads it. Where it
+    skips the layer, or its states come from a cached stream, keys and values are all that text needs of it. The generic
+    form leaves nothing out.
     """
-    streamed = segment.streamed
+    streamed = segment.streamed or segment.skip
     if streamed and not is_read:
         return 0
     if fast and (streamed or not segment.prefix):
@@ -157,8 +157,10 @@ def _cross_macs(attention: Attention, ffn_macs: int, segment: Segment) -> tuple[
 
 def _paper_macs(convention: Convention, segment: Segment, decoder: Decoder) -> tuple[Number, ...]:
     """``4nd^2 + 2n^2d + c n d m`` with the convention's n and c. Visual rows that see only themselves have no pairs;
-    those that see the text before them have one with each token of it that counts, and one with themselves."""
-    hidden, width, visual = decoder.hidden_size, decoder.intermediate_size, segment.visual
+    those that see the text before them have one with each token of it that counts, and one with themselves; those that
+    skip the layer are not there."""
+    hidden, width = decoder.hidden_size, decoder.intermediate_size
+    visual = 0 * segment.visual if segment.skip else segment.visual
     others = {"visual": 0, "prefixed": FASTV_SYSTEM_TOKENS, "all": segment.system + segment.text}[convention.rows]
     rows = others + visual
     pairs, visual_pairs = rows * rows, rows * visual

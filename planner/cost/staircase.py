@@ -43,6 +43,7 @@ class Segment(NamedTuple):
         alone: visual rows are isolated: each attends to itself, apart from the text, or with `prefix` to the text
             before it too.
         between: text after the first image that stands before another one, of what `text` was in the prompt.
+        skip: visual rows pass by as they are: they cost what text reads of them.
         merge: the text's attention to the image falls on one visual token.
         reads: text after the image attends to visual tokens (other than through `merge`).
         streamed: the visual rows of these layers come from a cached image stream: they cost what text reads of them.
@@ -61,6 +62,7 @@ class Segment(NamedTuple):
     alone: bool = False
     prefix: bool = False
     between: int = 0
+    skip: bool = False
     merge: bool = False
     reads: bool = True
     streamed: bool = False
@@ -117,6 +119,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
                 alone=alone,
                 prefix=stage.visual_attention == "prefix",
                 between=workload.between_tokens,
+                skip=stage.visual_attention == "skip",
                 merge=merge,
                 reads=stage.text_to_visual == "full",
                 streamed=stage.last <= streamed,

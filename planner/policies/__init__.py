@@ -23,6 +23,7 @@ from planner.policies.prellm import PreLLM
 from planner.policies.pyramiddrop import PyramidDrop
 from planner.policies.random import Random
 from planner.policies.resize import Resize
+from planner.policies.shortv import ShortV
 from planner.policies.sparsevlm import SparseVLM
 from planner.policies.var import VAR
 from planner.policies.vidcom2 import VidCom2
@@ -50,6 +51,7 @@ __all__ = [
     "Random",
     "Resize",
     "ShallowRule",
+    "ShortV",
     "SparseVLM",
     "VidCom2",
     "VisPruner",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 #: Weakest to strongest; the strongest rule of two wins.
-_ATTENTION = ("full", "prefix", "self")
+_ATTENTION = ("full", "prefix", "self", "skip")
 _READS = ("full", "merge", "none")
 _CACHE = ("all", "kept", "none")
 

@@ -12,6 +12,7 @@ from planner.report.drawing import COLOURS, DENSE, MARK, MARKERS, OTHER, PALE, P
 _ISOLATED = {
     "self": ("#56b4e9", "//", "planned, isolated"),
     "prefix": ("#009e73", "\\\\", "planned, isolated behind text"),
+    "skip": ("#cc79a7", "..", "planned, passing by"),
 }
 
 

@@ -14,6 +14,7 @@ STAGE_VALUES = {
     "full": "as in the dense model",
     "prefix": "a visual token attends to the text before it and to itself",
     "self": "a visual token attends to itself alone",
+    "skip": "visual tokens pass by these layers as they are",
     "merge": "text reads the image as one merged token",
     "none": "the image is not visible",
     "kept": "only the tokens kept after these layers are cached",

@@ -23,6 +23,7 @@ class LayerRule:
         edges: ``[B, N, N]`` True where a query row (first) may see a key (second), if the model itself allows it.
         merge_token, merge_rows: per sample the visual token whose value stands for every visual token's (None: there is
             none), and the ``[B, N]`` query rows for which it does.
+        skipped: ``[B, N]`` rows that leave the layer as they came.
         redistribute, redistribute_rows: the weight edit and the ``[B, N]`` query rows it touches.
     """
 
@@ -31,6 +32,7 @@ class LayerRule:
     merge_rows: Tensor | None = None
     redistribute: Redistribute | None = None
     redistribute_rows: Tensor | None = None
+    skipped: Tensor | None = None
 
 
 @dataclass
@@ -123,7 +125,16 @@ def forward(
         wide[visual] = features
         return joined(wide, members)[visual]
 
-    hooks = [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in tower.layers]
+    def skip(_: Any, args: Any, output: Any) -> Any:
+        record, rule = records[-1], rule_of(len(records) - 1)
+        if rule.skipped is None:
+            return output
+        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = torch.where(rule.skipped[..., None], record.inputs, hidden)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    hooks = [layer.register_forward_hook(skip) for layer in tower.layers]
+    hooks += [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in tower.layers]
     if members or gone is not None:
         hooks.append(tower.register_forward_pre_hook(enter, with_kwargs=True))
     try:

@@ -167,6 +167,8 @@ class _Run:
                 sees[text[sample]] &= ~visual[sample]
             edges.append(sees | torch.eye(prompt + steps, dtype=torch.bool))
         rule = LayerRule(torch.stack(edges))
+        if stage.visual_attention == "skip":
+            rule.skipped = visual
         if stage.text_to_visual == "merge":
             rule.merge_token, rule.merge_rows = [self._merge_token(layer, b) for b in range(len(alive))], text
         if stage.redistribute is not None:

@@ -30,7 +30,7 @@ def made(text: str) -> Schedule:
 def test_names() -> None:
     assert names() == (
         "blind", "cdpruner", "context", "dart", "dense", "diverse", "evs", "fastv", "fitprune", "pool", "prellm",
-        "pyramiddrop", "random", "resize", "sparsevlm", "var", "vidcom2", "visipruner", "vispruner",
+        "pyramiddrop", "random", "resize", "shortv", "sparsevlm", "var", "vidcom2", "visipruner", "vispruner",
     )  # fmt: skip
     assert all(REGISTRY[name].summary for name in names())
 
@@ -123,6 +123,23 @@ def test_packed_positions_are_carried_into_compositions() -> None:
 def test_blind_drops_the_image_before_the_first_layer() -> None:
     assert made("blind").entry == NOTHING
     assert set(cost(SPEC, WORKLOAD, made("blind")).visual_tokens_per_layer) == {0}
+
+
+def test_shortv_skips_single_layers() -> None:
+    found = made("shortv:layers=20/21/30")
+    rules = [found.stage_of(layer).visual_attention for layer in range(32)]
+    assert [layer for layer, rule in enumerate(rules) if rule == "skip"] == [20, 21, 30]
+    assert {found.stage_of(20).text_to_visual, found.stage_of(20).cache_visual} == {"full", "all"}
+    hidden = made("shortv:layers=20,text_to_visual=none").stage_of(20)
+    assert {hidden.text_to_visual, hidden.cache_visual} == {"none"}
+    assert found.image_stream_layers() == 0
+    for layers in ("21/20", "32"):
+        with pytest.raises(InputError):
+            made(f"shortv:layers={layers}")
+    dense, skipping = (cost(SPEC, WORKLOAD, made(text)).per_layer for text in ("dense", "shortv:layers=20"))
+    # Keys and values of the picture are all that the layer computes of it.
+    assert dense["ffn"][20] - skipping["ffn"][20] == 2 * 576 * 3 * 4096 * 11008
+    assert dense["attention_projections"][20] - skipping["attention_projections"][20] == 2 * 576 * 2 * 4096**2
 
 
 def test_sparsevlm_budgets() -> None:

@@ -2,7 +2,8 @@
 
 Rows that see only themselves go through a layer before its main stream does. Rows that see the text before them need
 the text's keys and values, and text that reads them needs theirs: they go through the layer while its main stream is at
-its attention, where all of them meet. Rows whose states are known from a cached image stream do not go at all.
+its attention, where all of them meet. Rows that skip a layer, or whose states are known from a cached image stream, do
+not go at all.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class Beside:
             if stage.visual_attention == "prefix" and self._text_looks_ahead(kwargs.get("attention_mask")):
                 image_stream.forget()
             image_stream.take(layer, found.hidden, found.rows)
+        if stage.visual_attention == "skip":
+            if found.read:
+                call = self.layers[layer].project(found.hidden, inside, keys=True, values=True)
+                _show(found, stage, call.key, call.value)
+            return found
         if stage.visual_attention == "prefix":
             found.waiting, found.mask = inside, self._sight(kwargs.get("attention_mask"), found.rows)
             return found
