@@ -130,7 +130,7 @@ class Select(_Frozen):
     probe: bool = False
     protect: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
-    pivots: Annotated[int, Field(ge=1)] = 8
+    pivots: Annotated[int, Field(ge=1)] = 4
     per: Literal["prompt", "picture", "tile"] = "prompt"
     salient: Annotated[float, Field(gt=0, le=1)] = 0.5
     merge: Merge = "none"

@@ -22,7 +22,7 @@ class Dart(BeforeDecoder):
     name: ClassVar[str] = "dart"
     summary: ClassVar[str] = "before the decoder keep a few pivots and the tokens least similar to any of them"
 
-    pivots: Annotated[int, Field(ge=1)] = 8
+    pivots: Annotated[int, Field(ge=1)] = 4
     merge: DroppedMerge = "none"
 
     def select(self, keep: Keep) -> Select:
