@@ -44,14 +44,24 @@ received = st.builds(
     of=st.just("context"),
     protect=st.sampled_from([1, 2, 3, 50]),
 )
-entries = st.builds(Select, rank_by=st.sampled_from(["random", "encoder_norm"]), keep=counts | fractions)
+pieces = st.sampled_from(["prompt", "prompt", "picture", "tile"])
+# A determinantal order of more tokens than features has volumes of zero, whose order is that of rounding errors.
+entries = st.builds(
+    Select,
+    rank_by=st.sampled_from(["random", "encoder_norm", "pivot_distance", "max_min_distance"]),
+    keep=counts | fractions,
+    merge=st.sampled_from(["none", "mean", "nearest"]),
+    per=pieces,
+) | st.builds(
+    Select, rank_by=st.just("grid"), keep=counts | fractions, merge=st.sampled_from(["none", "cell"]), per=pieces
+)
 
 
 @st.composite
 def stages(draw: st.DrawFn, first: int, last: int, final: bool, edit: Redistribute) -> Stage:
     reads = draw(st.sampled_from(["full", "full", "merge", "none"]))
     caches = {"full": ["all", "kept", "none"], "merge": ["kept", "none"], "none": ["none"]}[reads]
-    attention = "self" if reads == "merge" else draw(st.sampled_from(["full", "prefix", "self"]))
+    attention = "self" if reads == "merge" else draw(st.sampled_from(["full", "prefix", "self", "skip"]))
     by_attention = by_influence | by_weight | by_text | (by_both if attention == "full" else nothing)
     possible = (nothing | seeded | received | by_attention).filter(
         # There is no layer after the last to probe, and no attention to the image where text does not see it.

@@ -28,9 +28,13 @@ def picks(rank_by: str, features: Tensor, question: Tensor, count: int, pivots: 
 
 
 def _pivots_then_unlike(norm: Tensor, cosine: Tensor, pivots: int) -> list[int]:
-    by_norm = sorted(range(len(norm)), key=lambda i: (-float(norm[i]), i))
-    chosen, rest = by_norm[:pivots], sorted(by_norm[pivots:])
-    return chosen + sorted(rest, key=lambda i: max(float(cosine[i, j]) for j in chosen))
+    scaled = (norm / norm.max()).tolist()
+    chosen: list[int] = []
+    for _ in range(min(pivots, len(norm))):
+        chosen.append(_first_best([(scaled[i], i) for i in range(len(norm)) if i not in chosen]))
+    rest = [i for i in range(len(norm)) if i not in chosen]
+    # To a millionth: tokens that are the same are equally like a pivot, however the sums were rounded.
+    return chosen + sorted(rest, key=lambda i: round(1e6 * max(float(cosine[i, j]) for j in chosen)))
 
 
 def _max_min(distance: Tensor, count: int) -> list[int]:

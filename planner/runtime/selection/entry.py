@@ -20,7 +20,7 @@ from planner.runtime.model.adapters import Parts
 from planner.runtime.selection.encoder import EncoderScores, find_encoder
 from planner.runtime.selection.entry_scores import scores_of
 from planner.runtime.selection.merging import into_last, into_nearest, united
-from planner.runtime.selection.pieces import Lie, Pieces, lies_of
+from planner.runtime.selection.pieces import Lie, Pieces, groups_of, lies_of
 from planner.runtime.selection.ranking import not_finite
 from planner.runtime.selection.select import survivors
 from planner.runtime.selection.smaller import SmallerImages
@@ -126,21 +126,27 @@ class Entry:
         if select.rank_by == "none":
             return Entered(Rows.of(torch.zeros_like(layout.visual), (0,) * samples), embeddings, features)
         times = samples // max(self._begun.samples, 1)
-        repeated = [lies for lies in self._begun.lies for _ in range(times)]
-        pieces = Pieces.of(layout, repeated) if repeated else Pieces.whole(layout)
-        cells = self._cells(pieces) if select.rank_by == "grid" else None
-        if cells is not None:
-            scores = (cells == pieces.rows.index).to(torch.float32)
-        else:
-            attention = None if self._encoder is None else self._encoder.take(layout, self._begun.samples)
-            scores = scores_of(select, self.seed, layout, pieces, embeddings, attention)
-        if not bool(torch.isfinite(scores).all()):
-            raise not_finite(f"'{select.rank_by}' before layer 0")
-        stays = survivors(scores, pieces.rows, select.keep)
+        attention = None if self._encoder is None else self._encoder.take(layout, self._begun.samples)
+        inside, counts = torch.zeros_like(layout.ids), [0] * samples
+        targets = torch.full_like(layout.ids, -1)
+        for pieces in groups_of(layout, [lies for lies in self._begun.lies for _ in range(times)]):
+            cells = self._cells(pieces) if select.rank_by == "grid" else None
+            if cells is not None:
+                scores = (cells == pieces.rows.index).to(torch.float32)
+            else:
+                scores = scores_of(select, self.seed, layout, pieces, embeddings, attention)
+            if not bool(torch.isfinite(scores).all()):
+                raise not_finite(f"'{select.rank_by}' before layer 0")
+            stays = survivors(scores, pieces.rows, select.keep)
+            inside += pieces.united(stays.mask.long(), 0)
+            for sample, count in zip(pieces.owner.tolist(), stays.counts, strict=True):
+                counts[sample] += count
+            if select.merge != "none" and stays.width:
+                joined = self._targets(pieces, stays, scores, embeddings, cells)
+                targets = targets.maximum(pieces.united(joined, -1))
         if select.merge != "none":
-            targets = pieces.united(self._targets(pieces, stays, scores, embeddings, cells), -1)
             embeddings, features = united(embeddings, targets), [_united_flat(one, layout, targets) for one in features]
-        return Entered(pieces.samples_rows(stays), embeddings, features)
+        return Entered(Rows.of(inside > 0, tuple(counts)), embeddings, features)
 
     def _cells(self, pieces: Pieces) -> Tensor:
         """``[P, r]``: the middle row of the cell that each row lies in, -1 where it lies in none."""

@@ -18,7 +18,8 @@ _BLOCK = 1 << 20
 #: What CDPruner adds to relevance, so that the least relevant token can still be picked.
 _FLOOR = 1e-6
 #: Gains that differ by less are equal, and the earlier token is picked: two tokens that are each other's nearest have
-#: one distance, and which of them is picked must not depend on how a sum was rounded, nor on the batch.
+#: one distance, row breaks are all the same, and which of them is picked must not depend on how a sum was rounded, nor
+#: on the batch.
 EQUAL = 1e-6
 
 
@@ -41,8 +42,9 @@ def pivot_distance(features: Tensor, ranked: Rows, pivots: int) -> Tensor:
     """
     unit = unit_rows(features)
     picks, norm = _Picks(ranked, unit), features.to(unit.dtype).norm(dim=-1)
-    chosen = torch.cat([picks.best(norm) for _ in range(min(pivots, ranked.width))], dim=1)
-    nearest = _similarities(unit, chosen).amax(1).masked_fill(~picks.free, float("inf"))
+    slack = EQUAL * norm.amax(1, keepdim=True)
+    chosen = torch.cat([picks.best(norm, slack) for _ in range(min(pivots, ranked.width))], dim=1)
+    nearest = (_similarities(unit, chosen).amax(1) / EQUAL).round().masked_fill(~picks.free, float("inf"))
     place = chosen.shape[1] + nearest.argsort(dim=1, stable=True).argsort(dim=1)
     return torch.where(picks.free, -place.to(unit.dtype), picks.scores)
 

@@ -26,9 +26,37 @@ def lies_of(select: Select, pictures: list[Picture]) -> list[Lie]:
     return [(grid,) for grid in grids] if select.per == "tile" else [grids]
 
 
+def groups_of(layout: Layout, lies: list[list[Lie]]) -> list[Pieces]:
+    """The pieces of a batch in groups of one size, so that nothing is computed for padding.
+
+    Args:
+        layout: parts of the prompts.
+        lies: pieces of each sample, which account for its visual tokens; empty: one piece a prompt.
+    """
+    if lies:
+        found = [(sample, lie) for sample, own in enumerate(lies) for lie in own]
+        sizes = [sum(grid.tokens for grid in lie) for _, lie in found]
+    else:
+        found, sizes = [(sample, ()) for sample in range(len(layout.ids))], list(layout.visual_counts)
+    starts, reached = [], [0] * len(layout.ids)
+    for (sample, _), size in zip(found, sizes, strict=True):
+        starts.append(reached[sample])
+        reached[sample] += size
+    place, device = layout.visual.cumsum(1) - 1, layout.ids.device
+    groups = []
+    for size in sorted(set(sizes) - {0}):
+        mine = [piece for piece, other in enumerate(sizes) if other == size]
+        owner = torch.tensor([found[piece][0] for piece in mine], device=device)
+        first = torch.tensor([starts[piece] for piece in mine], device=device)[:, None]
+        flags = layout.visual[owner] & (place[owner] >= first) & (place[owner] < first + size)
+        rows = Rows.of(flags, (size,) * len(mine))
+        groups.append(Pieces(rows, owner, [found[piece][1] for piece in mine], len(layout.ids)))
+    return groups
+
+
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Pieces of a batch.
+    """Pieces of a batch that have one size.
 
     Attributes:
         rows: ``[P, r]`` the visual rows of each piece.
@@ -42,36 +70,9 @@ class Pieces:
     lies: list[Lie]
     samples: int
 
-    @staticmethod
-    def whole(layout: Layout) -> Pieces:
-        """One piece a prompt."""
-        samples = len(layout.ids)
-        rows = Rows.of(layout.visual, layout.visual_counts)
-        return Pieces(rows, torch.arange(samples, device=layout.ids.device), [], samples)
-
-    @staticmethod
-    def of(layout: Layout, lies: list[list[Lie]]) -> Pieces:
-        """The pieces of each sample, in prompt order.
-
-        Args:
-            layout: parts of the prompts.
-            lies: pieces of each sample, which account for its visual tokens.
-        """
-        owner = [sample for sample, own in enumerate(lies) for _ in own]
-        counts = [[sum(grid.tokens for grid in lie) for lie in own] for own in lies]
-        starts = [sum(own[:piece]) for own in counts for piece in range(len(own))]
-        flat = tuple(count for own in counts for count in own)
-        device = layout.ids.device
-        place = (layout.visual.cumsum(1) - 1)[owner]
-        first = torch.tensor(starts, device=device)[:, None]
-        mine = (place >= first) & (place < first + torch.tensor(flat, device=device)[:, None])
-        rows = Rows.of(layout.visual[owner] & mine, flat)
-        return Pieces(rows, torch.tensor(owner, device=device), [lie for own in lies for lie in own], len(lies))
-
     def pick(self, values: Tensor) -> Tensor:
         """What each piece's rows have of values ``[B, n, ...]``: ``[P, r, ...]``."""
-        index = self.rows.index.clamp(min=0).to(values.device)
-        return values[self.owner.to(values.device)[:, None], index]
+        return values[self.owner.to(values.device)[:, None], self.rows.index.to(values.device)]
 
     def united(self, values: Tensor, elsewhere: int) -> Tensor:
         """Whole numbers per row of each piece, ``[P, n]``, as those of each sample, ``[B, n]``.
@@ -81,10 +82,3 @@ class Pieces:
         """
         total = values.new_zeros(self.samples, values.shape[1])
         return total.index_add_(0, self.owner.to(values.device), values - elsewhere) + elsewhere
-
-    def samples_rows(self, stays: Rows) -> Rows:
-        """The rows that pieces keep, as rows of the samples."""
-        counts = [0] * self.samples
-        for sample, count in zip(self.owner.tolist(), stays.counts, strict=True):
-            counts[sample] += count
-        return Rows.of(self.united(stays.mask.long(), 0) > 0, tuple(counts))
