@@ -11,13 +11,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.runtime.selection import orders
-from planner.runtime.tensors.rows import Rows
 from tests.reference.orders import picks
 
-Order = Callable[[Tensor, Rows, int, Tensor], Tensor]
+Order = Callable[[Tensor, int, Tensor], Tensor]
 ORDERS: dict[str, Order] = {
-    "pivot_distance": lambda features, rows, count, question: orders.pivot_distance(features, rows, 4),
-    "max_min_distance": lambda features, rows, count, question: orders.max_min_distance(features, rows, count),
+    "pivot_distance": lambda features, count, question: orders.pivot_distance(features, 4),
+    "max_min_distance": lambda features, count, question: orders.max_min_distance(features, count),
     "determinantal": orders.determinantal,
 }
 every = pytest.mark.parametrize("name", ORDERS)
@@ -27,14 +26,9 @@ def seeded(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def rows(*counts: int) -> Rows:
-    width = max(counts)
-    return Rows.of(torch.arange(width) >= width - torch.tensor(counts)[:, None], counts)
-
-
 def order(name: str, features: Tensor, question: Tensor, count: int) -> list[int]:
     """The first picks of one sample."""
-    scores = ORDERS[name](features[None], rows(len(features)), count, question[None])[0]
+    scores = ORDERS[name](features[None], count, question[None])[0]
     return scores.argsort(descending=True, stable=True)[:count].tolist()  # type: ignore[no-any-return]
 
 
@@ -56,15 +50,11 @@ def test_a_larger_budget_keeps_what_a_smaller_one_does(name: str) -> None:
 
 
 @every
-def test_a_sample_is_picked_from_alike_alone_and_in_a_ragged_batch(name: str) -> None:
-    counts = (40, 23, 3)
+def test_a_piece_is_picked_from_alike_alone_and_beside_others(name: str) -> None:
     features, question = seeded(3, 40, 16), seeded(3, 16, seed=1)
-    together = ORDERS[name](features, rows(*counts), 9, question)
-    for sample, count in enumerate(counts):
-        alone = ORDERS[name](features[sample : sample + 1, 40 - count :], rows(count), 9, question[sample : sample + 1])
-        wanted = min(9, count)
-        found = together[sample, 40 - count :].argsort(descending=True, stable=True)[:wanted]
-        assert found.tolist() == alone[0].argsort(descending=True, stable=True)[:wanted].tolist()
+    together = ORDERS[name](features, 9, question).argsort(dim=1, descending=True, stable=True)[:, :9]
+    for piece in range(3):
+        assert together[piece].tolist() == order(name, features[piece], question[piece], 9)
 
 
 @pytest.mark.parametrize("name", ["max_min_distance", "determinantal"])
@@ -105,5 +95,5 @@ def test_no_matrix_of_all_pairs_is_held(name: str) -> None:
     tokens = 4000
     features, question = seeded(1, tokens, 8), seeded(1, 8, seed=1)
     with _Largest() as largest:
-        ORDERS[name](features, rows(tokens), 20, question)
+        ORDERS[name](features, 20, question)
     assert largest.elements <= tokens * tokens / 8

@@ -152,10 +152,9 @@ class Entry:
         """``[P, r]``: the middle row of the cell that each row lies in, -1 where it lies in none."""
         rows = pieces.rows
         found = torch.full(rows.index.shape, -1)
-        for piece, (lie, present) in enumerate(zip(pieces.lies, rows.counts, strict=True)):
-            first = rows.width - present
-            for cell in cells_of(lie, int(kept(self.select.keep, present))):
-                found[piece, [first + place for place in cell]] = first + cell[0]
+        for piece, lie in enumerate(pieces.lies):
+            for cell in cells_of(lie, int(kept(self.select.keep, rows.width))):
+                found[piece, list(cell)] = cell[0]
         found = found.to(rows.index.device)
         return torch.where(found >= 0, rows.index.gather(1, found.clamp(min=0)), -1)
 
@@ -180,11 +179,8 @@ def _check_videos(lies: list[list[Lie]]) -> None:
 
 def _still(pieces: Pieces) -> Tensor:
     """``[P, r]``: rows of images, not of videos."""
-    flags = torch.zeros(pieces.rows.index.shape, dtype=torch.bool)
-    for piece, (lie, present) in enumerate(zip(pieces.lies, pieces.rows.counts, strict=True)):
-        of_images = [grid.still for grid in lie for _ in range(grid.tokens)]
-        flags[piece, pieces.rows.width - present :] = torch.tensor(of_images, dtype=torch.bool)
-    return flags.to(pieces.rows.index.device)
+    flags = [[grid.still for grid in lie for _ in range(grid.tokens)] for lie in pieces.lies]
+    return torch.tensor(flags, device=pieces.rows.index.device)
 
 
 def _united_flat(features: Tensor, layout: Layout, targets: Tensor) -> Tensor:

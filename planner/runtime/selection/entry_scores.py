@@ -41,21 +41,20 @@ def scores_of(
         return norm.to(device)
     if select.rank_by == "frame_change":
         return frame_change(features, pieces).to(device)
-    counts = tuple(int(kept(select.keep, present)) for present in rows.counts)
-    count = max(counts)
+    count = int(kept(select.keep, rows.width))
     if select.rank_by == "pivot_distance":
-        found = orders.pivot_distance(features, rows, select.pivots)
+        found = orders.pivot_distance(features, select.pivots)
     elif select.rank_by == "max_min_distance":
-        found = orders.max_min_distance(features, rows, count)
+        found = orders.max_min_distance(features, count)
     elif select.rank_by == "frame_uniqueness":
-        found = frame_uniqueness(features, pieces, select.keep)
+        found = frame_uniqueness(features, pieces, count)
     elif received is not None:
-        salient = tuple(int(kept(Fraction(fraction=select.salient), budget)) for budget in counts)
-        found = orders.salient_then_distant(features, rows, received, salient, count)
+        salient = int(kept(Fraction(fraction=select.salient), count))
+        found = orders.salient_then_distant(features, received, salient, count)
         norm = norm + received.to(norm)
     else:
         question = _question(layout, embeddings)[pieces.owner.to(embeddings.device)]
-        found = orders.determinantal(features, rows, count, question)
+        found = orders.determinantal(features, count, question)
     # The number of a pick is finite whatever it was picked by.
     return torch.where(torch.isfinite(norm), found, float("nan")).to(device)
 

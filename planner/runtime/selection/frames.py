@@ -7,7 +7,6 @@ from torch import Tensor
 
 from planner.runtime.selection.orders import unit_rows
 from planner.runtime.selection.pieces import Lie, Pieces
-from planner.schedule import Keep, kept
 from planner.spec.cells import shares
 
 #: More than any change: what has no frame before it comes first.
@@ -25,8 +24,8 @@ def frame_change(features: Tensor, pieces: Pieces) -> Tensor:
     """
     unit, rows = unit_rows(features), pieces.rows
     before = torch.full(rows.index.shape, -1)
-    for piece, (lie, present) in enumerate(zip(pieces.lies, rows.counts, strict=True)):
-        slot = rows.width - present
+    for piece, lie in enumerate(pieces.lies):
+        slot = 0
         for grid in lie:
             frame = grid.tokens // grid.frames
             slots = torch.arange(slot, slot + grid.tokens)
@@ -37,7 +36,7 @@ def frame_change(features: Tensor, pieces: Pieces) -> Tensor:
     return torch.where(before >= 0, 1 - (unit * earlier).sum(-1), _FIRST)
 
 
-def frame_uniqueness(features: Tensor, pieces: Pieces, keep: Keep) -> Tensor:
+def frame_uniqueness(features: Tensor, pieces: Pieces, count: int) -> Tensor:
     """VidCom2: 1 for the tokens that stay, ``[P, r]``; frames unlike the rest of the video get more of the budget.
 
     A token is the more unique, the less it resembles the mean of the video, and of its frame. A frame's share grows
@@ -46,25 +45,26 @@ def frame_uniqueness(features: Tensor, pieces: Pieces, keep: Keep) -> Tensor:
     Args:
         features: ``[P, r, d]``.
         pieces: whose tokens they are.
-        keep: the budget of each piece.
+        count: the budget of each piece.
     """
-    rows = pieces.rows
-    found = torch.zeros(rows.index.shape, device=features.device)
-    for piece, (lie, present) in enumerate(zip(pieces.lies, rows.counts, strict=True)):
-        first = rows.width - present
-        own, sizes = unit_rows(features[piece, first:]), frame_sizes(lie)
-        in_video = -(own * unit_rows(features[piece, first:].mean(0))).sum(-1)
+    found = torch.zeros(features.shape[:2], device=features.device)
+    for piece, lie in enumerate(pieces.lies):
+        own, sizes = features[piece], frame_sizes(lie)
+        in_video = _unlike(own, own.mean(0))
         means = torch.stack([part.mean() for part in in_video.split(sizes)])
-        weight = 1 + torch.softmax(means / _TEMPERATURE, dim=0) - 1 / len(sizes)
-        budgets = allot(int(kept(keep, present)), weight.tolist(), sizes)
-        start = first
-        for size, budget in zip(sizes, budgets, strict=True):
-            part = slice(start - first, start - first + size)
-            in_frame = -(own[part] * unit_rows(features[piece, start : start + size].mean(0))).sum(-1)
-            best = (in_video[part] + in_frame).argsort(descending=True, stable=True)[:budget]
-            found[piece, start + best] = 1.0
+        weights = 1 + torch.softmax(means / _TEMPERATURE, dim=0) - 1 / len(sizes)
+        start = 0
+        for size, budget in zip(sizes, allot(count, weights.tolist(), sizes), strict=True):
+            frame = slice(start, start + size)
+            unique = in_video[frame] + _unlike(own[frame], own[frame].mean(0))
+            found[piece, start + unique.argsort(descending=True, stable=True)[:budget]] = 1.0
             start += size
     return found
+
+
+def _unlike(features: Tensor, mean: Tensor) -> Tensor:
+    """Minus the cosine of each token with a mean, ``[tokens]``."""
+    return -(unit_rows(features) * unit_rows(mean)).sum(-1)
 
 
 def frame_sizes(lie: Lie) -> list[int]:

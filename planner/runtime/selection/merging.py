@@ -12,30 +12,30 @@ from torch import Tensor
 from planner.runtime.selection.orders import unit_rows
 from planner.runtime.tensors.rows import Rows, gather
 
-#: Similarities held at once, per sample.
+#: Similarities held at once, per piece.
 _BLOCK = 1 << 20
 
 
 def into_last(scores: Tensor, ranked: Rows, stays: Rows) -> Tensor:
-    """Targets ``[B, n]`` that unite all dropped rows with the kept row of the lowest score.
+    """Targets ``[P, n]`` that unite all dropped rows with the kept row of the lowest score.
 
     Args:
-        scores: ``[B, r]`` of the ranked rows; of equal ones the later is lower.
-        ranked, stays: the rows chosen among, and those kept.
+        scores: ``[P, r]`` of the ranked rows; of equal ones the later is lower.
+        ranked, stays: the rows chosen among, and those kept, at least one a piece.
     """
     kept = ranked.pick(stays.mask)
     place = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     last = place.masked_fill(~kept, -1).argmax(1, keepdim=True)
     joined = ranked.index.gather(1, last).expand_as(ranked.index)
-    return _joined(torch.where(kept, ranked.index, joined), ranked, stays)
+    return ranked.per_row(torch.where(kept, ranked.index, joined), -1)
 
 
 def into_nearest(features: Tensor, ranked: Rows, stays: Rows) -> Tensor:
-    """Targets ``[B, n]`` that unite every dropped row with the kept row it is most like, by cosine.
+    """Targets ``[P, n]`` that unite every dropped row with the kept row it is most like, by cosine.
 
     Args:
-        features: ``[B, r, d]`` of the ranked rows.
-        ranked, stays: the rows chosen among, and those kept.
+        features: ``[P, r, d]`` of the ranked rows.
+        ranked, stays: the rows chosen among, and those kept, at least one a piece.
     """
     unit = unit_rows(features)
     chosen = gather(unit, ranked.slots_of(stays))
@@ -45,13 +45,7 @@ def into_nearest(features: Tensor, ranked: Rows, stays: Rows) -> Tensor:
         cosine = torch.matmul(unit[:, start : start + step], chosen.transpose(1, 2))
         found.append(cosine.masked_fill(empty, -2.0).argmax(2))
     nearest = stays.index.gather(1, torch.cat(found, dim=1).to(stays.index.device))
-    return _joined(torch.where(ranked.pick(stays.mask), ranked.index, nearest), ranked, stays)
-
-
-def _joined(targets: Tensor, ranked: Rows, stays: Rows) -> Tensor:
-    """Targets of the ranked rows as targets of all rows; in a sample that keeps none, nothing is joined."""
-    some = torch.tensor([count > 0 for count in stays.counts], device=targets.device)
-    return ranked.per_row(targets.masked_fill(~some[:, None], -1), -1)
+    return ranked.per_row(torch.where(ranked.pick(stays.mask), ranked.index, nearest), -1)
 
 
 def united(x: Tensor, targets: Tensor) -> Tensor:
