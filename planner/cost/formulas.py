@@ -54,7 +54,7 @@ def _isolated_macs(
     """A layer in which no visual row sees another one."""
     attention, words = layer.attention, segment.system + segment.text
     is_read = segment.merge or segment.reads
-    computed = 0 * visual if segment.streamed or segment.skip else visual
+    computed = 0 * visual if segment.streamed else visual
     fast = not generic and attention.separable
     per_row = _isolated_projections(attention, is_read, segment, fast)
     causal = convention.pairs == "causal"
@@ -94,7 +94,7 @@ def _isolated_projections(attention: Attention, is_read: bool, segment: Segment,
     skips the layer, or its states come from a cached stream, keys and values are all that text needs of it. The generic
     form leaves nothing out.
     """
-    streamed = segment.streamed or segment.skip
+    streamed = segment.streamed
     if streamed and not is_read:
         return 0
     if fast and (streamed or not segment.prefix):

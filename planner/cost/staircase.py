@@ -43,10 +43,11 @@ class Segment(NamedTuple):
         alone: visual rows are isolated: each attends to itself, apart from the text, or with `prefix` to the text
             before it too.
         between: text after the first image that stands before another one, of what `text` was in the prompt.
-        skip: visual rows pass by as they are: they cost what text reads of them.
+        skip: visual rows pass by as they are.
         merge: the text's attention to the image falls on one visual token.
         reads: text after the image attends to visual tokens (other than through `merge`).
-        streamed: the visual rows of these layers come from a cached image stream: they cost what text reads of them.
+        streamed: the visual rows of these layers come from a cached image stream, or skip them: they cost what text
+            reads of them.
         redistributes: attention weights are moved (VAR).
         scorings: selections at the end.
     """
@@ -122,7 +123,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
                 skip=stage.visual_attention == "skip",
                 merge=merge,
                 reads=stage.text_to_visual == "full",
-                streamed=stage.last <= streamed,
+                streamed=stage.last <= streamed or stage.visual_attention == "skip",
                 redistributes=stage.redistribute is not None,
                 scorings=tuple(scorings),
             )

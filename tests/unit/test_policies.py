@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.cost import cost
+from planner.cost import cost, latency
+from planner.cost.hardware import hardware
 from planner.errors import InputError
 from planner.policies import Composition, Context, Policy, VisiPruner, combine, names, parse
 from planner.policies.base import REGISTRY
@@ -137,6 +138,10 @@ def test_shortv_skips_single_layers() -> None:
         with pytest.raises(InputError):
             made(f"shortv:layers={layers}")
     dense, skipping = (cost(SPEC, WORKLOAD, made(text)).per_layer for text in ("dense", "shortv:layers=20"))
+    times = [
+        latency(cost(SPEC, WORKLOAD, made(text)), hardware("l4")).prefill_ms for text in ("dense", "shortv:layers=20")
+    ]
+    assert times[1] < times[0]
     # Keys and values of the picture are all that the layer computes of it.
     assert dense["ffn"][20] - skipping["ffn"][20] == 2 * 576 * 3 * 4096 * 11008
     assert dense["attention_projections"][20] - skipping["attention_projections"][20] == 2 * 576 * 2 * 4096**2
