@@ -148,7 +148,9 @@ def test_policy_probe_and_family_are_calibrated_evaluated_and_shown(site, toy_mo
     rows = {row["policy"]: row for row in json.loads(evaluated[1])["rows"]}
     planned = list(rows.values())[1]
     (turned,) = [row for name, row in rows.items() if name.startswith("toy:") and row is not planned]
-    assert 0 <= turned["decoder_flops_ratio"] - planned["decoder_flops_ratio"] < 0.01
+    # A rival never gets less than the plan; where even its cheapest member costs more, it is that one.
+    more, cheapest = turned["decoder_flops_ratio"] - planned["decoder_flops_ratio"], "keep=0.0001" in turned["policy"]
+    assert 0 <= more < 0.01 or (more > 0 and cheapest), (turned["policy"], planned["policy"])
     assert {name.partition(":")[0] for name in rows} >= {"toy", "fastv", "random", "prellm"}
     assert [row["keep"] for row in csv.DictReader(io.StringIO(swept[1]))] == ["0.1", "0.5", "0.9"]
 
