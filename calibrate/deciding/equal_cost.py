@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from calibrate.deciding.search import decoder_flops
+from calibrate.deciding.objective import decoder_flops
 from planner.errors import ExtensionError, InputError
 from planner.policies import AnyPolicy, Policy, names, policy_class, usable
 from planner.policies.base import nearest

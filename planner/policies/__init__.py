@@ -29,11 +29,13 @@ from planner.policies.var import VAR
 from planner.policies.vidcom2 import VidCom2
 from planner.policies.visipruner import VisiPruner
 from planner.policies.vispruner import VisPruner
-from planner.policies.window import ShallowRule, Window
+from planner.policies.vtw import VTW
+from planner.policies.window import ShallowRule
 
 __all__ = [
     "EVS",
     "VAR",
+    "VTW",
     "AnyPolicy",
     "Blind",
     "CDPruner",
@@ -56,7 +58,6 @@ __all__ = [
     "VidCom2",
     "VisPruner",
     "VisiPruner",
-    "Window",
     "combine",
     "names",
     "parse",

@@ -2,7 +2,8 @@
 
 A subclass registers itself under its `name`, and is written on a command line as ``name:key=value,...``; lists as
 ``8/16/24``. `schedule` is all that it must say. The rest of what reports, comparisons and the decision ask of a policy
-has a default here: nothing to turn to a cost (`scaled`), nothing to propose (`candidates`), no fast path (`layout`).
+has a default here: nothing to turn to a cost (`scaled`), its scaled forms to propose (`candidates`), no fast path
+(`layout`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from planner.schedule import Count, Fraction, Keep, Schedule
 
 if TYPE_CHECKING:
     from planner.cost.sweep_layout import SweepColumns, SweepLayout
-    from planner.policies.window import Window
     from planner.profile import Profile
     from planner.spec import ModelSpec
     from planner.workload import Workload
@@ -39,12 +39,17 @@ class Policy(OnModel, BaseModel):
         name: how it is called on a command line and in tables.
         summary: one line for ``plan ls policies``.
         variants: settings under which it is compared a second time: ``{"norm": {...}}`` makes NAME-norm of `scaled`.
+        budget: the parameter that says how much goes. Members that differ in it alone are a `family`: of two, the cheaper
+            drops what the dearer drops, and more.
+        quality: it changes answers on purpose, so it is searched only where accuracy is the goal.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     name: ClassVar[str]
     summary: ClassVar[str]
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    budget: ClassVar[str] = "keep"
+    quality: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -93,13 +98,22 @@ class Policy(OnModel, BaseModel):
         return ()
 
     @classmethod
-    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy | Window]:
-        """What is worth executing on a model, as its profile proposes it.
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy]:
+        """What is worth executing on a model, as its profile proposes it: members of one `family` or of several.
 
-        The decision executes each member on samples, and keeps the cheapest that answers like the dense model. A
-        `Window` is a space of members that it searches itself. Empty: this policy proposes nothing.
+        The search turns each family as far as answers allow, and lays the best of different policies over each other.
+        By default the forms of `scaled`, and those of the variants. Empty: this policy proposes nothing.
         """
-        return ()
+        from planner.policies.proposals import BUDGETS
+
+        for share in BUDGETS:
+            for form in cls.scaled(round(1 - share, 4)):
+                yield from (form, *(form.model_copy(update=dict(of)) for of in cls.variants.values()))
+
+    def family(self) -> str:
+        """What this member shares with those that differ in `budget` alone."""
+        shared = {key: getattr(self, key) for key in type(self).model_fields if key != self.budget}
+        return f"{self.name} {shared}"
 
     @classmethod
     def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:

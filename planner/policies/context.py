@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from planner.policies.base import Policy, check_layer
 from planner.schedule import Fraction, Schedule, Select, Stage, dense
 
 if TYPE_CHECKING:
+    from planner.profile import Profile
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -33,6 +35,8 @@ class Context(Policy):
 
     name: ClassVar[str] = "context"
     summary: ClassVar[str] = "drop the text context that receives least attention, step by step"
+    budget: ClassVar[str] = "rate"
+    quality: ClassVar[bool] = True
 
     layers: Annotated[int, Field(ge=1)] = 10
     rate: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = 0.3
@@ -67,6 +71,21 @@ class Context(Policy):
                 "Give protect: how many last text tokens stay",
             )
         return settled._schedule(spec, float(settled.rate), settled.protect)
+
+    @classmethod
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Context]:
+        """Around the rate that was measured to be best for the prompts' mean context. What the shortest prompt has is
+        taken for question and role tokens."""
+        probe = profile.probes.get("context")
+        if probe is None or "fit" not in probe.values or "none" in probe.values["fit"]:
+            return
+        protect = max(1, round(profile.probes["prompt"].values["text"]["least"]))
+        fit, layers = _measured(profile)
+        context = profile.prompt.text_tokens - protect
+        best = fit.rate(context) if context > 0 else 0.0
+        for rate in sorted({round(best * share, 3) for share in (0.5, 1.0, 1.5)}):
+            if 0 < rate < 1:
+                yield cls(layers=layers, rate=rate, protect=protect)
 
     def _schedule(self, spec: ModelSpec, rate: float, protect: int) -> Schedule:
         check_layer(self.name, "layers", self.layers, spec.layers)

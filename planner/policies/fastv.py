@@ -34,6 +34,7 @@ class FastV(Policy):
 
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "after layer k drop the visual tokens the last token attends to least"
+    budget: ClassVar[str] = "ratio"
 
     k: Annotated[int, Field(ge=0)] = 2
     ratio: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -26,6 +26,7 @@ class FitPrune(Policy):
 
     name: ClassVar[str] = "fitprune"
     summary: ClassVar[str] = "a few tokens fewer after every layer, for a FLOPs budget"
+    budget: ClassVar[str] = "reduction"
 
     reduction: Annotated[float, Field(gt=0, lt=1)] = 0.6
     counts: tuple[Annotated[int, Field(ge=0)], ...] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from planner.schedule import Count, Fraction, Schedule, Select, Stage
 
 if TYPE_CHECKING:
     from planner.cost.sweep_layout import SweepColumns, SweepLayout
+    from planner.profile import Profile
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -21,6 +23,7 @@ class Random(Policy):
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "after layer k keep a random subset (the control)"
+    budget: ClassVar[str] = "ratio"
 
     k: Annotated[int, Field(ge=0)] = 2
     ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -38,6 +41,11 @@ class Random(Policy):
     @classmethod
     def scaled(cls, dropped: float) -> tuple[Random, ...]:
         return cls(k=2, ratio=dropped), cls(k=1, ratio=dropped)
+
+    @classmethod
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Random]:
+        """None: a control is no plan."""
+        return ()
 
     @classmethod
     def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -11,6 +12,7 @@ from planner.policies.base import Policy, check_layer
 from planner.schedule import Redistribute, Schedule, Stage
 
 if TYPE_CHECKING:
+    from planner.profile import Profile
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
@@ -41,6 +43,8 @@ class VAR(Policy):
 
     name: ClassVar[str] = "var"
     summary: ClassVar[str] = "move attention from visual sinks to other visual tokens (quality, not speed)"
+    budget: ClassVar[str] = "p"
+    quality: ClassVar[bool] = True
 
     dims: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     tau: Annotated[float, Field(gt=0)] | None = None
@@ -64,3 +68,13 @@ class VAR(Policy):
         if last < spec.layers:
             stages.append(Stage(first=last, last=spec.layers))
         return Schedule(stages=tuple(stages))
+
+    @classmethod
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[VAR]:
+        """The sink dimensions that calibration found, with several rho and p."""
+        sinks = profile.probes.get("sinks")
+        if sinks is None or not sinks.values["sink_dims"]:
+            return
+        dims, tau = tuple(sinks.values["sink_dims"]), float(sinks.values["tau"])
+        for rho in (0.5, 0.8):
+            yield from (cls(dims=dims, tau=tau, rho=rho, p=p) for p in (0.3, 0.6, 0.9))

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from planner.errors import InputError
 from planner.policies.base import Policy, check_layer, keep_of
-from planner.policies.window import ShallowRule, Window
+from planner.policies.proposals import budgets, deepest, proposing
+from planner.policies.window import ShallowRule
 from planner.schedule import Count, Keep, RankBy, Schedule, Select, Stage, Threshold
 
 if TYPE_CHECKING:
@@ -143,19 +144,18 @@ class VisiPruner(Policy):
         return Schedule(stages=(*shallow, *filtering, *kept, *deep))
 
     @classmethod
-    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy | Window]:
-        return (Window(SHALLOW_RULES, UNTOUCHED, cls._member, cls._trimmed),)
-
-    @classmethod
-    def _member(cls, filter: int, keep: float, exit: int | None, rank_by: str, shallow: dict[str, Any]) -> VisiPruner:
-        end = {} if exit is None else {"exit": exit}
-        return cls.make({"filter": filter, "keep": keep, **shallow, "filter_cache": "all", **end, "rank_by": rank_by})
-
-    @staticmethod
-    def _trimmed(chosen: Policy) -> Policy | None:
-        """With the filtering layer's cache cut to the kept tokens as well."""
-        whole = isinstance(chosen, VisiPruner) and chosen.filter_cache == "all"
-        return chosen.model_copy(update={"filter_cache": "kept"}) if whole else None
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[VisiPruner]:
+        """Windows to the last layer: `VTW`, laid over them, ends them earlier. After shallow layers that are untouched,
+        and after each rule as deep as its curve lets it reach, or half as deep."""
+        starts = [(layer, UNTOUCHED) for layer in {0, *(spec.layers * share // 8 for share in (1, 2, 4))}]
+        for rule in SHALLOW_RULES:
+            points = proposing(profile, rule.curve)
+            depth = min(deepest(points), spec.layers - 2) if points is not None else 0
+            starts += [(layer, rule) for layer in sorted({depth, (depth + 1) // 2}) if layer]
+        for layer, rule in starts:
+            for rank_by in ("l2", "attention"):
+                settings = {"filter": layer, "rank_by": rank_by, "filter_cache": "all", **(dict(rule.settings) if layer else {})}
+                yield from (cls.make({**settings, "keep": keep}) for keep in budgets(profile))
 
     @classmethod
     def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:

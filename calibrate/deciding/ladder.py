@@ -1,0 +1,81 @@
+"""The ladder that is frozen for the proof: the few candidates that save most, as far as the search can tell.
+
+A ladder is tested from its safest rung, and the first that fails ends the test (`calibrate.deciding.proof`). What it is
+worth is the saving that is expected of it: of each rung, what it saves beyond the one before it, times the chance that
+it and all before it pass. Chances come from what the search believes of each family, so rungs on the safe side are put
+first exactly where it knows little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from calibrate.deciding.halving import Line
+from calibrate.deciding.space import Candidate
+
+FloatArray = NDArray[np.float64]
+#: Rungs cost no confidence, but each is executed on all certify samples.
+LARGEST = 6
+_DRAWS = 400
+#: What a believed loss may be wrong by, since no family loses answers quite as its curve says: a factor, as a normal
+#: deviation of its logarithm.
+_DOUBT = 0.5
+#: A rung that saves less than this share of dense more is left out.
+_WORTH = 1e-3
+
+
+def ladder(lines: Sequence[Line], certify: int, misses: int, eligible: Sequence[Candidate], seed: int = 0) -> list[Candidate]:
+    """The rungs, the safest and dearest first.
+
+    Args:
+        lines: searched families.
+        certify: samples of the proof.
+        misses: how many of them may lose their answer.
+        eligible: the candidates that may be rungs.
+    """
+    candidates, chances = _front(*_chances(lines, certify, misses, set(map(id, eligible)), seed))
+    saved = np.array([1 - candidate.share for candidate in candidates])
+    chosen: list[int] = []
+    worth = 0.0
+    while len(chosen) < LARGEST:
+        options = [sorted([*chosen, i], key=lambda j: saved[j]) for i in range(len(candidates)) if i not in chosen]
+        worths = [_worth(saved[option], chances[:, option]) for option in options]
+        if not worths or max(worths) < worth + _WORTH:
+            break
+        worth, chosen = max(worths), options[int(np.argmax(worths))]
+    return [candidates[i] for i in chosen]
+
+
+def _chances(
+    lines: Sequence[Line], certify: int, misses: int, eligible: set[int], seed: int
+) -> tuple[list[Candidate], FloatArray]:
+    """Candidates, and their chances to pass in many draws of what their losses may be: ``[draws, candidates]``."""
+    rng = np.random.default_rng(seed)
+    candidates: list[Candidate] = []
+    columns = [np.zeros((_DRAWS, 0))]
+    for line in lines:
+        members = [i for i, one in enumerate(line.members) if id(one) in eligible]
+        losses = line.curve.draws(_DRAWS, rng) * np.exp(_DOUBT * rng.standard_normal((_DRAWS, 1)))
+        candidates += [line.members[i] for i in members]
+        columns.append(binom.cdf(misses, certify, np.clip(losses[:, members], 0, 1)))
+    return candidates, np.concatenate(columns, axis=1)
+
+
+def _front(candidates: list[Candidate], chances: FloatArray) -> tuple[list[Candidate], FloatArray]:
+    """Without those that neither save more nor are safer than another."""
+    expected, best, kept = chances.mean(axis=0), 0.0, []
+    for i in sorted(range(len(candidates)), key=lambda i: (candidates[i].share, -expected[i])):
+        if expected[i] > best:
+            best = float(expected[i])
+            kept.append(i)
+    return [candidates[i] for i in kept], chances[:, kept]
+
+
+def _worth(saved: FloatArray, chances: FloatArray) -> float:
+    """The expected saving of a ladder: rungs that save ever more, with their chances ``[draws, rungs]``."""
+    steps = np.diff(saved, prepend=0.0)
+    return float((np.cumprod(chances, axis=1) * steps).sum(axis=1).mean())

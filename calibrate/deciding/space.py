@@ -1,0 +1,206 @@
+"""What might be planned: families of nested candidates, as policies propose them, and what they make together.
+
+Nothing here runs a model. A `Family` is a line of candidates of which each drops what the next drops, and more, so that
+a search has one number to find in it. Policies propose them (`planner.policies.Policy.candidates`), and `together` lays
+a family over a fixed candidate of another kind: a selection before the decoder, one inside it, and a withdrawal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from calibrate.deciding.objective import PORTABLE, Costing, Figures
+from planner.errors import ExtensionError, InputError
+from planner.policies import AnyPolicy, Composition, Policy, usable
+from planner.profile import Profile
+from planner.schedule import Count, Schedule, Select, Stage, dense
+
+#: What saves less than this share of the dense model's cost is no candidate.
+TIE = 0.005
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy on the model at hand.
+
+    Attributes:
+        share: of the minimised quantity, to dense.
+        dose: logarithm of the share of visual tokens that the decoder's layers compute, the nested part's where there
+            is a fixed one: what answers are lost by.
+    """
+
+    policy: AnyPolicy
+    schedule: Schedule
+    figures: Figures
+    share: float
+    dose: float
+
+    @cached_property
+    def name(self) -> str:
+        """Its spelling."""
+        return str(self.policy)
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """Where it works: ``entry``, ``inner``, ``exit``, ``text``, ``weights``. Two of one kind do not go together."""
+        return frozenset(_kinds(self.schedule))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Nested candidates, the cheapest first, all different in cost.
+
+    Attributes:
+        origin: the family that this one is laid over a fixed candidate; None for a policy's own.
+    """
+
+    name: str
+    members: tuple[Candidate, ...]
+    origin: Family | None = None
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Of its members."""
+        return self.members[0].kinds
+
+
+class Space:
+    """Families on one model, under one objective.
+
+    Args:
+        profile: what policies propose from. Its masking curves and suggestions must come from the search samples alone.
+        accuracy: also what changes answers on purpose (`Policy.quality`).
+
+    Attributes:
+        families: what policies propose, in a fixed order.
+        notes: why some policy proposes nothing.
+    """
+
+    def __init__(self, profile: Profile, costing: Costing, accuracy: bool = False) -> None:
+        self.profile, self.costing = profile, costing
+        self.notes: list[str] = []
+        self._together: dict[tuple[str, str], Family | None] = {}
+        proposed: dict[str, list[Candidate]] = {}
+        for policy in self._proposed(accuracy):
+            found = self.candidate(policy)
+            if found is not None and self._portable(found):
+                proposed.setdefault(policy.family(), []).append(found)
+        families = (_family(name, members) for name, members in proposed.items())
+        self.families = [family for family in families if family is not None]
+
+    def __len__(self) -> int:
+        """Number of candidates."""
+        return sum(len(family.members) for family in self.families)
+
+    def _proposed(self, accuracy: bool) -> Iterator[Policy]:
+        for known in usable():
+            if isinstance(known, ExtensionError):
+                self.notes.append(f"a policy proposes nothing: {known.cause}")
+            elif accuracy or not known.quality:
+                yield from known.candidates(self.profile, self.costing.spec)
+
+    def _portable(self, candidate: Candidate) -> bool:
+        engine = self.costing.objective.portable
+        return engine is None or PORTABLE[engine](candidate.schedule)
+
+    def candidate(self, policy: AnyPolicy) -> Candidate | None:
+        """A policy as a candidate; None where it does not fit the model, or changes nothing."""
+        try:
+            settled = policy.resolve(self.costing.spec, self.costing.workload, self.profile)
+            schedule = settled.schedule(self.costing.spec, self.costing.workload, self.profile)
+        except InputError:
+            return None
+        return None if schedule.empty else self._costed(settled, schedule)
+
+    def _costed(self, policy: AnyPolicy, schedule: Schedule, dose: float | None = None) -> Candidate:
+        figures = self.costing.figures(schedule)
+        if dose is None:
+            whole = max(self.costing.dense.visual_tokens, 1.0)
+            dose = math.log(max(figures.visual_tokens, 1 / self.costing.spec.layers) / whole)
+        return Candidate(policy, schedule, figures, self.costing.share(figures), dose)
+
+    def again(self, candidate: Candidate) -> Candidate:
+        """A candidate with the figures that are known by now."""
+        return self._costed(candidate.policy, candidate.schedule, candidate.dose)
+
+    def together(self, family: Family, fixed: Candidate) -> Family | None:
+        """A family laid over a fixed candidate of other kinds; None where they do not go together, or save nothing more
+        than either alone."""
+        if family.kinds & fixed.kinds:
+            return None
+        names = family.name, fixed.name
+        if names not in self._together:
+            self._together[names] = self._laid_over(family, fixed)
+        return self._together[names]
+
+    def _laid_over(self, family: Family, fixed: Candidate) -> Family | None:
+        members = []
+        for member in family.members:
+            # What selects before the decoder is named first, as it runs first.
+            first, second = (fixed, member) if "entry" in fixed.kinds else (member, fixed)
+            policy = Composition((*_parts(first.policy), *_parts(second.policy)))
+            try:
+                schedule = policy.schedule(self.costing.spec, self.costing.workload, self.profile)
+            except InputError:
+                continue
+            found = self._costed(policy, schedule, member.dose)
+            if found.share < min(member.share, fixed.share) - TIE or "weights" in found.kinds:
+                members.append(found)
+        return _family(f"{family.name} + {fixed.name}", members, family)
+
+
+def parts(schedule: Schedule) -> list[Schedule]:
+    """Schedules that each do a part of what one does, and so change no more answers: its selection before the decoder,
+    its rules without any selection, its withdrawal of all visual tokens. Without itself."""
+    layers = schedule.layers
+    found = []
+    if schedule.entry is not None:
+        found.append(dense(layers).model_copy(update={"entry": schedule.entry}))
+    ruled = [stage.model_copy(update={"selects": (), "cache_visual": _cache(stage)}) for stage in schedule.stages]
+    if any(stage.visual_attention != "full" or stage.text_to_visual != "full" for stage in ruled):
+        found.append(Schedule(stages=tuple(ruled)))
+    leaves = next((stage.last for stage in schedule.stages if any(map(_nothing, stage.selects))), None)
+    if leaves is not None and leaves < layers:
+        select = Select(rank_by="none", keep=Count(count=0))
+        first = Stage(first=0, last=leaves, selects=(select,))
+        found.append(Schedule(stages=(first, Stage(first=leaves, last=layers))))
+    return [part for part in found if part != schedule]
+
+
+def _cache(stage: Stage) -> str:
+    """Without a selection nothing is kept of a stage: decoding reads all, if it may read anything."""
+    return "all" if stage.cache_visual == "kept" and stage.text_to_visual == "full" else stage.cache_visual
+
+
+def _nothing(select: Select) -> bool:
+    return isinstance(select.keep, Count) and select.keep.count == 0
+
+
+def _kinds(schedule: Schedule) -> Iterator[str]:
+    if schedule.entry is not None:
+        yield "entry"
+    for stage in schedule.stages:
+        if stage.redistribute is not None:
+            yield "weights"
+        if stage.visual_attention != "full" or stage.text_to_visual != "full":
+            yield "inner"
+        for select in stage.selects:
+            yield "text" if select.of == "context" else "exit" if _nothing(select) else "inner"
+
+
+def _family(name: str, members: Iterable[Candidate], origin: Family | None = None) -> Family | None:
+    """Members that differ in cost, the cheapest first, without those that save nothing; None where none is left."""
+    by_cost = sorted(members, key=lambda member: (member.share, member.dose, member.name))
+    kept: list[Candidate] = []
+    for member in by_cost:
+        saves = member.share < 1 - TIE or "weights" in member.kinds
+        if saves and (not kept or member.share > kept[-1].share or "weights" in member.kinds):
+            kept.append(member)
+    return Family(name, tuple(kept), origin) if kept else None
+
+
+def _parts(policy: AnyPolicy) -> tuple[Policy, ...]:
+    return policy.parts if isinstance(policy, Composition) else (policy,)
