@@ -48,24 +48,27 @@ class Curve:
 
     Args:
         doses: logarithms of the members' doses, ascending.
+        floor: whether there may be one.
         prior: another family's `Curve` that this one will be much like: one that it is laid over something.
     """
 
-    def __init__(self, doses: Sequence[float], prior: Curve | None = None) -> None:
+    def __init__(self, doses: Sequence[float], floor: bool = True, prior: Curve | None = None) -> None:
         self.doses = np.asarray(doses, np.float64)
         fallen = expit(-SLOPE[:, None] * (self.doses - MIDDLE[:, None]))
         self._losses = FLOOR[:, None] + (1 - FLOOR[:, None]) * fallen  # [grid, members]
         # Half of what is known there: the other part may lose answers too.
-        self._prior = _PRIOR if prior is None else _PRIOR + 0.5 * (prior._log - _PRIOR)
-        self._log = self._prior
-        self.weights = _normalised(self._log)
-        self._below: dict[float, FloatArray] = {}
+        self._prior = _PRIOR if prior is None else _PRIOR + 0.5 * prior._likely
+        if not floor:
+            self._prior = np.where(FLOOR == 0, self._prior, -np.inf)
+        self.learn({})
 
     def learn(self, seen: Mapping[int, tuple[int, float]]) -> None:
         """Believe what was seen so far: member to number of samples and mean loss."""
-        self._log = self._prior + self._likelihood(seen)
-        self.weights = _normalised(self._log)
-        self._below = {}
+        self._likely = self._likelihood(seen)
+        log = self._prior + self._likely
+        weights = np.exp(log - log.max())
+        self.weights: FloatArray = weights / weights.sum()
+        self._below: dict[float, FloatArray] = {}
 
     def below(self, loss: float) -> FloatArray:
         """The probability that a member's expected loss is at most `loss`, per member."""
@@ -101,8 +104,3 @@ class Curve:
         takes = np.clip((at - of_left) / np.maximum(1 - of_left, _LEAST), _LEAST, 1 - _LEAST)
         found: FloatArray = (counts * ((lost - before) * np.log(takes) + (1 - lost) * np.log1p(-takes))).sum(axis=1)
         return found
-
-
-def _normalised(log: FloatArray) -> FloatArray:
-    weights: FloatArray = np.exp(log - log.max())
-    return weights / weights.sum()

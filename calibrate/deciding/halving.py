@@ -49,7 +49,7 @@ class Line:
 
     def __init__(self, family: Family, eligible: Callable[[Candidate], bool], prior: Curve | None = None) -> None:
         self.family, self.members = family, family.members
-        self.curve = Curve([member.dose for member in family.members], prior)
+        self.curve = Curve([member.dose for member in family.members], not family.tends_to_dense, prior)
         self.seen: dict[int, FloatArray] = {}
         self.lost = 0
         self.eligible = [eligible(member) for member in family.members]
@@ -59,6 +59,10 @@ class Line:
         self.seen[member] = losses
         if hopeless(losses, limit):
             self.give_up(member)
+        self.believe()
+
+    def believe(self) -> None:
+        """Bring the curve up to date with what was seen."""
         self.curve.learn({one: (len(lost), float(lost.mean())) for one, lost in self.seen.items()})
 
     def give_up(self, member: int) -> None:
@@ -112,6 +116,7 @@ class Search:
         self.space, self.trials, self.limit, self.aim = space, trials, limit, limit / 2
         self.measure, self.progress = measure, progress
         self.lines: list[Line] = []
+        self._places: dict[str, list[tuple[Line, int]]] = {}
         self.levels = levels(len(trials.runner))
 
     def run(self) -> list[Line]:
@@ -142,12 +147,28 @@ class Search:
             losses = self.trials.losses(candidate.schedule, level)
             if level >= count or hopeless(losses, self.limit):
                 break
-        line.learn(member, losses, self.limit)
+        self._learn(candidate, losses)
         self.progress(f"{candidate.name}: loss {losses.mean():.3f} on {len(losses)} samples, cost {candidate.share:.3f}")
+
+    def _learn(self, candidate: Candidate, losses: FloatArray) -> None:
+        """What a candidate lost is known wherever it is a member, and bounds what its parts lose."""
+        for line, member in self._places[candidate.name]:
+            line.learn(member, losses, self.limit)
+        for part in candidate.parts:
+            for line, member in self._places[part.name]:
+                if len(line.seen.get(member, ())) < len(losses) and not hopeless(losses, self.limit):
+                    line.learn(member, losses, self.limit)
 
     def _line(self, family: Family) -> Line:
         origin = next((line.curve for line in self.lines if line.family is family.origin), None)
-        return Line(family, self.eligible, origin)
+        line = Line(family, self.eligible, origin)
+        for member, candidate in enumerate(family.members):
+            places = self._places.setdefault(candidate.name, [])
+            if places:
+                line.seen.update({member: seen for other, i in places if (seen := other.seen.get(i)) is not None})
+            places.append((line, member))
+        line.believe()
+        return line
 
     def _race(self, lines: Sequence[Line], allowance: int) -> None:
         left = self._ranked(lines)

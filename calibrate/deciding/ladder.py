@@ -19,7 +19,7 @@ from calibrate.deciding.space import Candidate
 
 FloatArray = NDArray[np.float64]
 #: Rungs cost no confidence, but each is executed on all certify samples.
-LARGEST = 6
+LARGEST = 8
 _DRAWS = 400
 #: What a believed loss may be wrong by, since no family loses answers quite as its curve says: a factor, as a normal
 #: deviation of its logarithm.

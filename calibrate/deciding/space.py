@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from calibrate.deciding.objective import PORTABLE, Costing, Figures
@@ -28,8 +28,9 @@ class Candidate:
 
     Attributes:
         share: of the minimised quantity, to dense.
-        dose: logarithm of the share of visual tokens that the decoder's layers compute, the nested part's where there
-            is a fixed one: what answers are lost by.
+        dose: logarithm of the share of visual tokens that the decoder's layers compute, of a composition the nested
+            part's: what answers are lost by.
+        parts: of a composition: what it is made of, each of which loses no more.
     """
 
     policy: AnyPolicy
@@ -37,6 +38,7 @@ class Candidate:
     figures: Figures
     share: float
     dose: float
+    parts: tuple[Candidate, ...] = ()
 
     @cached_property
     def name(self) -> str:
@@ -45,7 +47,8 @@ class Candidate:
 
     @cached_property
     def kinds(self) -> frozenset[str]:
-        """Where it works: ``entry``, ``inner``, ``exit``, ``text``, ``weights``. Two of one kind do not go together."""
+        """Where it works: ``entry``, ``rule`` and ``inner``, ``exit``, ``text``, ``weights``. Two of one kind do not go
+        together."""
         return frozenset(_kinds(self.schedule))
 
 
@@ -54,17 +57,22 @@ class Family:
     """Nested candidates, the cheapest first, all different in cost.
 
     Attributes:
-        origin: the family that this one is laid over a fixed candidate; None for a policy's own.
+        origin: of compositions: the family that is laid over something fixed.
     """
 
     name: str
     members: tuple[Candidate, ...]
     origin: Family | None = None
 
-    @property
+    @cached_property
     def kinds(self) -> frozenset[str]:
-        """Of its members."""
-        return self.members[0].kinds
+        """Of all its members."""
+        return frozenset().union(*(member.kinds for member in self.members))
+
+    @cached_property
+    def tends_to_dense(self) -> bool:
+        """Whether nothing but its budget changes the model, so that the dearest members change hardly anything."""
+        return self.origin is None and not any("rule" in member.kinds for member in self.members)
 
 
 class Space:
@@ -115,16 +123,15 @@ class Space:
             return None
         return None if schedule.empty else self._costed(settled, schedule)
 
-    def _costed(self, policy: AnyPolicy, schedule: Schedule, dose: float | None = None) -> Candidate:
-        figures = self.costing.figures(schedule)
-        if dose is None:
-            whole = max(self.costing.dense.visual_tokens, 1.0)
-            dose = math.log(max(figures.visual_tokens, 1 / self.costing.spec.layers) / whole)
+    def _costed(self, policy: AnyPolicy, schedule: Schedule) -> Candidate:
+        figures, whole = self.costing.figures(schedule), max(self.costing.dense.visual_tokens, 1.0)
+        dose = math.log(max(figures.visual_tokens, 1 / self.costing.spec.layers) / whole)
         return Candidate(policy, schedule, figures, self.costing.share(figures), dose)
 
     def again(self, candidate: Candidate) -> Candidate:
         """A candidate with the figures that are known by now."""
-        return self._costed(candidate.policy, candidate.schedule, candidate.dose)
+        figures = self.costing.figures(candidate.schedule)
+        return replace(candidate, figures=figures, share=self.costing.share(figures))
 
     def together(self, family: Family, fixed: Candidate) -> Family | None:
         """A family laid over a fixed candidate of other kinds; None where they do not go together, or save nothing more
@@ -146,7 +153,8 @@ class Space:
                 schedule = policy.schedule(self.costing.spec, self.costing.workload, self.profile)
             except InputError:
                 continue
-            found = self._costed(policy, schedule, member.dose)
+            made_of = (member, *member.parts, fixed, *fixed.parts)
+            found = replace(self._costed(policy, schedule), dose=member.dose, parts=made_of)
             if found.share < min(member.share, fixed.share) - TIE or "weights" in found.kinds:
                 members.append(found)
         return _family(f"{family.name} + {fixed.name}", members, family)
@@ -186,7 +194,7 @@ def _kinds(schedule: Schedule) -> Iterator[str]:
         if stage.redistribute is not None:
             yield "weights"
         if stage.visual_attention != "full" or stage.text_to_visual != "full":
-            yield "inner"
+            yield from ("rule", "inner")
         for select in stage.selects:
             yield "text" if select.of == "context" else "exit" if _nothing(select) else "inner"
 
