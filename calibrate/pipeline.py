@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calibrate.deciding.decide import ChosenPlan, decide
+from calibrate.deciding.decide import Certify, ChosenPlan, Effort, decide
+from calibrate.deciding.demand import Demand
 from calibrate.deciding.evaluate import Evaluation, evaluate
-from calibrate.deciding.search import Limits
+from calibrate.deciding.objective import Objective
+from calibrate.deciding.split import Split, by_picture
+from calibrate.deciding.trials import Trials
 from calibrate.inputs.batches import Batches
 from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder
@@ -26,15 +29,14 @@ from calibrate.measuring.run import calibrate_job
 from calibrate.probes.base import DEFAULT, build_probes, check_probes
 from calibrate.probes.masking import MaskingProbe
 from calibrate.ranks import Ranks, leave, world
-from calibrate.running.losses import LossRunner
-from calibrate.running.trial import TrialRunner
+from calibrate.running.losses import LossRunner, suited
+from calibrate.running.timing import prefill_ms
 from planner.errors import InputError
 from planner.profile import Profile
+from planner.schedule import Schedule
 
-#: Share of the calibration samples in the proposal split; the others are the validation split.
-PROPOSING_SHARE = 0.25
-#: A validation split smaller than this cannot show an agreement of 0.98 with any confidence.
-LEAST_SAMPLES = 16
+#: Losses of what the search executed, beside the states of probes.
+TRIALS = "trials.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Options:
         full_digest: bind the profile to every byte of the weights.
         out: folder for states; nothing is written there by this function but states.
         shard: ``(i, n)``.
+        demand, objective: what is asked of a plan, and what it should save.
+        measure: schedules that the search may execute.
+        answer_tokens: longest answer.
         decide: False stops after the profile.
         timing_rounds: 0 leaves prefill times out.
         verbose: say what is being tried.
@@ -77,7 +82,10 @@ class Options:
     resume: bool = False
     full_digest: bool = False
     shard: tuple[int, int] = (0, 1)
-    limits: Limits = field(default_factory=Limits)
+    demand: Demand = field(default_factory=Demand)
+    objective: Objective = field(default_factory=Objective)
+    measure: int = 160
+    answer_tokens: int = 16
     decide: bool = True
     timing_rounds: int = 15
     verbose: bool = False
@@ -85,12 +93,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out. Fields are None where a step was not asked for, or on ranks and shards that only measure."""
+    """What came out. Fields are None where a step was not asked for, or on ranks and shards that only measure.
+
+    Attributes:
+        split: of the calibration samples.
+        answer_tokens: mean length of the dense model's answers.
+    """
 
     profile: Profile | None
     decision: ChosenPlan | None
     evaluation: Evaluation | None
     seconds: dict[str, float]
+    split: Split | None = None
+    answer_tokens: float | None = None
 
 
 def calibrate_and_plan(options: Options, echo: Callable[[str], None] | None = None) -> Outcome:
@@ -115,8 +130,8 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
     seconds: dict[str, float] = {}
     samples, evaluation = _samples(options)
     tell_overlap(samples, evaluation, say)
-    settings = _settings(options, samples)
-    probes = build_probes(options.probes, settings)  # refuses a wrong setting before a model is loaded
+    split = _split(options, samples, say)
+    probes = build_probes(options.probes, _settings(options, split))  # refuses a wrong setting before a model is loaded
 
     def check(config: Any) -> None:
         if options.profile is None:
@@ -137,77 +152,145 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
                 shard=options.shard,
                 echo=say,
             )
+        if profile is not None and options.out is not None:
+            profile.save(options.out / "profile.json")  # whatever becomes of the decision
     elif ranks.first:
         profile = take_profile(options.profile, known, samples, encoder)
-        _check_masking(profile.probes["masking"].n if "masking" in profile.probes else 0, samples)
-    if profile is None or not options.decide:
+        _check_masking(profile.probes["masking"].n if "masking" in profile.probes else 0, split)
+    if profile is None or split is None:
         return Outcome(profile, None, None, seconds)
-    return _plan(options, loaded.model, known, encoder, profile, samples, evaluation, seconds, say)
+    deciding = _Deciding(options, loaded.model, known, encoder, profile, split, seconds, say)
+    decision = deciding.decision()
+    found = None if evaluation is None else deciding.evaluation(decision, evaluation)
+    return Outcome(profile, decision, found, seconds, split, deciding.answer_tokens)
 
 
-def _settings(options: Options, samples: SampleSet) -> dict[str, dict[str, Any]]:
-    """Probe settings, with masking curves on the proposal split only where a decision may follow, now or later.
+def _split(options: Options, samples: SampleSet, say: Callable[[str], None]) -> Split | None:
+    """The samples in three parts, if a decision is to follow; what they can prove is told.
+
+    Raises:
+        InputError: they cannot prove what is asked for.
+    """
+    if not options.decide:
+        return None
+    split = options.demand.split(samples)
+    options.demand.check(samples, split)
+    for line in options.demand.told(samples, split):
+        say(line)
+    return split
+
+
+def _settings(options: Options, split: Split | None) -> dict[str, dict[str, Any]]:
+    """Probe settings, with masking curves on the samples that propose, where a decision follows.
 
     Raises:
         InputError: a decision is to follow, and the curves were asked to see more samples.
     """
     settings = {name: dict(chosen) for name, chosen in options.settings.items()}
-    if "masking" in options.probes and len(samples) >= LEAST_SAMPLES:
+    if "masking" in options.probes and split is not None:
         masking = settings.setdefault("masking", {})
-        masking.setdefault("samples", min(MaskingProbe.default_samples, _proposal_size(samples)))
-        if options.decide and options.profile is None:
-            _check_masking(masking["samples"], samples)
+        masking.setdefault("samples", min(MaskingProbe.default_samples, len(split.propose)))
+        if options.profile is None:
+            _check_masking(masking["samples"], split)
     return settings
 
 
-def _check_masking(measured: int, samples: SampleSet) -> None:
-    """Masking curves propose candidates, so they must not see the validation split."""
-    proposal = _proposal_size(samples)
-    if measured > proposal:
+def _check_masking(measured: int, split: Split | None) -> None:
+    """Masking curves propose candidates, so they must not see samples that certify.
+
+    Raises:
+        InputError: they do.
+    """
+    if split is not None and measured > len(split.propose) + len(split.select):
         raise InputError(
-            f"masking curves over {measured} samples would see the validation split: the proposal split has {proposal}",
-            f"Measure them with --set masking.samples={proposal}, or give more samples",
+            f"masking curves over {measured} samples would see samples that certify: {len(split.propose)} propose",
+            f"Measure them with --set masking.samples={len(split.propose)}, or give more samples",
         )
 
 
-def _plan(
-    options: Options,
-    model: Any,
-    known: Model,
-    encoder: Encoder,
-    profile: Profile,
-    samples: SampleSet,
-    evaluation: SampleSet | None,
-    seconds: dict[str, float],
-    say: Callable[[str], None],
-) -> Outcome:
-    def bench(chosen: SampleSet) -> TrialRunner:
-        return TrialRunner(Batches(chosen, encoder, model, options.batch_size))
+class _Deciding:
+    """Decision and evaluation on one loaded model.
 
-    proposal, validation = samples.split(_proposal_size(samples))
-    with _Clock(seconds, "decide"):
-        tell = say if options.verbose else lambda line: None
-        decision = decide(profile, known.spec, bench(proposal), bench(validation), options.limits, tell)
-    say(f"decided: {decision.policy} ({len(decision.trials)} candidates executed, {seconds['decide']:.0f} s)")
-    for note in decision.notes:
-        say(f"note: {note}")
-    found = None
-    if evaluation is not None:
-        with _Clock(seconds, "evaluate"):
-            batches = Batches(evaluation, encoder, model, options.batch_size)
-            found = evaluate(
-                LossRunner(batches, answer_tokens=options.limits.answer_tokens, seed=options.seed),
-                known.spec,
-                (decision.policy, decision.schedule),
-                rounds=options.timing_rounds,
-                progress=tell,
+    Attributes:
+        answer_tokens: mean length of the dense answers, once there are some.
+    """
+
+    def __init__(
+        self, options: Options, model: Any, known: Model, encoder: Encoder, profile: Profile, split: Split,
+        seconds: dict[str, float], say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self.options, self.model, self.known, self.encoder = options, model, known, encoder
+        self.profile, self.split, self.seconds, self.say = profile, split, seconds, say
+        self.answer_tokens: float | None = None
+        self._tell = say if options.verbose else lambda line: None
+
+    def decision(self) -> ChosenPlan:
+        """The plan, and its proof."""
+        options, split = self.options, self.split
+        with _Clock(self.seconds, "decide"):
+            look = self._runner(SampleSet((*split.propose, *split.select), split.propose.source))
+            answers = look.answers()
+            self.answer_tokens = sum(answer.length for answer in answers) / len(answers)
+            look = look.judged_by(options.demand.settled or suited(answers))
+            decision = decide(
+                self.profile,
+                self.known.spec,
+                Trials(look, self._kept_trials(), self._run(look)),
+                Certify(
+                    self._runner(split.certify).judged_by(look.loss),
+                    split.pictures,
+                    tuple(sample.kind for sample in split.certify),
+                ),
+                options.demand,
+                options.objective,
+                Effort(options.measure, options.answer_tokens, options.seed, self._timer(look), self._tell),
             )
-    return Outcome(profile, decision, found, seconds)
+        state = "" if decision.proven or decision.schedule.empty else ", which is not proven"
+        self.say(
+            f"decided: {decision.policy}{state} ({decision.searched} candidates, {decision.executed} executed, "
+            f"{self.seconds['decide']:.0f} s)"
+        )
+        for note in decision.notes:
+            self.say(f"note: {note}")
+        return decision
 
+    def evaluation(self, decision: ChosenPlan, samples: SampleSet) -> Evaluation:
+        """The plan on samples that had no part in it."""
+        with _Clock(self.seconds, "evaluate"):
+            return evaluate(
+                self._runner(samples).judged_by(decision.loss),
+                self.known.spec,
+                (decision.policy, decision.schedule),
+                rounds=self.options.timing_rounds,
+                progress=self._tell,
+            )
 
-def _proposal_size(samples: SampleSet) -> int:
-    """Size of the proposal split: the first samples."""
-    return round(PROPOSING_SHARE * len(samples))
+    def _runner(self, samples: SampleSet) -> LossRunner:
+        options = self.options
+        batches = Batches(samples, self.encoder, self.model, options.batch_size)
+        return LossRunner(batches, answer_tokens=options.answer_tokens, metric=options.demand.judge, seed=options.seed)
+
+    def _kept_trials(self) -> Path | None:
+        return None if self.options.out is None else self.options.out / TRIALS
+
+    def _run(self, look: LossRunner) -> dict[str, Any]:
+        """What losses in the file belong to."""
+        return {
+            "profile": self.profile.profile_sha256,
+            "samples": look.batches.samples.digest,
+            "loss": look.loss,
+            "metric": look.metric.name,
+            "answer_tokens": look.answer_tokens,
+            "seed": look.seed,
+        }
+
+    def _timer(self, look: LossRunner) -> Callable[[list[Schedule]], list[float]]:
+        first = look.batches.encoder([look.batches.samples[0]])
+
+        def timed(schedules: list[Schedule]) -> list[float]:
+            return prefill_ms(self.model, look.batches.place(first), schedules, max(self.options.timing_rounds, 1))
+
+        return timed
 
 
 def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:
@@ -217,11 +300,8 @@ def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:
         raise InputError("there are no bundled samples for this model", "Give --data: JSONL, image folder, datasets id")
     reading: dict[str, Any] = {"prompt": options.prompt, "columns": options.columns, "split": options.split}
     data = bundled / "calibration.jsonl" if options.data is None else options.data
-    samples = load_samples(data, **reading).choose(options.num_samples, options.seed)
-    if options.decide and len(samples) < LEAST_SAMPLES:
-        raise InputError(
-            f"{len(samples)} samples are too few to decide on a plan", f"Give at least {LEAST_SAMPLES}, better 256"
-        )
+    # Samples about one picture stand together, so that the parts of the split are stretches of the set.
+    samples = by_picture(load_samples(data, **reading).choose(options.num_samples, options.seed))
     source = options.evaluation_data
     if source is None and options.data is None:
         source = str(bundled / "test.jsonl")

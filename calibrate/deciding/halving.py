@@ -111,7 +111,12 @@ class Search:
     """
 
     def __init__(
-        self, space: Space, trials: Trials, limit: float, measure: int, progress: Callable[[str], None] = lambda line: None
+        self,
+        space: Space,
+        trials: Trials,
+        limit: float,
+        measure: int,
+        progress: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.space, self.trials, self.limit, self.aim = space, trials, limit, limit / 2
         self.measure, self.progress = measure, progress
@@ -148,7 +153,9 @@ class Search:
             if level >= count or hopeless(losses, self.limit):
                 break
         self._learn(candidate, losses)
-        self.progress(f"{candidate.name}: loss {losses.mean():.3f} on {len(losses)} samples, cost {candidate.share:.3f}")
+        self.progress(
+            f"{candidate.name}: loss {losses.mean():.3f} on {len(losses)} samples, cost {candidate.share:.3f}"
+        )
 
     def _learn(self, candidate: Candidate, losses: FloatArray) -> None:
         """What a candidate lost is known wherever it is a member, and bounds what its parts lose."""

@@ -28,7 +28,9 @@ _DOUBT = 0.5
 _WORTH = 1e-3
 
 
-def ladder(lines: Sequence[Line], certify: int, misses: int, eligible: Sequence[Candidate], seed: int = 0) -> list[Candidate]:
+def ladder(
+    lines: Sequence[Line], certify: int, misses: int, eligible: Sequence[Candidate], seed: int = 0
+) -> list[Candidate]:
     """The rungs, the safest and dearest first.
 
     Args:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from calibrate.deciding.power import allowed, provable
+from calibrate.deciding.demand import Demand
+from calibrate.deciding.power import allowed
+from calibrate.deciding.proof import Proof
 from calibrate.probes.masking import contradictions
 from planner.profile import Profile
 from planner.schedule import Schedule, Select
@@ -11,18 +13,22 @@ from planner.schedule import Schedule, Select
 _HEADS = 8
 
 
-def few_samples(certify: int, limit: float, confidence: float) -> list[str]:
-    """How many misses are allowed at this size, what could be proven at best, and what more samples would change."""
-    misses = allowed(certify, limit, confidence)
-    more = certify + 1
-    while allowed(more, limit, confidence) <= misses:
-        more += 1
-    best = provable(certify, confidence)
-    permits = "permit no proof" if misses < 0 else f"permit {misses} lost answers"
-    return [
-        f"{certify} certify samples {permits} at a loss of {limit:g}; if none is lost, a loss of {best:.3g} is proven; "
-        f"{more - certify} more would permit {misses + 1}"
+def why_dense(proof: Proof | None, demand: Demand, certify: int) -> list[str]:
+    """Why nothing was proven: what the safest rung lost, what this many samples permit, what more would change."""
+    kept = f"a loss of at most {demand.limit:g} with confidence {demand.confidence:g}"
+    if proof is None or not proof.tested:
+        return [f"no candidate promised {kept}: the plan is dense"]
+    first = proof.tested[0]
+    found = [
+        f"{first.rung.policy}, the safest rung, lost {first.misses} of {certify} samples (a mean of {first.loss:.3g}; "
+        f"a loss below {first.bound:.3g} is proven), and {kept} is not: the plan is dense"
     ]
+    misses = allowed(certify, demand.limit, demand.confidence)
+    more = certify + 1
+    while allowed(more, demand.limit, demand.confidence) <= misses:
+        more += 1
+    permitted = "no proof" if misses < 0 else f"{misses} lost answers"
+    return [*found, f"{certify} certify samples permit {permitted}; {more - certify} more would permit {misses + 1}"]
 
 
 def where_probes_disagree(profile: Profile, agreement: float) -> list[str]:

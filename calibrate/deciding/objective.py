@@ -11,7 +11,7 @@ from planner.cost import Cost, cost
 from planner.cost.formulas import DECODER_COMPONENTS
 from planner.cost.hardware import hardware
 from planner.cost.roofline import latency
-from planner.errors import CalibrationError, InputError
+from planner.errors import InputError
 from planner.profile import Profile
 from planner.schedule import Schedule, dense
 from planner.spec import ModelSpec
@@ -124,7 +124,7 @@ class Breach:
         return self.value / self.bound - 1
 
     def __str__(self) -> str:
-        return f"{self.constraint} {self.bound:g} is exceeded by {self.value - self.bound:.3g} ({self.value:.3g})"
+        return f"{self.constraint} {self.bound:g} is exceeded by {self.value - self.bound:.3g}"
 
 
 class Costing:
@@ -199,18 +199,6 @@ class Costing:
             return first
         cached = self.workload.model_copy(update={"image_stream_cached": True})
         return (first + (questions - 1) * decoder_flops(self.spec, cached, schedule)) / questions
-
-
-def unmeetable(least: list[tuple[str, list[Breach]]], what: str, remedy: str) -> CalibrationError:
-    """The error where no candidate is left: the nearest one, and by how much it misses what.
-
-    Args:
-        least: candidates by their spelling, with their breaches.
-        what: of which candidates this is said.
-    """
-    name, breaches = min(least, key=lambda one: max((breach.excess for breach in one[1]), default=0.0))
-    return CalibrationError(f"{what} meets the constraints. The nearest is {name}: "
-                            f"{'; '.join(map(str, breaches))}", remedy)  # fmt: skip
 
 
 def profile_workload(profile: Profile, output_tokens: int = 1) -> Workload:

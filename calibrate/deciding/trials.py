@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.document import digest, write_atomic
+from planner.evidence import LossName
 from planner.schedule import Schedule
 
 FloatArray = NDArray[np.float64]
@@ -24,9 +25,15 @@ class Losses(Protocol):
 
     Attributes:
         refusals: why schedules could not be executed on these prompts; they lose 1 on every sample.
+        loss: which.
+        binary: losses are 0 or 1.
     """
 
     refusals: list[str]
+    loss: LossName
+
+    @property
+    def binary(self) -> bool: ...
 
     def __len__(self) -> int: ...
 

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from planner.cli.asked import MEASURE, asked
 from planner.cli.options import loading, sampling
 
 if TYPE_CHECKING:
+    from calibrate.deciding.demand import Demand
+    from calibrate.deciding.objective import Objective
     from calibrate.inputs.load_options import LoadOptions
     from calibrate.pipeline import Options, Outcome
     from planner.plan import Plan
@@ -65,29 +68,16 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     type=click.Path(path_type=Path),
     help="Decide from this profile of the same samples (see `plan merge`) instead of measuring.",
 )
-@click.option(
-    "--agreement",
-    type=float,
-    default=0.98,
-    show_default=True,
-    help="Least share of the dense model's answers that must stay the same.",
-)
-@click.option(
-    "--confidence",
-    type=float,
-    default=0.8,
-    show_default=True,
-    help="One-sided confidence with which --agreement must hold.",
-)
+@asked
 @click.option(
     "--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer that is compared."
 )
 @click.option(
-    "--questions",
+    "--measure",
     type=click.IntRange(1),
-    default=2,
+    default=MEASURE,
     show_default=True,
-    help="Questions per image that the plan is optimised for.",
+    help="Most schedules that the search may execute.",
 )
 @click.option("--profile-only", is_flag=True, help="Measure only; decide on no plan.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its state in --out.")
@@ -129,10 +119,8 @@ def command(
     eval_samples: int | None,
     probes: str | None,
     settings: dict[str, dict[str, Any]],
-    agreement: float,
-    confidence: float,
-    answer_tokens: int,
-    questions: int,
+    demand: Demand,
+    objective: Objective,
     profile_only: bool,
     fmt: str,
     overwrite: bool,
@@ -141,16 +129,14 @@ def command(
 ) -> None:
     """Measure a model, decide on a plan and evaluate it.
 
-    The result is compared with the dense model, FastV and random pruning at equal FLOPs.
+    The result is compared with the dense model, with controls and with FastV at equal FLOPs.
 
     MODEL is a hub id or a directory; the default is the bundled reference model with its samples. Writes
     profile.json, plan.json and report.html into --out and prints the comparison.
 
-    The plan is the candidate with the fewest decoder FLOPs per question among those that keep the dense model's
-    answers. The cost assumes --questions about each image: from the second on, the output of the shallow layers is
-    taken from the image cache.
+    Policies and their compositions are searched on few samples. A ladder of the best is frozen and tested on the others,
+    which nothing has looked at. The plan is the one with the lowest cost of which is proven what is asked for.
     """
-    from calibrate.deciding.search import Limits
     from calibrate.inputs.samples import Columns
     from calibrate.pipeline import Options, calibrate_and_plan
     from calibrate.probes.base import DEFAULT, probe_names
@@ -171,7 +157,8 @@ def command(
         evaluation_samples=eval_samples,
         probes=chosen,
         settings=settings,
-        limits=Limits(agreement, confidence, answer_tokens=answer_tokens, questions=questions),
+        demand=demand,
+        objective=objective,
         decide=not profile_only,
         loading=loading_options,
         **{name: rest[name] for name in _SAME},
@@ -186,7 +173,9 @@ def command(
 
 #: Options that `Options` calls by the same name.
 _SAME = (
+    "answer_tokens",
     "full_digest",
+    "measure",
     "prompt",
     "split",
     "num_samples",

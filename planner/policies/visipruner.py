@@ -154,7 +154,12 @@ class VisiPruner(Policy):
             starts += [(layer, rule) for layer in sorted({depth, (depth + 1) // 2}) if layer]
         for layer, rule in starts:
             for rank_by in ("l2", "attention"):
-                settings = {"filter": layer, "rank_by": rank_by, "filter_cache": "all", **(dict(rule.settings) if layer else {})}
+                settings = {
+                    "filter": layer,
+                    "rank_by": rank_by,
+                    "filter_cache": "all",
+                    **(dict(rule.settings) if layer else {}),
+                }
                 yield from (cls.make({**settings, "keep": keep}) for keep in budgets(profile))
 
     @classmethod
