@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import norm
 
+from calibrate.deciding.decide import Certify, ChosenPlan, Effort, decide
+from calibrate.deciding.demand import Demand
+from calibrate.deciding.objective import Objective
+from calibrate.deciding.space import Space
+from calibrate.deciding.split import sizes
+from calibrate.deciding.trials import Trials
 from calibrate.probes.stats import proportion
 from planner.document import digest
+from planner.evidence import LossName
 from planner.profile import ModelIdentity, ProbeResult, Profile, PromptShape, SampleIdentity
 from planner.schedule import Count, Schedule, Select, kept
 from planner.spec import ModelSpec
@@ -50,8 +57,8 @@ def curve(first: int, values: list[float], n: int = 100) -> dict[str, object]:
 
 
 def planted_profile(alone: int = 3, exit_layer: int = 7, least: int = VISUAL) -> Profile:
-    """Of a model in which text may be blind in ``[0, alone)``, and the image may be dropped from `exit_layer` on, as its
-    curves say; influence says nonsense."""
+    """Of a model in which text may be blind in ``[0, alone)``, and the image may be dropped from `exit_layer` on, as
+    its curves say; influence says nonsense."""
     curves = {
         "alone_before": curve(1, [1.0] * alone + [0.5] * (LAYERS - alone)),
         "masked_from": curve(0, [0.5] * exit_layer + [1.0] * (LAYERS - exit_layer)),
@@ -170,18 +177,47 @@ class Drawn:
     """A sample of a population, as the decision's runner.
 
     Attributes:
-        executed: schedules, as often as they ran.
+        executed: schedules, and on how many samples.
     """
 
     def __init__(self, population: Population, n: int, rng: np.random.Generator) -> None:
         self.population, self.ids = population, rng.integers(POPULATION, size=n)
         self.refusals: list[str] = []
-        self.executed: list[Schedule] = []
+        self.executed: list[tuple[Schedule, int]] = []
+
+    loss: LossName = "answer"
+    binary = True
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def losses(self, schedule: Schedule, indices: list[int] | None = None) -> NDArray[np.float64]:
-        self.executed.append(schedule)
         chosen = self.ids if indices is None else self.ids[indices]
+        self.executed.append((schedule, len(chosen)))
         return self.population.losses(schedule)[chosen].astype(np.float64)
+
+
+def decided(
+    population: Population,
+    samples: int,
+    rng: np.random.Generator,
+    demand: Demand | None = None,
+    objective: Objective | None = None,
+    effort: Effort | None = None,
+    space: Space | None = None,
+    profile: Profile | None = None,
+) -> ChosenPlan:
+    """The real decision on samples of a population, split as a calibration splits them."""
+    demand = demand or Demand()
+    propose, select, certify = sizes(samples, demand.limit, demand.confidence)
+    search, proving = (Drawn(population, n, rng) for n in (propose + select, certify))
+    return decide(
+        profile or planted_profile(),
+        SPEC,
+        Trials(search),
+        Certify(proving, tuple(range(certify))),
+        demand,
+        objective,
+        effort,
+        space,
+    )

@@ -21,25 +21,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
-from scipy.special import expit
+from scipy.special import expit, logsumexp
 
 FloatArray = NDArray[np.float64]
-#: Points of the grid, and the logarithms of what is believed of them before anything ran: half of the answers are lost
-#: at 5 % of the tokens, give or take a factor of 4; often nothing is lost at every dose.
+#: Floors that a family may have, and how likely each is of a rule that nothing is known about.
+FLOORS = np.array([0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08])
+_UNKNOWN = np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05])
+#: Points of the grid. Before anything ran, half of the answers are lost at 2 % of the tokens, give or take a factor of 4.
 MIDDLE, SLOPE, FLOOR = (
     axis.ravel()
     for axis in np.meshgrid(
-        np.linspace(np.log(0.002), np.log(3.0), 40),
-        np.geomspace(0.4, 8.0, 14),
-        np.array([0.0, 0.004, 0.01, 0.02, 0.05]),
-        indexing="ij",
+        np.linspace(np.log(0.002), np.log(3.0), 36), np.geomspace(0.4, 8.0, 12), FLOORS, indexing="ij"
     )
 )
-_PRIOR = (
-    -0.5 * ((MIDDLE - np.log(0.05)) / 1.4) ** 2
-    - 0.5 * (np.log(SLOPE / 2.0) / 0.6) ** 2
-    + np.where(FLOOR == 0, np.log(0.5), np.log(0.5 / 4))
-)
+_PRIOR = -0.5 * ((MIDDLE - np.log(0.02)) / 1.4) ** 2 - 0.5 * (np.log(SLOPE / 2.0) / 0.6) ** 2
 _LEAST = 1e-9
 
 
@@ -48,18 +43,20 @@ class Curve:
 
     Args:
         doses: logarithms of the members' doses, ascending.
-        floor: whether there may be one.
-        prior: another family's `Curve` that this one will be much like: one that it is laid over something.
+        floors: how likely each of `FLOORS` is; None: as of a rule that nothing is known about.
+        prior: of the family that this one lays over something.
     """
 
-    def __init__(self, doses: Sequence[float], floor: bool = True, prior: Curve | None = None) -> None:
+    def __init__(self, doses: Sequence[float], floors: FloatArray | None = None, prior: Curve | None = None) -> None:
         self.doses = np.asarray(doses, np.float64)
         fallen = expit(-SLOPE[:, None] * (self.doses - MIDDLE[:, None]))
         self._losses = FLOOR[:, None] + (1 - FLOOR[:, None]) * fallen  # [grid, members]
-        # Half of what is known there: the other part may lose answers too.
-        self._prior = _PRIOR if prior is None else _PRIOR + 0.5 * prior._likely
-        if not floor:
-            self._prior = np.where(FLOOR == 0, self._prior, -np.inf)
+        with np.errstate(divide="ignore"):  # what cannot be stays impossible
+            floor = np.log(_UNKNOWN if floors is None else floors)
+        self._prior = _PRIOR + np.tile(floor, len(FLOOR) // len(FLOORS))
+        if prior is not None:
+            # Half of what is known of that family, whatever its floor is: laid over something, it may fall otherwise.
+            self._prior = self._prior + 0.5 * np.repeat(logsumexp(prior._known(), axis=1), len(FLOORS))
         self.learn({})
 
     def learn(self, seen: Mapping[int, tuple[int, float]]) -> None:
@@ -81,9 +78,24 @@ class Curve:
         found: FloatArray = self.weights @ self._losses
         return found
 
-    def draws(self, count: int, rng: np.random.Generator) -> FloatArray:
-        """Expected losses as they might be, ``[count, members]``."""
-        found: FloatArray = self._losses[rng.choice(len(self.weights), count, p=self.weights)]
+    def floors(self, member: int) -> FloatArray:
+        """How likely it is that a member loses each of `FLOORS`: of a family that it is the fixed part of."""
+        places = np.abs(FLOORS - self._losses[:, [member]]).argmin(axis=1)
+        found: FloatArray = np.bincount(places, self.weights, len(FLOORS))
+        return found
+
+    def quantiles(self, levels: FloatArray) -> FloatArray:
+        """Expected losses as they might be, from good to bad luck: ``[levels, members]`` for levels in (0, 1)."""
+        order = np.argsort(self._losses.mean(axis=1), kind="stable")
+        places = np.searchsorted(np.cumsum(self.weights[order]), levels)
+        found: FloatArray = self._losses[order[np.minimum(places, len(order) - 1)]]
+        return found
+
+    def _known(self) -> FloatArray:
+        """What was seen, by middle and slope, and by floor as likely as it was before: logarithms
+        ``[middles and slopes, floors]``."""
+        before = (self._prior - _PRIOR).reshape(-1, len(FLOORS))
+        found: FloatArray = (before - logsumexp(before, axis=1, keepdims=True)) + self._likely.reshape(before.shape)
         return found
 
     def _likelihood(self, seen: Mapping[int, tuple[int, float]]) -> FloatArray:

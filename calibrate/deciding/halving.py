@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from calibrate.deciding.curve import Curve
+from calibrate.deciding.curve import FLOORS, Curve
 from calibrate.deciding.space import Candidate, Family, Space, parts
 from calibrate.deciding.trials import Trials
 
@@ -29,8 +29,8 @@ HOPE, SAFE = 0.25, 0.75
 _LEVEL = 0.05
 #: Families of a round of compositions, those that come out of a round at the least, and those of the last.
 _BASES, _SURVIVORS = 6, 4
-#: Shares of the runs for what policies propose, and for each round of compositions after it.
-_SHARES = (0.5, 0.3, 0.2)
+#: Share of the runs after which what policies propose is through, and so are two rounds of compositions.
+_ALLOWANCES = (0.5, 0.8, 1.0)
 #: A member about which more than this is known is not executed again.
 _SETTLED = 0.02
 
@@ -40,6 +40,7 @@ class Line:
 
     Args:
         eligible: whether a candidate meets the constraints.
+        curve: what is believed of it before it runs.
 
     Attributes:
         seen: member to its losses on the first samples.
@@ -47,9 +48,8 @@ class Line:
         eligible: which members meet the constraints.
     """
 
-    def __init__(self, family: Family, eligible: Callable[[Candidate], bool], prior: Curve | None = None) -> None:
-        self.family, self.members = family, family.members
-        self.curve = Curve([member.dose for member in family.members], not family.tends_to_dense, prior)
+    def __init__(self, family: Family, eligible: Callable[[Candidate], bool], curve: Curve) -> None:
+        self.family, self.members, self.curve = family, family.members, curve
         self.seen: dict[int, FloatArray] = {}
         self.lost = 0
         self.eligible = [eligible(member) for member in family.members]
@@ -59,10 +59,6 @@ class Line:
         self.seen[member] = losses
         if hopeless(losses, limit):
             self.give_up(member)
-        self.believe()
-
-    def believe(self) -> None:
-        """Bring the curve up to date with what was seen."""
         self.curve.learn({one: (len(lost), float(lost.mean())) for one, lost in self.seen.items()})
 
     def give_up(self, member: int) -> None:
@@ -91,7 +87,7 @@ class Line:
         return math.inf if found is None else found.share
 
     def doubtful(self, count: int, aim: float) -> int | None:
-        """The member of which it is least known whether it keeps a loss, among those not executed on so many samples."""
+        """The member of which it is least known whether it keeps a loss, of those not executed on so many samples."""
         sure = np.abs(self.curve.below(aim) - 0.5)
         left = [i for i in range(self.lost, len(self.members)) if len(self.seen.get(i, ())) < count]
         best = min(left, key=lambda i: (sure[i], i), default=None)
@@ -126,13 +122,10 @@ class Search:
 
     def run(self) -> list[Line]:
         """Search what policies propose, then compositions; the lines that promise most, best first."""
-        allowance = 0.0
-        fresh = [self._line(family) for family in self.space.families]
-        for share in _SHARES:
-            allowance += share * self.measure
+        for number, allowance in enumerate(_ALLOWANCES):
+            fresh = self._compositions() if number else [self._line(family) for family in self.space.families]
             self.lines += fresh
-            self._race(fresh, int(allowance))
-            fresh = self._compositions()
+            self._race(fresh, int(allowance * self.measure))
         best = self._ranked(self.lines)[:_SURVIVORS]
         self._turns(best, self.levels[-1], self.measure)
         return self._ranked(best)
@@ -167,21 +160,31 @@ class Search:
                     line.learn(member, losses, self.limit)
 
     def _line(self, family: Family) -> Line:
-        origin = next((line.curve for line in self.lines if line.family is family.origin), None)
-        line = Line(family, self.eligible, origin)
+        line = Line(family, self.eligible, self._curve(family))
         for member, candidate in enumerate(family.members):
             places = self._places.setdefault(candidate.name, [])
-            if places:
-                line.seen.update({member: seen for other, i in places if (seen := other.seen.get(i)) is not None})
+            for other, known in places[:1]:
+                if known in other.seen:
+                    line.learn(member, other.seen[known], self.limit)
             places.append((line, member))
-        line.believe()
         return line
 
+    def _curve(self, family: Family) -> Curve:
+        """What is believed of a family before it runs: a composition loses what its fixed part loses, at least, and
+        falls as the family that is laid over that."""
+        doses = [member.dose for member in family.members]
+        if family.origin is None or family.fixed is None:
+            none = np.eye(len(FLOORS))[0]
+            return Curve(doses, none if family.tends_to_dense else None)
+        origin = next(line.curve for line in self.lines if line.family is family.origin)
+        line, member = max(self._places[family.fixed.name], key=lambda place: len(place[0].seen))
+        return Curve(doses, line.curve.floors(member), origin)
+
     def _race(self, lines: Sequence[Line], allowance: int) -> None:
-        left = self._ranked(lines)
+        left = self._ranked(lines, self._visible(FIRST))
         for level in self.levels:
             self._turns(left, level, allowance)
-            left = self._ranked(left)[: max(_SURVIVORS, len(left) // 2)]
+            left = self._ranked(left, self._visible(level))[: max(_SURVIVORS, len(left) // 2)]
 
     def _turns(self, lines: Sequence[Line], level: int, allowance: int) -> None:
         for _ in range(TURNS):
@@ -189,7 +192,7 @@ class Search:
                 self._turn(line, level, allowance)
 
     def _turn(self, line: Line, level: int, allowance: int) -> None:
-        while (member := line.doubtful(level, self.aim)) is not None:
+        while (member := line.doubtful(level, self._visible(level))) is not None:
             new = not self.trials.known(line.members[member].schedule)
             if new and self.trials.executed >= allowance:
                 return
@@ -197,9 +200,14 @@ class Search:
             if member in line.seen:  # given up without a run otherwise, because of a part
                 return
 
-    def _ranked(self, lines: Iterable[Line]) -> list[Line]:
-        """Those that promise something, the cheapest first; of equal ones the one that is believed to lose less."""
-        kept = [(line.promise(self.aim), line) for line in lines]
+    def _visible(self, count: int) -> float:
+        """The loss that a round looks for: the aim, or what so many samples can show, one loss among them. Few samples
+        tell most about a family where it loses often."""
+        return max(self.aim, 1 / count)
+
+    def _ranked(self, lines: Iterable[Line], aim: float | None = None) -> list[Line]:
+        """Those that promise something, the cheapest first."""
+        kept = [(line.promise(aim or self.aim), line) for line in lines]
         return [line for promise, line in sorted(kept, key=lambda one: one[0]) if promise < math.inf]
 
     def _compositions(self) -> list[Line]:

@@ -2,8 +2,9 @@
 
 A ladder is tested from its safest rung, and the first that fails ends the test (`calibrate.deciding.proof`). What it is
 worth is the saving that is expected of it: of each rung, what it saves beyond the one before it, times the chance that
-it and all before it pass. Chances come from what the search believes of each family, so rungs on the safe side are put
-first exactly where it knows little.
+it and all before it pass. Chances come from what the search believes of each family, and families are thought to share
+their luck, since all ran on the same samples: where one is worse than it looked, so are the others. So rungs on the
+safe side are put first exactly where the search knows little.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ LARGEST = 8
 _DRAWS = 400
 #: What a believed loss may be wrong by, since no family loses answers quite as its curve says: a factor, as a normal
 #: deviation of its logarithm.
-_DOUBT = 0.5
+_DOUBT = 0.8
 #: A rung that saves less than this share of dense more is left out.
 _WORTH = 1e-3
 
@@ -57,14 +58,19 @@ def _chances(
 ) -> tuple[list[Candidate], FloatArray]:
     """Candidates, and their chances to pass in many draws of what their losses may be: ``[draws, candidates]``."""
     rng = np.random.default_rng(seed)
-    candidates: list[Candidate] = []
-    columns = [np.zeros((_DRAWS, 0))]
+    found: dict[str, tuple[Candidate, FloatArray]] = {}
+    luck, doubt = rng.random(_DRAWS), np.exp(_DOUBT * rng.standard_normal((_DRAWS, 1)))
     for line in lines:
-        members = [i for i, one in enumerate(line.members) if id(one) in eligible]
-        losses = line.curve.draws(_DRAWS, rng) * np.exp(_DOUBT * rng.standard_normal((_DRAWS, 1)))
-        candidates += [line.members[i] for i in members]
-        columns.append(binom.cdf(misses, certify, np.clip(losses[:, members], 0, 1)))
-    return candidates, np.concatenate(columns, axis=1)
+        losses = line.curve.quantiles(luck) * doubt
+        for member, one in enumerate(line.members):
+            if id(one) in eligible:
+                found[one.name] = one, losses[:, member]
+    for one, losses in list(found.values()):
+        for part in one.parts:  # loses no more
+            if part.name in found:
+                found[part.name] = found[part.name][0], np.minimum(found[part.name][1], losses)
+    chances = [binom.cdf(misses, certify, np.clip(losses, 0, 1)) for _, losses in found.values()]
+    return [one for one, _ in found.values()], np.stack(chances, axis=1) if chances else np.zeros((_DRAWS, 0))
 
 
 def _front(candidates: list[Candidate], chances: FloatArray) -> tuple[list[Candidate], FloatArray]:

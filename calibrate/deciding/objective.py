@@ -184,16 +184,15 @@ class Costing:
             "max_kv_mb": (wanted.max_kv_mb, figures.kv_mb),
             "max_latency_ms": (wanted.max_latency_ms, figures.latency_ms),
         }
-        found = [
+        return [
             Breach(_option(name), bound, value)
             for name, (bound, value) in bounds.items()
             if bound is not None and value is not None and value > bound
         ]
-        return found
 
     def _question_flops(self, schedule: Schedule, first: float) -> float:
-        """Mean over the questions about an image: from the second on, the image stream of layers in which visual rows do
-        not depend on the question is cached."""
+        """Mean over the questions about an image: from the second on, the image stream of layers in which visual rows
+        do not depend on the question is cached."""
         questions = self.objective.questions
         if questions == 1:
             return first

@@ -57,12 +57,13 @@ class Family:
     """Nested candidates, the cheapest first, all different in cost.
 
     Attributes:
-        origin: of compositions: the family that is laid over something fixed.
+        origin, fixed: of compositions: the family that is laid over something, and what that is.
     """
 
     name: str
     members: tuple[Candidate, ...]
     origin: Family | None = None
+    fixed: Candidate | None = None
 
     @cached_property
     def kinds(self) -> frozenset[str]:
@@ -157,7 +158,7 @@ class Space:
             found = replace(self._costed(policy, schedule), dose=member.dose, parts=made_of)
             if found.share < min(member.share, fixed.share) - TIE or "weights" in found.kinds:
                 members.append(found)
-        return _family(f"{family.name} + {fixed.name}", members, family)
+        return _family(f"{family.name} + {fixed.name}", members, family, fixed)
 
 
 def parts(schedule: Schedule) -> list[Schedule]:
@@ -199,7 +200,9 @@ def _kinds(schedule: Schedule) -> Iterator[str]:
             yield "text" if select.of == "context" else "exit" if _nothing(select) else "inner"
 
 
-def _family(name: str, members: Iterable[Candidate], origin: Family | None = None) -> Family | None:
+def _family(
+    name: str, members: Iterable[Candidate], origin: Family | None = None, fixed: Candidate | None = None
+) -> Family | None:
     """Members that differ in cost, the cheapest first, without those that save nothing; None where none is left."""
     by_cost = sorted(members, key=lambda member: (member.share, member.dose, member.name))
     kept: list[Candidate] = []
@@ -207,7 +210,7 @@ def _family(name: str, members: Iterable[Candidate], origin: Family | None = Non
         saves = member.share < 1 - TIE or "weights" in member.kinds
         if saves and (not kept or member.share > kept[-1].share or "weights" in member.kinds):
             kept.append(member)
-    return Family(name, tuple(kept), origin) if kept else None
+    return Family(name, tuple(kept), origin, fixed) if kept else None
 
 
 def _parts(policy: AnyPolicy) -> tuple[Policy, ...]:

@@ -51,7 +51,7 @@ _WHAT_HOLDS: tuple[Callable[[Any], Any], ...] = (
         type=float,
         default=0.98,
         show_default=True,
-        help="Least expected share that is kept: of the dense model's answers or tokens; accuracy may fall by the rest.",
+        help="Least expected share that is kept: of the dense model's answers or tokens, or of accuracy.",
     ),
     click.option(
         "--confidence",

@@ -134,8 +134,8 @@ def command(
     MODEL is a hub id or a directory; the default is the bundled reference model with its samples. Writes
     profile.json, plan.json and report.html into --out and prints the comparison.
 
-    Policies and their compositions are searched on few samples. A ladder of the best is frozen and tested on the others,
-    which nothing has looked at. The plan is the one with the lowest cost of which is proven what is asked for.
+    Policies and their compositions are searched on few samples. A ladder of the best is frozen and tested on the
+    others, which nothing has looked at. The plan is the cheapest of which is proven what is asked for.
     """
     from calibrate.inputs.samples import Columns
     from calibrate.pipeline import Options, calibrate_and_plan

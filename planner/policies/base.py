@@ -39,8 +39,8 @@ class Policy(OnModel, BaseModel):
         name: how it is called on a command line and in tables.
         summary: one line for ``plan ls policies``.
         variants: settings under which it is compared a second time: ``{"norm": {...}}`` makes NAME-norm of `scaled`.
-        budget: the parameter that says how much goes. Members that differ in it alone are a `family`: of two, the cheaper
-            drops what the dearer drops, and more.
+        budget: the parameter that says how much goes. Members that differ in it alone are a `family`: of two, the
+            cheaper drops what the dearer drops, and more.
         quality: it changes answers on purpose, so it is searched only where accuracy is the goal.
     """
 

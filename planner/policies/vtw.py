@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from planner.policies.base import Policy
-from planner.policies.proposals import earliest, proposing
 from planner.policies.fastv import drop_after
+from planner.policies.proposals import earliest, proposing
 from planner.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class VTW(Policy):
 
     @classmethod
     def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[VTW]:
-        """Around the layer from which the masking curve no longer needs the image, and some between that and the end."""
+        """Around the layer from which the masking curve needs no image any more, and some up to the end."""
         layers = spec.layers
         points = proposing(profile, "masked_from")
         first = earliest(points, layers) if points is not None else layers // 2

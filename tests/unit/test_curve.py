@@ -1,0 +1,95 @@
+"""What is believed of a family: against sums written out by hand, and in the limit of many samples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from calibrate.deciding.curve import _PRIOR, FLOOR, FLOORS, MIDDLE, SLOPE, Curve
+
+DOSES = [math.log(share) for share in (0.02, 0.05, 0.1, 0.3, 0.7)]
+NONE = np.eye(len(FLOORS))[0]
+
+
+def loss(point: int, member: int) -> float:
+    fallen = 1 / (1 + math.exp(SLOPE[point] * (DOSES[member] - MIDDLE[point])))
+    return float(FLOOR[point] + (1 - FLOOR[point]) * fallen)
+
+
+def test_what_was_seen_weighs_as_the_samples_doses_do() -> None:
+    """10 samples: 4 lost at the first member and 1 at the third; so 6 survive the first, 3 fall between, 1 above."""
+    curve = Curve(DOSES, NONE)
+    curve.learn({0: (10, 0.4), 2: (10, 0.1)})
+    weights = []
+    for point in range(len(MIDDLE)):
+        first, third = loss(point, 0), loss(point, 2)
+        likely = 6 * math.log(1 - first) + 3 * math.log(max(first - third, 1e-300)) + math.log(third)
+        weights.append(math.exp(likely + _PRIOR[point]) if FLOOR[point] == 0 else 0.0)
+    expected = np.array(weights) / sum(weights)
+    assert curve.weights == pytest.approx(expected, abs=1e-9)
+    below = [sum(w for p, w in enumerate(expected) if loss(p, m) <= 0.05) for m in range(len(DOSES))]
+    assert curve.below(0.05) == pytest.approx(below, abs=1e-9)
+
+
+def test_a_dearer_member_never_loses_more() -> None:
+    curve = Curve(DOSES)
+    curve.learn({1: (8, 0.25)})
+    assert (np.diff(curve.below(0.02)) >= 0).all() and (np.diff(curve.mean()) <= 0).all()
+    assert (np.diff(curve.quantiles(np.linspace(0.01, 0.99, 50)), axis=1) <= 0).all()
+
+
+def test_quantiles_go_from_good_to_bad_luck_and_have_the_mean() -> None:
+    curve = Curve(DOSES)
+    curve.learn({2: (20, 0.1)})
+    found = curve.quantiles((np.arange(4000) + 0.5) / 4000)
+    assert (np.diff(found.mean(axis=1)) >= 0).all()
+    assert found.mean(axis=0) == pytest.approx(curve.mean(), abs=2e-3)
+
+
+def test_many_samples_overrule_what_was_believed_before() -> None:
+    truth = [1 / (1 + math.exp(3 * (dose - math.log(0.2)))) for dose in DOSES]
+    curve = Curve(DOSES)
+    curve.learn({member: (20_000, truth[member]) for member in range(len(DOSES))})
+    assert curve.mean() == pytest.approx(truth, abs=0.03)
+
+
+def test_losses_far_above_the_limit_tell_about_those_below_it() -> None:
+    """A member that lost nothing is safer where one with a fifth of its tokens lost nothing either."""
+    alone, steep, flat = Curve(DOSES, NONE), Curve(DOSES, NONE), Curve(DOSES, NONE)
+    alone.learn({4: (40, 0.0)})
+    steep.learn({4: (40, 0.0), 2: (40, 0.0)})
+    flat.learn({4: (40, 0.0), 2: (40, 0.2)})
+    chances = [float(curve.below(0.01)[4]) for curve in (flat, alone, steep)]
+    assert chances[0] < chances[1] < chances[2]
+
+
+def test_noise_that_rises_with_the_dose_is_one_level() -> None:
+    """Losses on the same samples cannot rise with the dose: what looks so is put together."""
+    rising, level = Curve(DOSES), Curve(DOSES)
+    rising.learn({1: (20, 0.1), 3: (20, 0.2)})
+    level.learn({1: (20, 0.15), 3: (20, 0.15)})
+    assert rising.weights == pytest.approx(level.weights)
+
+
+def test_a_composition_loses_what_its_fixed_part_loses() -> None:
+    fixed = Curve(DOSES, NONE)
+    fixed.learn({3: (400, 0.08)})
+    assert fixed.floors(3).argmax() == len(FLOORS) - 1 and fixed.floors(3).sum() == pytest.approx(1)
+    laid = Curve(DOSES, fixed.floors(3))
+    assert (laid.mean() > 0.04).all()
+
+
+def test_a_composition_falls_as_the_family_that_is_laid_over_something() -> None:
+    origin = Curve(DOSES, NONE)
+    origin.learn({1: (40, 1.0), 3: (40, 0.9), 4: (40, 0.0)})
+    fresh, laid = Curve(DOSES), Curve(DOSES, prior=origin)
+    assert laid.mean()[3] > fresh.mean()[3] + 0.2
+    assert laid.floors(4) == pytest.approx(fresh.floors(4), abs=0.2), "of its floor nothing is known by that"
+
+
+def test_accuracy_may_rise() -> None:
+    curve = Curve(DOSES)
+    curve.learn({2: (30, -0.1)})
+    assert curve.below(0.02)[2] > 0.5

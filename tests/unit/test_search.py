@@ -1,0 +1,232 @@
+"""The space of candidates, the search over it, and the ladder that is frozen."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from calibrate.deciding.halving import Line, Search, hopeless, levels
+from calibrate.deciding.curve import Curve
+from calibrate.deciding.ladder import ladder
+from calibrate.deciding.objective import Costing, Objective, profile_workload
+from calibrate.deciding.space import Space, parts
+from calibrate.deciding.trials import Trials
+from planner.errors import ExtensionError
+from planner.policies import VAR, Context, FastV, VisiPruner, parse
+from planner.policies.proposals import budgets, deepest, earliest
+from planner.profile import ProbeResult
+from planner.schedule import Schedule, Stage
+from tests.planted import LAYERS, SPEC, Drawn, World, curve, planted_profile
+
+PROFILE = planted_profile()
+WORKLOAD = profile_workload(PROFILE)
+
+
+def made(policy: str) -> Schedule:
+    return parse(policy).schedule(SPEC, WORKLOAD)
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return Space(PROFILE, Costing(SPEC, WORKLOAD, Objective()))
+
+
+# -- space ----------------------------------------------------------------------------------------------------------------
+
+
+def test_members_of_a_family_are_nested_and_ordered_by_cost(space: Space) -> None:
+    population = World("any").population()
+    for family in space.families:
+        shares = [member.share for member in family.members]
+        assert shares == sorted(set(shares)) and shares[-1] < 1
+        lost = [population.expected(member.schedule) for member in family.members]
+        assert all(cheap >= dear for cheap, dear in itertools.pairwise(lost)), family.name
+
+
+def test_every_kind_of_policy_proposes(space: Space) -> None:
+    names = {family.members[0].name.partition(":")[0] for family in space.families}
+    assert {"prellm", "fastv", "pyramiddrop", "fitprune", "visipruner", "vtw"} <= names
+    assert not {"random", "dense", "var", "context"} & names, "controls, and what changes answers on purpose"
+
+
+def test_policies_of_quality_are_searched_for_accuracy_alone() -> None:
+    sinks = ProbeResult(n=4, settings={}, values={"sink_dims": [5], "tau": 4.0})
+    profile = PROFILE.model_copy(update={"probes": {**PROFILE.probes, "sinks": sinks}})
+    found = list(VAR.candidates(profile, SPEC))
+    assert {one.dims for one in found} == {(5,)} and {one.tau for one in found} == {4.0} and len(found) == 6
+    costing = Costing(SPEC, WORKLOAD, Objective())
+    kinds = [{k for f in Space(profile, costing, goal).families for k in f.kinds} for goal in (False, True)]
+    assert "weights" not in kinds[0] and "weights" in kinds[1]
+
+
+def test_context_is_pruned_around_the_rate_that_was_measured() -> None:
+    fit = {"coefficients": [0.0, 0.0, 0.4], "shortest": 10, "longest": 900, "highest": 0.9, "r2": None}
+    probe = ProbeResult(n=4, settings={}, values={"fit": fit, "layers": {"10 of 32": 3}})
+    prompt = PROFILE.prompt.model_copy(update={"text_tokens": 200})
+    profile = PROFILE.model_copy(update={"probes": {**PROFILE.probes, "context": probe}, "prompt": prompt})
+    found = list(Context.candidates(profile, SPEC))
+    assert [one.rate for one in found] == [0.2, 0.4, 0.6] and {(one.layers, one.protect) for one in found} == {(3, 10)}
+    assert not list(Context.candidates(PROFILE, SPEC))
+
+
+def test_windows_follow_the_curves() -> None:
+    found = list(VisiPruner.candidates(PROFILE, SPEC))
+    closed = {one.filter for one in found if (one.visual_attention, one.text_to_visual) == ("self", "none")}
+    assert closed - {0} == {2, 3}, "as deep as the curve says, or half as deep"
+    assert {one.keep for one in found} == set(budgets(PROFILE))
+    untouched = {one.filter for one in found if one.visual_attention == one.text_to_visual == "full"}
+    assert untouched == {1, 2, 5}
+
+
+def test_curves_are_read_by_the_upper_end_of_their_intervals() -> None:
+    assert deepest(curve(1, [1, 1, 0.9, 1], n=20)) == 4, "18 of 20 may be 0.95"
+    assert deepest(curve(1, [1, 1, 0.6, 1], n=20)) == 2
+    assert earliest(curve(0, [0.5, 1, 0.9, 1], n=20), 4) == 1 and earliest(curve(0, [0.5] * 4), 4) == 4
+
+
+def test_budgets_are_numbers_where_prompts_are_alike() -> None:
+    assert budgets(PROFILE)[0] == 3 and all(isinstance(one, int) for one in budgets(PROFILE))
+    assert max(budgets(planted_profile(least=100))) < 1
+
+
+def test_parts_do_less_each() -> None:
+    whole = made("prellm:keep=0.5+visipruner:filter=3,keep=10,exit=7")
+    entry, rules, exit_alone = parts(whole)
+    assert entry == made("prellm:keep=0.5") and exit_alone == made("vtw:k=7")
+    blind = Stage(first=0, last=3, visual_attention="self", text_to_visual="none", cache_visual="none")
+    assert rules.stages[0] == blind and not rules.selects and rules.stages[-1].last == LAYERS
+    assert parts(exit_alone) == [] and parts(made("fastv:k=2,ratio=0.5")) == []
+
+
+def test_compositions_name_what_comes_first_first(space: Space) -> None:
+    window = next(family for family in space.families if family.members[0].name.startswith("visipruner:filter=0"))
+    entry = next(family for family in space.families if family.kinds == {"entry"})
+    for family, fixed in ((window, entry.members[-1]), (entry, window.members[-1])):
+        found = space.together(family, fixed)
+        assert found is not None and found.origin is family and found.fixed is fixed
+        for one in found.members:
+            assert one.name.startswith("prellm") and one.schedule == made(one.name)
+            assert one.share < min(part.share for part in one.parts)
+    assert space.together(window, window.members[0]) is None, "two of a kind"
+
+
+def test_a_broken_package_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = ExtensionError("the package toy adds 'toy', which cannot be used", "Mend it")
+    monkeypatch.setattr("calibrate.deciding.space.usable", lambda: iter([broken, FastV]))
+    found = Space(PROFILE, Costing(SPEC, WORKLOAD, Objective()))
+    assert "the package toy" in found.notes[0] and len(found.families) == 2
+
+
+# -- trials ---------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_are_measured_once_and_only_where_they_are_missing(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    drawn = Drawn(World("any").population(), 20, np.random.default_rng(0))
+    first = Trials(drawn, tmp_path / "trials.json", {"profile": "p"})
+    schedule = made("fastv:k=1,ratio=0.9")
+    assert (first.losses(schedule, 8) == drawn.losses(schedule, list(range(8)))).all()
+    first.losses(schedule, 20)
+    first.losses(schedule, 8)
+    assert [n for _, n in drawn.executed] == [8, 8, 12] and (first.executed, first.passes) == (1, 20)
+    first.save()
+    again = Trials(drawn, tmp_path / "trials.json", {"profile": "p"})
+    assert (again.losses(schedule, 20) == first.losses(schedule, 20)).all() and len(drawn.executed) == 3
+    other = Trials(drawn, tmp_path / "trials.json", {"profile": "another"})
+    other.losses(schedule, 8)
+    assert len(drawn.executed) == 4, "losses of another run are let go"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"run": 3}', json.dumps({"run": "x", "losses": {"a": "b"}})])
+def test_a_damaged_file_is_measured_again(tmp_path, content: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "trials.json"
+    path.write_text(content)
+    drawn = Drawn(World("any").population(), 8, np.random.default_rng(0))
+    assert len(Trials(drawn, path).losses(made("fastv"), 8)) == 8
+
+
+# -- halving --------------------------------------------------------------------------------------------------------------
+
+
+def searched(space: Space, world: World, samples: int = 40, measure: int = 160, seed: int = 0) -> Search:
+    drawn = Drawn(world.population(), samples, np.random.default_rng(seed))
+    search = Search(space, Trials(drawn), 0.02, measure)
+    search.run()
+    return search
+
+
+EASY = World("easy", entry={"": (0.03, 4.0)}, inner={"": (0.1, 4.0)}, exit=(6.5, 20.0))
+
+
+def test_runs_are_bounded_and_the_same_under_one_seed(space: Space) -> None:
+    one, other = (searched(space, EASY, measure=60) for _ in range(2))
+    assert one.trials.executed <= 60 + 3 * len(parts(made("prellm+visipruner:filter=3,keep=10,exit=7")))
+    assert [line.seen.keys() for line in one.lines] == [line.seen.keys() for line in other.lines]
+
+
+def test_few_samples_first_and_nothing_is_run_twice(space: Space) -> None:
+    found = searched(space, EASY)
+    counts = {len(losses) for line in found.lines for losses in line.seen.values()}
+    assert counts == {8, 16, 32, 40} and levels(40) == [8, 16, 32, 40] and levels(5) == [5]
+    assert found.trials.passes < 0.5 * found.trials.executed * 40
+
+
+def test_what_drops_more_than_a_hopeless_member_is_not_run(space: Space) -> None:
+    drawn = Drawn(EASY.population(), 40, np.random.default_rng(0))
+    search = Search(space, Trials(drawn), 0.02, 100)
+    family = next(family for family in space.families if family.kinds == {"entry"})
+    line = Line(family, search.eligible, Curve([member.dose for member in family.members]))
+    line.learn(3, np.ones(8), 0.02)
+    assert line.lost == 4 and line.doubtful(8, 0.02) not in range(4)
+    assert hopeless(np.array([1.0, 1, 0, 0, 0, 0, 0, 0]), 0.02) and not hopeless(np.eye(8)[0], 0.02)
+
+
+def test_a_part_that_fails_spares_the_whole(space: Space) -> None:
+    """An exit at layer 2 loses everything: no composition with it is executed."""
+    found = searched(space, EASY)
+    ran = [schedule for schedule, _ in found.trials.runner.executed]  # type: ignore[attr-defined]
+    early = [one for one in ran if len(parts(one)) and made("vtw:k=3") in parts(one)]
+    assert not early
+
+
+def test_the_best_of_different_kinds_are_laid_over_each_other(space: Space) -> None:
+    found = searched(space, EASY, samples=200)
+    best = found.run()[0].cheapest(found.aim, 0.5)
+    assert best is not None and best.kinds >= {"entry", "exit"}
+
+
+# -- ladder ---------------------------------------------------------------------------------------------------------------
+
+
+def exhaustive(lines: list[Line], certify: int, misses: int, rungs: int) -> float:
+    """The worth of the best ladder of so many rungs, each rung tried."""
+    from calibrate.deciding.ladder import _chances, _worth
+
+    everyone = [one for line in lines for one in line.members]
+    candidates, chances = _chances(lines, certify, misses, set(map(id, everyone)), 0)
+    saved = np.array([1 - one.share for one in candidates])
+    best = 0.0
+    for chosen in itertools.combinations(np.argsort(saved), rungs):
+        best = max(best, _worth(saved[list(chosen)], chances[:, list(chosen)]))
+    return best
+
+
+def test_a_ladder_is_worth_nearly_what_the_best_is(space: Space) -> None:
+    from calibrate.deciding.ladder import _chances, _worth
+
+    search = searched(space, EASY)
+    line = max(search.lines, key=lambda one: len(one.seen))
+    rungs = ladder([line], 213, 2, line.members)
+    chances = _chances([line], 213, 2, set(map(id, rungs)), 0)
+    saved = np.array([1 - one.share for one in chances[0]])
+    order = np.argsort(saved)
+    worth = _worth(saved[order], chances[1][:, order])
+    assert len(rungs) >= 2 and worth >= exhaustive([line], 213, 2, 2) - 1e-9
+    assert [one.share for one in rungs] == sorted((one.share for one in rungs), reverse=True)
+
+
+def test_where_nothing_can_pass_there_is_no_ladder(space: Space) -> None:
+    search = searched(space, EASY)
+    assert ladder(search.lines, 40, -1, [one for line in search.lines for one in line.members]) == []
