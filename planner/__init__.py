@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from planner.policies import (
         EVS,
         VAR,
+        VTW,
         Blind,
         CDPruner,
         Composition,
@@ -84,6 +85,7 @@ _HOME = {
     "ShortV": "planner.policies",
     "SparseVLM": "planner.policies",
     "VAR": "planner.policies",
+    "VTW": "planner.policies",
     "VisPruner": "planner.policies",
     "VisiPruner": "planner.policies",
     "Workload": "planner.workload",
@@ -96,6 +98,7 @@ _HOME = {
 __all__ = [
     "EVS",
     "VAR",
+    "VTW",
     "Blind",
     "CDPruner",
     "Composition",

@@ -6,8 +6,8 @@ For every world and number of samples: the mean cost of the shipped plan, as a s
 often a plan was shipped whose true loss is above the limit. Beside it, on the same samples and with the same executed
 candidates, two other ways to choose:
 
-* **many looks**: half of the samples propose; on the others candidates are tried in order of cost, up to 40 of them, and
-  the first whose one-sided Wilson bound holds is the plan. This is what calibration once did.
+* **many looks**: half of the samples propose; on the others candidates are tried in order of cost, up to 40 of them,
+  and the first whose one-sided Wilson bound holds is the plan. This is what calibration once did.
 * **plain ladder**: five rungs, spaced evenly over the cost of the executed candidates that lost no more than the limit,
   and tested as the real ones are.
 """

@@ -184,7 +184,7 @@ class Search:
         left = self._ranked(lines, self._visible(FIRST))
         for level in self.levels:
             self._turns(left, level, allowance)
-            left = self._ranked(left, self._visible(level))[: max(_SURVIVORS, len(left) // 2)]
+            left = _best(self._ranked(left, self._visible(level)), max(_SURVIVORS, len(left) // 2))
 
     def _turns(self, lines: Sequence[Line], level: int, allowance: int) -> None:
         for _ in range(TURNS):
@@ -213,7 +213,7 @@ class Search:
     def _compositions(self) -> list[Line]:
         """The lines that promise most, laid over the best candidates of other kinds."""
         known = {line.family.name for line in self.lines}
-        bases, found = self._bases(), []
+        bases, found = _best(self._ranked(self.lines), _BASES), []
         for line in bases:
             for fixed in self._fixed(bases):
                 family = self.space.together(line.family, fixed)
@@ -222,18 +222,18 @@ class Search:
                     found.append(self._line(family))
         return found
 
-    def _bases(self) -> list[Line]:
-        """The best lines of all, and the best of every combination of kinds."""
-        ranked = self._ranked(self.lines)
-        first_of_kind: dict[frozenset[str], Line] = {}
-        for line in ranked:
-            first_of_kind.setdefault(line.family.kinds, line)
-        return list(dict.fromkeys([*ranked[:_BASES], *first_of_kind.values()]))
-
     def _fixed(self, lines: Iterable[Line]) -> list[Candidate]:
         """Of each line the cheapest member with hope, and the cheapest on the safe side."""
         found = [line.cheapest(self.aim, chance) for line in lines for chance in (HOPE, SAFE)]
         return list({candidate.schedule: candidate for candidate in found if candidate is not None}.values())
+
+
+def _best(ranked: Sequence[Line], count: int) -> list[Line]:
+    """The first lines, and the first of every combination of kinds: what saves little alone may save more together."""
+    first_of_kind: dict[frozenset[str], Line] = {}
+    for line in ranked:
+        first_of_kind.setdefault(line.family.kinds, line)
+    return list(dict.fromkeys([*ranked[:count], *first_of_kind.values()]))
 
 
 def levels(samples: int) -> list[int]:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from calibrate.deciding.search import Limits
+from calibrate.deciding.demand import Demand
+from calibrate.deciding.objective import Objective
+from calibrate.freeze import freeze
 from calibrate.inputs.batches import Batches
 from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder
@@ -19,10 +21,11 @@ from calibrate.measuring.run import merge_states
 from calibrate.measuring.state import SUFFIX
 from calibrate.pipeline import Options, calibrate_and_plan
 from calibrate.running.execute import accepted_first_tokens, divergence, executing, first_logits, generate
+from calibrate.running.losses import LossRunner
 from calibrate.running.timing import prefill_ms
-from calibrate.running.trial import TrialRunner
 from planner.errors import CalibrationError, InputError, RuntimeStateError
 from planner.policies import VisiPruner
+from planner.profile import Profile
 from planner.schedule import Schedule
 
 PLAIN, DATA = reference_path("plain"), reference_path("easy_vqa")
@@ -32,10 +35,12 @@ OPTIONS = Options(
     model=str(PLAIN),
     data=str(DATA / "calibration.jsonl"),
     evaluation_data=str(DATA / "evaluation.jsonl"),
-    num_samples=48,
+    num_samples=64,
     evaluation_samples=24,
     settings={"masking": {"curves": ("alone_before", "masked_from")}},
-    limits=Limits(agreement=0.9, rank_by=("l2",), validation_trials=8),
+    demand=Demand(agreement=0.9),
+    measure=30,
+    answer_tokens=4,
     timing_rounds=1,
 )
 
@@ -57,14 +62,9 @@ def plain():
 @pytest.fixture(scope="module")
 def bench(plain):
     encoder = Encoder(plain.processor, identify(plain.model, plain.id).visual_ids)
-    return TrialRunner(Batches(load_samples(DATA / "calibration.jsonl").choose(10), encoder, plain.model, 4))
-
-
-def test_the_plain_model_needs_the_image_from_the_first_layer_on(outcome):
-    shallow = outcome.decision.schedule.stages[0]
-    assert (shallow.text_to_visual, shallow.visual_attention) == ("full", "full")
-    alone = outcome.profile.probes["masking"].values["alone_before"]["agreement"]
-    assert alone[0]["value"] < 0.95, "visual tokens alone in layer 0 cost answers"
+    return LossRunner(
+        Batches(load_samples(DATA / "calibration.jsonl").choose(10), encoder, plain.model, 4), answer_tokens=4
+    )
 
 
 def test_the_plan_is_cheaper_and_agrees(outcome):
@@ -82,11 +82,51 @@ def test_the_plan_is_cheaper_and_agrees(outcome):
         assert 1 <= more < 1.05 or (more > 1 and "ratio=0.9999" in baseline.policy)
     assert all(row.prefill_ms > 0 for row in (dense, plan, fastv, random))
     assert set(outcome.evaluation.by_kind["dense"]) <= {"color", "shape", "yes/no"}
-    assert outcome.decision.agreement.n == 36 and outcome.decision.measured["value"] >= 0.9
+    proof = outcome.decision.proof
+    assert outcome.decision.proven and proof.tested[0].n == len(outcome.split.certify) > 20
+    assert proof.shipped.rung.policy == plan.policy
 
 
-def test_masking_saw_only_the_proposal_split(outcome):
-    assert outcome.profile.probes["masking"].n == 12 and outcome.profile.probes["influence"].n == 48
+def test_probes_that_propose_see_no_sample_that_certifies(outcome):
+    propose = len(outcome.split.propose)
+    assert outcome.profile.probes["masking"].n == propose and outcome.profile.probes["influence"].n == 64
+    parts = [{id(one) for one in part} for part in outcome.split.parts.values()]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 64
+
+
+def test_the_plan_states_what_was_asked_shown_and_searched(outcome):
+    made = freeze(outcome)
+    evidence = made.evidence
+    assert (evidence.promise.limit, evidence.promise.proven, evidence.promise.loss) == (0.1, True, "answer")
+    assert evidence.parts.certify.digest == outcome.split.certify.digest
+    assert evidence.search.executed == outcome.decision.executed and evidence.search.minimised == "decoder FLOPs"
+    front = [(point.share, point.policy) for point in evidence.search.front]
+    assert front == sorted(front) and evidence.dtype == "float32" and evidence.questions == 1
+    assert 1 <= evidence.answer_tokens < 3
+
+
+def test_a_decision_goes_on_from_what_was_measured(tmp_path, outcome, monkeypatch):
+    outcome.profile.save(tmp_path / "profile.json")
+    again = replace(OPTIONS, profile=tmp_path / "profile.json", out=tmp_path, evaluation_data=None)
+    first = quietly(again)
+    assert (tmp_path / "trials.json").is_file() and first.decision == outcome.decision
+    ran = []
+    original = LossRunner.losses
+
+    def counted(self, schedule, indices=None):
+        ran.append(indices)
+        return original(self, schedule, indices)
+
+    monkeypatch.setattr(LossRunner, "losses", counted)
+    assert quietly(again).decision == first.decision
+    assert all(indices is None for indices in ran), "only the proof runs again: its samples are opened once a run"
+
+
+def test_the_profile_is_written_whatever_becomes_of_the_decision(tmp_path):
+    hopeless = replace(OPTIONS, out=tmp_path, objective=Objective(max_kv_mb=1e-6), probes=("influence",), settings={})
+    with pytest.raises(CalibrationError, match="--max-kv-mb 1e-06 is exceeded"):
+        quietly(hopeless)
+    assert Profile.load(tmp_path / "profile.json").samples.n == 64
 
 
 def test_shards_merged_and_decided_from_give_the_plan_of_one_process(outcome, tmp_path, monkeypatch):
@@ -106,7 +146,7 @@ def test_shards_merged_and_decided_from_give_the_plan_of_one_process(outcome, tm
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"num_samples": 40}, r"profile\.json was measured on other samples: 48 of calibration\.jsonl.*--num-samples"),
+        ({"num_samples": 60}, r"profile\.json was measured on other samples: 64 of calibration\.jsonl.*--num-samples"),
         ({"seed": 1}, "other samples"),
         ({"model": str(reference_path("windowed"))}, "on the model reference/plain .* this one is reference/windowed"),
     ],
@@ -117,37 +157,23 @@ def test_a_profile_of_something_else_decides_nothing(outcome, tmp_path, change, 
         quietly(replace(OPTIONS, profile=tmp_path / "profile.json", **change))
 
 
-def test_masking_curves_that_saw_deciding_samples_are_refused(outcome, tmp_path):
-    masking = outcome.profile.probes["masking"].model_copy(update={"n": 13})
+def test_masking_curves_that_saw_certifying_samples_are_refused(outcome, tmp_path):
+    search = len(outcome.split.propose) + len(outcome.split.select)
+    masking = outcome.profile.probes["masking"].model_copy(update={"n": search + 1})
     probes = {**outcome.profile.probes, "masking": masking}
     outcome.profile.model_copy(update={"probes": probes}).with_arrays(outcome.profile.arrays).sealed().save(
         tmp_path / "profile.json"
     )
-    with pytest.raises(InputError, match="the proposal split has 12"):
+    with pytest.raises(InputError, match="would see samples that certify"):
         quietly(replace(OPTIONS, profile=tmp_path / "profile.json"))
-    with pytest.raises(InputError, match="the proposal split has 12"):
-        quietly(replace(OPTIONS, settings={"masking": {"samples": 13}}))
-
-
-def test_agreement_counts_and_stops_early(bench):
-    blind = VisiPruner(filter=9, keep=1).schedule(identify(bench.batches.model, "m").spec)
-    whole = bench.first_token(blind)
-    assert whole.n == 10 and whole.misses > 2 and whole.kl > 0.1
-    assert bench.first_token(blind, misses=1).n < 10
-    by_hand = 0
-    for batch in bench.batches:
-        dense = batch.model(**batch.inputs).logits[:, -1].argmax(-1)
-        with executing(batch.model, blind):
-            by_hand += int((batch.model(**batch.inputs, logits_to_keep=1).logits[:, -1].argmax(-1) == dense).sum())
-    assert whole.hits == by_hand
-    texts, dense = bench.answers(4, blind), bench.answers(4)
-    assert bench.whole_answer(blind, 4).hits == sum(a == b for a, b in zip(texts, dense, strict=True))
+    with pytest.raises(InputError, match="would see samples that certify"):
+        quietly(replace(OPTIONS, settings={"masking": {"samples": search + 1}}))
 
 
 @pytest.fixture
 def refusing(monkeypatch):
     """The model refuses to rank by attention, as a sliding window that does not reach the image makes it do."""
-    from calibrate.running import forced, trial
+    from calibrate.running import forced
 
     def wrapped(original):
         def call(model, inputs, *rest):
@@ -158,29 +184,15 @@ def refusing(monkeypatch):
 
         return call
 
-    for module, name in ((trial, "first_logits"), (trial, "generate"), (forced, "generate")):
-        monkeypatch.setattr(module, name, wrapped(getattr(module, name)))
-
-
-def test_a_schedule_that_the_model_refuses_agrees_on_nothing(plain, bench, refusing):
-    spec = identify(plain.model, "m").spec
-    blind = TrialRunner(bench.batches)
-    schedule = VisiPruner(filter=3, keep=5, rank_by="attention").schedule(spec)
-    assert blind.first_token(schedule).hits == blind.whole_answer(schedule, 2).hits == 0
-    assert blind.first_token(schedule).n == 10 and blind.refusals == ["layer 0 does not see the image"]
-    other = TrialRunner(bench.batches)
-    other.first_token(VisiPruner(filter=3, keep=5, rank_by="l2").schedule(spec))
-    assert not other.refusals
+    monkeypatch.setattr(forced, "generate", wrapped(forced.generate))
 
 
 def test_what_the_model_refuses_is_left_out_of_decision_and_comparison(refusing):
-    outcome = quietly(replace(OPTIONS, limits=replace(OPTIONS.limits, rank_by=("l2", "attention"))))
+    outcome = quietly(OPTIONS)
     assert any("left out: layer 0 does not see the image" in note for note in outcome.decision.notes)
-    names = [row.policy.partition(":")[0] for row in outcome.evaluation.rows]
-    # fastv ranks by attention
-    assert [name for name in names if name not in ("dense again, batches of 9, bfloat16", "no picture")] == [
-        "dense", "visipruner", "random",
-    ]  # fmt: skip
+    assert not any(select.rank_by == "last_attention" for select in outcome.decision.schedule.selects)
+    names = [row.policy.partition(":")[0] for row in outcome.evaluation.rows if row.role == "policy"]
+    assert names == ["random"], "fastv ranks by attention"
 
 
 def test_execution_leaves_the_model_as_it_was_after_an_error(plain, bench):
@@ -221,8 +233,8 @@ def test_refusals():
     with pytest.raises(InputError, match="no bundled samples"):
         calibrate_and_plan(Options(model=str(PLAIN)))
     few = Options(model=str(PLAIN), data=str(DATA / "calibration.jsonl"), num_samples=10)
-    with pytest.raises(InputError, match="10 samples are too few"):
-        calibrate_and_plan(few)
+    with pytest.raises(InputError, match=r"of 10 samples .* cannot prove"):
+        quietly(few)
 
 
 def test_model_processor_and_probes_are_set_up_once(monkeypatch):

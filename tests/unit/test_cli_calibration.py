@@ -13,7 +13,7 @@ from planner.cli import cli
 from planner.errors import InputError
 from planner.policies import Context, parse
 from planner.profile import ProbeResult
-from tests.unit.test_calibrate_decide import profile
+from tests.planted import planted_profile
 
 #: ``rate = 0.0001 n + 0.1`` between 100 and 2,000 tokens.
 FIT = {"coefficients": [0.0, 1e-4, 0.1], "shortest": 100.0, "longest": 2000.0, "highest": 0.8, "r2": 1.0}
@@ -28,7 +28,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The profile of a model of 10 layers with 10 text tokens in its prompts, and a context probe."""
     path = tmp_path_factory.mktemp("profile") / "profile.json"
     values = {"fit": FIT, "layers": {"10 of 32": 3}}
-    whole = profile()
+    whole = planted_profile()
     probes = {**whole.probes, "context": ProbeResult(n=4, settings={}, values=values)}
     whole.model_copy(update={"probes": probes}).with_arrays(whole.arrays).sealed().save(path)
     return path
@@ -56,7 +56,7 @@ def test_wrong_usage_of_calibrate(arguments: tuple[str, ...], says: str, tmp_pat
     ("arguments", "says"),
     [
         (("--set", "masking.samples=0"), "cannot measure 0 samples"),
-        (("--set", "masking.samples=17", "--num-samples", 64), "the proposal split has 16"),
+        (("--set", "masking.samples=60", "--num-samples", 128), "would see samples that certify"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_a_model_is_loaded(

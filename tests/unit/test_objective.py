@@ -110,8 +110,14 @@ def test_a_constraint_that_only_bad_candidates_meet_binds_and_says_by_how_much()
     with pytest.raises(CalibrationError, match=r"(exceeded by|not proven)") as caught:
         decided(hard, 256, rng(), objective=Objective(max_flops=0.2))
     assert "--best-effort" in str(caught.value)
-    best = decided(hard, 256, rng(), Demand(best_effort=True))
+
+
+def test_the_best_effort_is_taken_where_nothing_is_proven() -> None:
+    lossy = World("lossy", entry={"": (0.05, 3.0)}, any_change=0.04).population()
+    asked, best = (decided(lossy, 256, rng(), Demand(best_effort=effort)) for effort in (False, True))
+    assert asked.schedule.empty and not asked.proven and "is not: the plan is dense" in asked.notes[-2]
     assert not best.proven and not best.schedule.empty
+    assert best.proof is not None and str(best.policy) == best.proof.best.rung.policy
 
 
 def test_measured_times_decide_among_the_finalists() -> None:

@@ -32,6 +32,7 @@ def test_names() -> None:
     assert names() == (
         "blind", "cdpruner", "context", "dart", "dense", "diverse", "evs", "fastv", "fitprune", "pool", "prellm",
         "pyramiddrop", "random", "resize", "shortv", "sparsevlm", "var", "vidcom2", "visipruner", "vispruner",
+        "vtw",
     )  # fmt: skip
     assert all(REGISTRY[name].summary for name in names())
 
