@@ -12,6 +12,8 @@ from typing import Any
 from calibrate.deciding.decide import Certify, ChosenPlan, Effort, decide
 from calibrate.deciding.demand import Demand
 from calibrate.deciding.evaluate import Evaluation, evaluate
+from calibrate.deciding.halving import FIRST
+from calibrate.deciding.ladder import LARGEST
 from calibrate.deciding.objective import Objective
 from calibrate.deciding.split import Split, by_picture
 from calibrate.deciding.trials import Trials
@@ -23,6 +25,7 @@ from calibrate.inputs.load import load
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.overlap import tell_overlap
 from calibrate.inputs.samples import Columns, SampleSet, load_samples
+from calibrate.measuring.estimate import spell_time
 from calibrate.measuring.measure import Job
 from calibrate.measuring.reuse import take_profile
 from calibrate.measuring.run import calibrate_job
@@ -229,7 +232,9 @@ class _Deciding:
         options, split = self.options, self.split
         with _Clock(self.seconds, "decide"):
             look = self._runner(SampleSet((*split.propose, *split.select), split.propose.source))
+            begun = time.perf_counter()
             answers = look.answers()
+            self._announce(look, (time.perf_counter() - begun) / len(look))
             self.answer_tokens = sum(answer.length for answer in answers) / len(answers)
             look = look.judged_by(options.demand.settled or suited(answers))
             decision = decide(
@@ -253,6 +258,14 @@ class _Deciding:
         for note in decision.notes:
             self.say(f"note: {note}")
         return decision
+
+    def _announce(self, look: LossRunner, sample_s: float) -> None:
+        """What the decision will cost at most, by the time of a dense answer. Most schedules are given up early."""
+        runs = self.options.measure * len(look) + LARGEST * len(self.split.certify)
+        self.say(
+            f"decide: at most {self.options.measure} schedules on {FIRST} to {len(look)} samples, and {LARGEST} on "
+            f"{len(self.split.certify)} others: at most {spell_time(runs * sample_s)}, half of that as a rule"
+        )
 
     def evaluation(self, decision: ChosenPlan, samples: SampleSet) -> Evaluation:
         """The plan on samples that had no part in it."""

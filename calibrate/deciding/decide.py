@@ -15,7 +15,7 @@ import numpy as np
 
 from calibrate.deciding.constraints import check_constraints, check_dense
 from calibrate.deciding.demand import Demand
-from calibrate.deciding.halving import Line, Search
+from calibrate.deciding.halving import Search
 from calibrate.deciding.ladder import ladder
 from calibrate.deciding.notes import heads_behind_exit, where_probes_disagree, why_dense
 from calibrate.deciding.objective import Costing, Objective, Timer, profile_workload
@@ -188,10 +188,23 @@ def _proof(rungs: Sequence[Candidate], certify: Certify, demand: Demand) -> Proo
 
 def _frozen(looking: Search, demand: Demand, certify: int, seed: int) -> list[Candidate]:
     """The ladder: each of its rungs has run on all search samples, and still belongs there."""
-    everything, lines = looking.levels[-1], looking.lines
     # With the best effort something is executed even where nothing can be proven.
     misses = max(allowed(certify, demand.limit, demand.confidence), 0 if demand.best_effort else -1)
-    _time(looking, lines)
+    rungs = _settled(looking, certify, misses, seed)
+    costing = looking.space.costing
+    if not costing.objective.measured:
+        return rungs
+    hopeful = [one for line in looking.lines for one in line.hopeful(looking.aim)]
+    finalists = dict.fromkeys(one.schedule for one in (*rungs, *sorted(hopeful, key=lambda one: one.share)))
+    costing.time(list(finalists)[:_TIMED])
+    for line in looking.lines:
+        line.cost_again(looking.space)
+    return _settled(looking, certify, misses, seed)
+
+
+def _settled(looking: Search, certify: int, misses: int, seed: int) -> list[Candidate]:
+    """A ladder that stays as it is when its rungs are executed on all search samples."""
+    everything, lines = looking.levels[-1], looking.lines
     while True:
         usable = [one for line in lines for i, one in enumerate(line.members) if i >= line.lost and line.eligible[i]]
         rungs = ladder(lines, certify, misses, usable, seed)
@@ -201,16 +214,6 @@ def _frozen(looking: Search, demand: Demand, certify: int, seed: int) -> list[Ca
             return rungs
         for line, member in fresh:
             looking.execute(line, member, everything)
-
-
-def _time(looking: Search, lines: Sequence[Line]) -> None:
-    """Where times are measured: the finalists', and nothing without a time may be a rung."""
-    costing = looking.space.costing
-    if costing.objective.measured:
-        hopeful = [one for line in lines for one in line.hopeful(looking.aim)]
-        costing.time([one.schedule for one in sorted(hopeful, key=lambda one: one.share)[:_TIMED]])
-        for line in lines:
-            line.cost_again(looking.space)
 
 
 def _trials(looking: Search, binary: bool) -> list[Trial]:

@@ -37,14 +37,14 @@ def announce(job: Job, units: Sequence[range], processes: int, say: Callable[[st
     total_s = samples * sample_s
     if samples:
         names = ", ".join(name for name in job.probes if name in shared and left[name])
-        say(f"{names}: one forward pass over {samples} samples together{each}, about {_time(total_s)}")
+        say(f"{names}: one forward pass over {samples} samples together{each}, about {spell_time(total_s)}")
     for name, probe in job.probes.items():
         if isinstance(probe, ExecutedProbe) and left[name]:
             seconds = left[name] * probe.work(job.known.layers, prompt) * sample_s
             total_s += seconds
             passes = f"{probe.forwards(job.known.layers)} forward passes over {left[name]} samples"
-            say(f"{name}: {passes}{each}, about {_time(seconds)}")
-    say(f"in all about {_time(total_s)}, by a forward pass of {1000 * sample_s:.1f} ms per sample")
+            say(f"{name}: {passes}{each}, about {spell_time(seconds)}")
+    say(f"in all about {spell_time(total_s)}, by a forward pass of {1000 * sample_s:.1f} ms per sample")
 
 
 def _sample_s(batch: Batch) -> float:
@@ -66,7 +66,7 @@ def _shape(batch: Batch) -> PromptShape:
     return PromptShape(visual_tokens=visual, text_tokens=text, system_tokens=system)
 
 
-def _time(seconds: float) -> str:
+def spell_time(seconds: float) -> str:
     """Two digits in the unit a person would choose."""
     if seconds < 100:
         return f"{seconds:.2g} s"

@@ -59,7 +59,7 @@ def test_estimated_seconds_are_forward_passes_times_their_time(unanswered, monke
     ("seconds", "shown"), [(0.04, "0.04 s"), (99, "99 s"), (119, "2 min"), (5400, "90 min"), (9000, "2.5 h")]
 )
 def test_times_are_shown_in_their_unit(seconds, shown):
-    assert estimate._time(seconds) == shown
+    assert estimate.spell_time(seconds) == shown
 
 
 def test_work_counts_short_and_long_passes():

@@ -36,10 +36,10 @@ OPTIONS = Options(
     data=str(DATA / "calibration.jsonl"),
     evaluation_data=str(DATA / "evaluation.jsonl"),
     num_samples=64,
-    evaluation_samples=24,
+    evaluation_samples=16,
     settings={"masking": {"curves": ("alone_before", "masked_from")}},
     demand=Demand(agreement=0.9),
-    measure=30,
+    measure=24,
     answer_tokens=4,
     timing_rounds=1,
 )
