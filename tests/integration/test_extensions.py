@@ -134,7 +134,7 @@ def test_policy_probe_and_family_are_calibrated_evaluated_and_shown(site, toy_mo
         ["report", tmp_path / "profile.json", "--sweep", "toy:keep=0.1..0.9..0.4"],
     )  # fmt: skip
     assert calibrated[0] == 0, calibrated[2]
-    assert "toy:keep=0.97: 4 of 4 first answer tokens kept" in calibrated[2], "what the policy proposes is executed"
+    assert "toy:keep=0.97: loss 0.000 on " in calibrated[2], "what the policy proposes is executed"
     profile = json.loads((tmp_path / "profile.json").read_text())
     found = profile["probes"]["toy_attention"]
     assert profile["model"]["family"] == "toy_vlm" and found["settings"] == {"scale": 2.0}
