@@ -12,7 +12,6 @@ from planner.schedule import Fraction, Keep, Schedule, Select, Stage
 
 if TYPE_CHECKING:
     from planner.cost.sweep_layout import SweepColumns, SweepLayout
-    from planner.policies.window import Window
     from planner.profile import Profile
     from planner.spec import ModelSpec
     from planner.workload import Workload
@@ -49,7 +48,7 @@ class BeforeDecoder(Policy):
         return (cls(keep=share_kept(dropped)),)
 
     @classmethod
-    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy | Window]:
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy]:
         return tuple(cls(keep=budget) for budget in BUDGETS)
 
     @classmethod

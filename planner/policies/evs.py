@@ -11,7 +11,6 @@ from planner.policies.before_decoder import BeforeDecoder
 from planner.schedule import Keep, Select
 
 if TYPE_CHECKING:
-    from planner.policies.window import Window
     from planner.profile import Profile
     from planner.spec import ModelSpec
 
@@ -33,5 +32,5 @@ class EVS(BeforeDecoder):
         return ()
 
     @classmethod
-    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy | Window]:
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy]:
         return ()

@@ -103,7 +103,7 @@ def test_parts_do_less_each() -> None:
 
 def test_compositions_name_what_comes_first_first(space: Space) -> None:
     window = next(family for family in space.families if family.members[0].name.startswith("visipruner:filter=0"))
-    entry = next(family for family in space.families if family.kinds == {"entry"})
+    entry = next(family for family in space.families if family.members[0].name.startswith("prellm"))
     for family, fixed in ((window, entry.members[-1]), (entry, window.members[0])):
         found = space.together(family, fixed)
         assert found is not None and found.origin is family and found.fixed is fixed
@@ -153,7 +153,7 @@ def test_a_damaged_file_is_measured_again(tmp_path, content: str) -> None:  # ty
 def searched(space: Space, world: World, samples: int = 40, measure: int = 160, seed: int = 0) -> Search:
     drawn = Drawn(world.population(), samples, np.random.default_rng(seed))
     search = Search(space, Trials(drawn), 0.02, measure)
-    search.best = search.run()  # type: ignore[attr-defined]
+    search.run()
     return search
 
 
@@ -193,8 +193,8 @@ def test_a_part_that_fails_spares_the_whole(space: Space) -> None:
 
 def test_the_best_of_different_kinds_are_laid_over_each_other(space: Space) -> None:
     found = searched(space, EASY, samples=200)
-    best = found.best[0].cheapest(found.aim, 0.5)  # type: ignore[attr-defined]
-    assert best is not None and best.kinds >= {"entry", "exit"}
+    promising = [line for line in found.lines if line.promise(found.aim) < 0.2]
+    assert any(line.family.kinds >= {"entry", "exit"} and line.seen for line in promising)
 
 
 # -- ladder ------------------------------------------------------------------------------------------------------------
