@@ -20,9 +20,10 @@ from calibrate.deciding.objective import Costing, Objective, profile_workload
 from calibrate.deciding.space import Candidate, Family, Space
 from calibrate.deciding.trials import Trials
 from calibrate.inputs.batches import Batches
+from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import identify
-from calibrate.inputs.load import load, reference_path
+from calibrate.inputs.load import load
 from calibrate.inputs.samples import load_samples
 from calibrate.probes.stats import proportion
 from calibrate.running.losses import LossRunner
