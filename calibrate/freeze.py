@@ -34,6 +34,7 @@ def freeze(outcome: Outcome, seed: int = 0) -> Plan:
         parts=parts_of(outcome.split),
         search=_search(decision),
         answer_tokens=outcome.answer_tokens,
+        longest_answer=outcome.longest_answer,
         dtype=str(profile.environment["dtype"]),
         questions=decision.objective.questions,
         evaluation_digest=None if evaluation is None else evaluation.digest,

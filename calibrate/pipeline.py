@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ from calibrate.measuring.run import calibrate_job
 from calibrate.probes.base import DEFAULT, build_probes, check_probes
 from calibrate.probes.masking import MaskingProbe
 from calibrate.ranks import Ranks, leave, world
-from calibrate.running.losses import LossRunner, suited
+from calibrate.running.controls import beyond_floor
+from calibrate.running.losses import LossRunner, cut_off, suited
 from calibrate.running.timing import prefill_ms
 from planner.errors import InputError
 from planner.profile import Profile
@@ -100,7 +101,7 @@ class Outcome:
 
     Attributes:
         split: of the calibration samples.
-        answer_tokens: mean length of the dense model's answers.
+        answer_tokens: mean length of the dense model's answers; `longest_answer`: where they were cut off.
     """
 
     profile: Profile | None
@@ -109,6 +110,7 @@ class Outcome:
     seconds: dict[str, float]
     split: Split | None = None
     answer_tokens: float | None = None
+    longest_answer: int | None = None
 
 
 def calibrate_and_plan(options: Options, echo: Callable[[str], None] | None = None) -> Outcome:
@@ -165,7 +167,7 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
     deciding = _Deciding(options, loaded.model, known, encoder, profile, split, seconds, say)
     decision = deciding.decision()
     found = None if evaluation is None else deciding.evaluation(decision, evaluation)
-    return Outcome(profile, decision, found, seconds, split, deciding.answer_tokens)
+    return Outcome(profile, decision, found, seconds, split, deciding.answer_tokens, options.answer_tokens)
 
 
 def _split(options: Options, samples: SampleSet, say: Callable[[str], None]) -> Split | None:
@@ -237,6 +239,7 @@ class _Deciding:
             self._announce(look, (time.perf_counter() - begun) / len(look))
             self.answer_tokens = sum(answer.length for answer in answers) / len(answers)
             look = look.judged_by(options.demand.settled or suited(answers))
+            notes = [*cut_off(answers, options.answer_tokens), *beyond_floor(look, options.demand.limit)]
             decision = decide(
                 self.profile,
                 self.known.spec,
@@ -250,6 +253,7 @@ class _Deciding:
                 options.objective,
                 Effort(options.measure, options.answer_tokens, options.seed, self._timer(look), self._tell),
             )
+        decision = replace(decision, notes=(*notes, *decision.notes))
         state = "" if decision.proven or decision.schedule.empty else ", which is not proven"
         self.say(
             f"decided: {decision.policy}{state} ({decision.searched} candidates, {decision.executed} executed, "

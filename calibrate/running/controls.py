@@ -54,6 +54,17 @@ def floor_losses(bench: LossRunner) -> FloatArray:
         return other.losses(_NOTHING, backwards)[::-1]
 
 
+def beyond_floor(bench: LossRunner, limit: float) -> list[str]:
+    """A note, where less is asked for than what the dense model loses against itself on these samples."""
+    found = float(floor_losses(bench).mean())
+    if found <= limit:
+        return []
+    return [
+        f"the dense model loses {found:.3f} ({bench.loss}) against itself ({floor_name(bench.batches)}): a loss of "
+        f"{limit:g} cannot be told from noise; compare tokens (--loss tokens), or ask for less"
+    ]
+
+
 def blind_answers(batches: Batches, max_new_tokens: int) -> list[Answer]:
     """Dense answers to the questions alone.
 

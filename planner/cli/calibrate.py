@@ -222,7 +222,7 @@ def _write(options: Options, outcome: Outcome, fmt: str) -> None:
     if outcome.decision is not None:
         plan: Plan = freeze(outcome, options.seed)
         plan.save(out / "plan.json")
-        write_atomic(out / "report.html", page(plan, profile))
+        write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials))
         written.append("plan.json")
         click.echo(canonical(plan.content()) if fmt == "json" else describe(plan, fmt), nl=fmt != "json")
     else:

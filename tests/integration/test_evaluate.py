@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from calibrate.inputs.identity import identify
 from calibrate.inputs.load import load
 from calibrate.inputs.samples import Sample, SampleSet, load_samples
 from calibrate.running import forced
-from calibrate.running.controls import blind_answers, floor_answers, floor_losses, floor_name
+from calibrate.running.controls import beyond_floor, blind_answers, floor_answers, floor_losses, floor_name
 from calibrate.running.losses import LossRunner
 from calibrate.running.metrics import metric
 from planner.errors import RuntimeStateError, UnsupportedModelError
@@ -118,6 +119,14 @@ def test_the_floor_s_losses_are_those_of_its_answers(batches):
         float((a.text, a.ended) != (b.text, b.ended)) for a, b in zip(flipped, truth, strict=True)
     ]
     assert found[2] == found[7] == 1
+
+
+def test_less_than_the_floor_is_told(batches, monkeypatch):
+    bench = LossRunner(batches, answer_tokens=4)
+    monkeypatch.setattr("calibrate.running.controls.floor_losses", lambda _: np.array([0.0, 0.0, 0.0, 1.0]))
+    (note,) = beyond_floor(bench, 0.2)
+    assert "the dense model loses 0.250 (answer)" in note and "batches of 3, bfloat16" in note
+    assert beyond_floor(bench, 0.25) == []
 
 
 def test_blind_prompts_hold_no_picture(batches, plain):
