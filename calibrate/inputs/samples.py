@@ -69,19 +69,6 @@ class SampleSet(Sequence[Sample]):
         chosen = random.Random(seed).sample(range(len(self.samples)), count)
         return SampleSet(tuple(self.samples[i] for i in chosen), self.source)
 
-    def split(self, first: int) -> tuple[SampleSet, SampleSet]:
-        """The first samples, and the others.
-
-        Raises:
-            SampleError: either part would be empty.
-        """
-        if not 0 < first < len(self.samples):
-            raise SampleError(
-                f"{len(self.samples)} samples cannot be split into a proposal split of {first} and a validation split",
-                "Give more samples",
-            )
-        return SampleSet(self.samples[:first], self.source), SampleSet(self.samples[first:], self.source)
-
 
 def check_answers(samples: SampleSet) -> None:
     """Refuse samples whose answers are not known.

@@ -91,18 +91,13 @@ def test_image_folder_needs_a_prompt_and_is_sorted(folder):
     assert {s.prompt for s in samples} == {"describe"}
 
 
-def test_choice_and_split_follow_the_seed_and_do_not_overlap(folder):
+def test_choice_follows_the_seed(folder):
     samples = load_samples(write(folder, *({"image": "a.png", "prompt": f"q{i}"} for i in range(20))))
     chosen = samples.choose(8, seed=3)
     assert chosen == samples.choose(8, seed=3) and chosen != samples.choose(8, seed=4)
     assert len({s.prompt for s in chosen}) == 8
     assert sorted(s.prompt for s in samples.choose(None)) == sorted(s.prompt for s in samples.choose(99))
     assert samples.choose(None, seed=1) != samples.choose(None, seed=2), "the order follows the seed, too"
-    first, rest = samples.split(5)
-    assert (*first, *rest) == samples.samples and len(first) == 5
-    for bad in (0, 20):
-        with pytest.raises(SampleError, match="cannot be split"):
-            samples.split(bad)
     with pytest.raises(SampleError, match="at least one"):
         samples.choose(0)
 
