@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from calibrate.inputs.load import reference_path
+from calibrate.inputs.bundled import reference_path
 from planner.cli import cli
 from planner.errors import PlannerError
 
