@@ -18,7 +18,7 @@ from calibrate.deciding.objective import Objective
 from calibrate.deciding.split import Split, by_picture
 from calibrate.deciding.trials import Trials
 from calibrate.inputs.batches import Batches
-from calibrate.inputs.bundled import reference_path
+from calibrate.inputs.bundled import reference
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import Model, identify, spec_of
 from calibrate.inputs.load import load
@@ -312,19 +312,20 @@ class _Deciding:
 
 def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:
     """Calibration samples, drawn and shuffled by the seed, and evaluation samples."""
-    bundled = reference_path("easy_vqa")
-    if options.data is None and options.model is not None:
+    bundled = reference(options.model)
+    evaluation: str | Path | None = options.evaluation_data
+    if options.data is not None:
+        data: str | Path = options.data
+    elif bundled is not None:
+        data, evaluation = bundled.calibration, evaluation or bundled.evaluation
+    else:
         raise InputError("there are no bundled samples for this model", "Give --data: JSONL, image folder, datasets id")
     reading: dict[str, Any] = {"prompt": options.prompt, "columns": options.columns, "split": options.split}
-    data = bundled / "calibration.jsonl" if options.data is None else options.data
     # Samples about one picture stand together, so that the parts of the split are stretches of the set.
     samples = by_picture(load_samples(data, **reading).choose(options.num_samples, options.seed))
-    source = options.evaluation_data
-    if source is None and options.data is None:
-        source = str(bundled / "test.jsonl")
-    if source is None:
+    if evaluation is None:
         return samples, None
-    return samples, load_samples(source, **reading).choose(options.evaluation_samples, options.seed)
+    return samples, load_samples(evaluation, **reading).choose(options.evaluation_samples, options.seed)
 
 
 class _Clock:

@@ -131,8 +131,9 @@ def command(
 
     The result is compared with the dense model, with controls and with FastV at equal FLOPs.
 
-    MODEL is a hub id or a directory; the default is the bundled reference model with its samples. Writes
-    profile.json, plan.json and report.html into --out and prints the comparison.
+    MODEL is a hub id or a directory, or one of the bundled reference models with its samples: reference/windowed (the
+    default), reference/plain, reference/pretrained. Writes profile.json, plan.json and report.html into --out and
+    prints the comparison.
 
     Policies and their compositions are searched on few samples. A ladder of the best is frozen and tested on the
     others, which nothing has looked at. The plan is the cheapest of which is proven what is asked for.
