@@ -26,6 +26,7 @@ class Workload(BaseModel):
         batch: equal requests side by side.
         images: ``(width, height)`` in pixels, for the vision tower's cost; empty means one image of the model's own
             size.
+        videos: ``(width, height, frames)`` of each video, with the frames that the model gets.
         image_stream_cached: a further question about an image whose stream is cached, so that neither the vision tower
             nor the layers in which visual rows are isolated compute anything for them.
         weight_bits, kv_bits: element sizes (16, 8 or 4 bits).
@@ -41,6 +42,7 @@ class Workload(BaseModel):
     context_tokens: Tokens = 0
     batch: Annotated[int, Field(ge=1, le=1 << 16)] = 1
     images: tuple[tuple[Size, Size], ...] = ()
+    videos: tuple[tuple[Size, Size, Size], ...] = ()
     image_stream_cached: bool = False
     weight_bits: Annotated[int, Field(ge=1, le=64)] = 16
     kv_bits: Annotated[int, Field(ge=1, le=64)] = 16

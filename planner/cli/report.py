@@ -25,6 +25,24 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
             self.fail(f"'{value}' is not a size like 640x480", param, ctx)
 
 
+class _Video(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
+    """WIDTHxHEIGHTxFRAMES, with @FPS behind it where the processor is to choose among the frames."""
+
+    name = "WxHxFRAMES[@FPS]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int, float | None]:
+        if isinstance(value, tuple):
+            return value
+        size, _, rate = str(value).lower().partition("@")
+        try:
+            width, height, frames = (int(part) for part in size.split("x"))
+            return width, height, frames, float(rate) if rate else None
+        except ValueError:
+            self.fail(f"'{value}' is not a video like 1280x720x16 or 1280x720x300@30", param, ctx)
+
+
 @click.command("report")
 @click.argument("targets", metavar="TARGET...", nargs=-1)
 @click.option(
@@ -46,8 +64,17 @@ class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     "images",
     type=_Size(),
     multiple=True,
-    help="Image size in pixels, to derive the visual tokens; repeatable.",
+    help="Image size in pixels, to derive the visual tokens and the text tokens around them; repeatable.",
 )
+@click.option(
+    "--video",
+    "videos",
+    type=_Video(),
+    multiple=True,
+    help="Size and frames of a video as the model gets them; with its frames a second, those the family's processor "
+    "takes of it; repeatable.",
+)
+@click.option("--max-pixels", type=int, help="The processor's limit on an image's pixels, in place of the model's own.")
 @click.option("--text-tokens", type=int, help="Text tokens after the image.")
 @click.option("--system-tokens", type=int, help="Text tokens before the image.")
 @click.option("--context-tokens", type=int, help="How many of the text tokens are prunable context.")
@@ -119,6 +146,8 @@ def command(
     policies: tuple[str, ...],
     convention: str,
     images: tuple[tuple[int, int], ...],
+    videos: tuple[tuple[int, int, int, float | None], ...],
+    max_pixels: int | None,
     device: str | None,
     swept: str | None,
     checked: str | None,
@@ -136,8 +165,8 @@ def command(
 ) -> None:
     """Compute what policies cost, without weights.
 
-    TARGET is a shipped model (see plan ls models), a config.json, a model directory, a profile or a plan. The first
-    row of each table is the dense model.
+    TARGET is a shipped model (see plan ls models), a config.json, a model directory, a hub id, a profile or a plan.
+    The first row of each table is the dense model.
     """
     if published:
         from planner.report.published import markdown
@@ -167,8 +196,8 @@ def command(
     row = _hardware(device, engine, {"tp": tp, "pp": pp, "ep": ep})
     reports, sheets = [], []
     for text in targets:
-        target = read_target(text)
-        workload = asked_workload(target, images, given)
+        target = read_target(text, max_pixels)
+        workload = asked_workload(target, images, given, videos)
         if swept is not None:
             from planner.report.sweeps import sweep_csv
 

@@ -275,7 +275,7 @@ def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[in
     entry = schedule.entry
     ranks = entry is not None and entry.rank_by in ENCODER_SCORES
     shrinks = entry if entry is not None and entry.merge == "pixels" else None
-    return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks, shrinks)
+    return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks, shrinks, workload.videos)
 
 
 def _entry_macs(spec: ModelSpec, entry: Select | None, shared: Sequence[int]) -> Number:
@@ -313,6 +313,13 @@ def cache_elements(spec: ModelSpec, cells: Sequence[Cell], tokens: int) -> Numbe
     return elements
 
 
+def cache_bits(spec: ModelSpec, cells: Sequence[Cell], tokens: int, kv_bits: int) -> Number:
+    """Bits cached for one request after `tokens` generated ones, recurrent states in float32 included. Arrays in,
+    arrays out."""
+    states = sum(layer.attention.float_state_elements for layer in spec.decoder.layers)
+    return cache_elements(spec, cells, tokens) * kv_bits + 32 * states
+
+
 def _cache_bytes(spec: ModelSpec, workload: Workload, cells: Sequence[Cell], tokens: int) -> int:
-    bits = cache_elements(spec, cells, tokens) * workload.batch * workload.kv_bits
+    bits = cache_bits(spec, cells, tokens, workload.kv_bits) * workload.batch
     return bits // 8 + (bits % 8 > 0) if isinstance(bits, int) else round(bits / 8)

@@ -32,7 +32,7 @@ def layer_macs(
     visual = 0 if decoder.cross else segment.visual
     if attention.kind == "linear":
         rows = segment.system + segment.text + visual
-        return rows * attention.projection_macs, rows * attention.state_macs, rows * ffn.macs, 0, 0
+        return rows * attention.projection_macs, _state_macs(attention, rows), rows * ffn.macs, 0, 0
     words = segment.system + segment.text
     if segment.alone:
         return _isolated_macs(convention, layer, segment, visual, generic)
@@ -46,6 +46,12 @@ def layer_macs(
         edited,
         visual_pairs * attention.pair_macs,
     )
+
+
+def _state_macs(attention: Attention, rows: Number) -> Number:
+    """Convolution and recurrent state of a linear layer in a prefill."""
+    chunks = -(-rows // attention.chunk) if attention.chunk else 0 * rows
+    return (rows + attention.state_lead) * attention.state_macs + chunks * attention.chunk_macs
 
 
 def _isolated_macs(
@@ -185,7 +191,7 @@ def decode_macs(layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int
     """
     attention, ffn = layer.attention, layer.ffn
     if attention.kind == "linear":
-        return attention.projection_macs, attention.state_macs, ffn.macs, 0
+        return attention.projection_macs, 2 * attention.state_macs, ffn.macs, 0
     if attention.kind == "cross":
         asking = 1 * (segment.visual > 0)
         projected = asking * (attention.query_macs + attention.output_macs)

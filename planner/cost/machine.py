@@ -137,7 +137,9 @@ class Machine:
         if counted["vision"] and tower is not None and projector is not None:
             flops = counted["vision"]
             if self.engine.serving:
-                flops = vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks=False)[0]
+                flops = vision_flops(
+                    spec, workload.images, workload.visual_tokens, workload.batch, ranks=False, videos=workload.videos
+                )[0]
             stored = sum(block.repeat * block.macs for block in tower.blocks)
             size = workload.weight_bits / 8
             work.add("vision", flops, stored * size)

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from planner.cost.conventions import convention
 from planner.cost.flops import (
     _vision,
-    cache_elements,
+    cache_bits,
     cells_of,
     cost,
     decode_step_macs,
@@ -223,7 +223,7 @@ class _Fast:
             prefill["selector"] = prefill["selector"] + flops * chosen
         prefill["lm_head"] = flops * spec.decoder.head_macs
         step = decode_step_macs(spec, cells, 0)
-        bits = cache_elements(spec, cells, 0) * batch * self.workload.kv_bits
+        bits = cache_bits(spec, cells, 0, self.workload.kv_bits) * batch
         cache = (bits + 7) // 8
         figures = (sum(prefill.values()), flops * visual, 2 * sum(step.values()), cache)
         columns = tuple(np.broadcast_to(np.asarray(value, self.kind), count) for value in figures)

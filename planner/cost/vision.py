@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from planner.cost.selector import encoder_score_macs
 from planner.schedule import Select, kept
 from planner.spec.cells import shares, smaller
+from planner.spec.encoded import Encoded, Grid
 from planner.spec.facts import ImageRule, ModelSpec, Tower
-from planner.spec.images import Encoded, Grid, assumed, encode
+from planner.spec.images import assumed, encode
+from planner.spec.video import encode_video
 
 
 @functools.lru_cache(maxsize=256)
@@ -20,20 +22,25 @@ def vision_flops(
     batch: int,
     ranks: bool,
     shrinks: Select | None = None,
+    videos: tuple[tuple[int, int, int], ...] = (),
 ) -> tuple[int, int, int]:
     """FLOPs (two per multiply-add) of the tower, the projector and the tower's own ranking, for the whole batch.
 
     Args:
         spec: the facts of a model that sees.
-        sizes: ``(width, height)`` of each image of a request; none: as many tiles as the visual tokens come from.
+        sizes: ``(width, height)`` of each image of a request; none, and no video: as many tiles as the visual tokens
+            come from.
         visual_tokens: of a request, to assume images from.
         batch: requests.
         ranks: patches are ranked by attention inside the tower.
         shrinks: an entry for which images are made smaller, in families that take them of any size.
+        videos: ``(width, height, frames)`` of each video.
     """
     if spec.vision is None or spec.projector is None:
         return 0, 0, 0
-    images = [encode(spec, width, height) for width, height in sizes] or [assumed(spec, visual_tokens)]
+    images = [encode(spec, width, height) for width, height in sizes]
+    images += [frame for width, height, frames in videos for frame in encode_video(spec, width, height, frames)]
+    images = images or [assumed(spec, visual_tokens)]
     if shrinks is not None and spec.images is not None and spec.images.kind == "resize":
         images = _smaller(spec.images, images, shrinks)
     tower = tower_macs(spec.vision, images, batch)
@@ -63,15 +70,18 @@ def tower_macs(tower: Tower, images: Sequence[Encoded], batch: int = 1) -> int:
         "tile": [_tokens(tower, tile) for tile in tiles],
         "image": [sum(_tokens(tower, tile) for tile in image.tiles) for image in images],
         "window": [length for tile in tiles for length in _windows(tower, tile)],
+        "filled": [tower.window**2 for tile in tiles for _ in _windows(tower, tile)],
         "batch": [sum(_tokens(tower, tile) for tile in tiles)],
     }
     macs = tower.patch_macs * _embedded(tower, tiles)
     for block in tower.blocks:
-        counts = lengths[block.span]
+        counts = [count // block.patches for count in lengths[block.span]]
         together = batch if block.span == "batch" else 1  # requests in one sequence
         pairs = together * sum(count * count for count in counts)
         macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * pairs)
     macs += tower.mask_macs * sum(count * count for count in lengths["image"])
+    if tower.pooled:
+        macs += tower.hidden_size * sum(count * (count // tower.pooled) for count in lengths["tile"])
     tokens = lengths["tile"]
     return batch * (macs + tower.token_macs * sum(tokens) + tower.tile_macs * len(tokens))
 
@@ -113,6 +123,8 @@ def _projected(spec: ModelSpec, image: Encoded) -> int:
     projector = spec.projector
     if projector is None:
         return 0
-    patches = _patches(image)
+    patches = image.projected or _patches(image)
     extra = len(image.tiles) if projector.class_token else 0
+    if projector.latents:
+        return projector.macs * projector.latents * len(image.tiles) + projector.patch_macs * (patches + extra)
     return projector.macs * (patches // projector.merge + extra) + projector.patch_macs * patches

@@ -37,7 +37,8 @@ def report(
         head, alone: as in `cost`.
 
     Returns:
-        ``model``, ``convention``, ``workload`` and ``rows``; the first row is dense. Ratios are to it, 0 to 1.
+        ``model``, ``convention``, ``workload`` and ``rows``, and ``modelled`` where no counter would measure just that;
+        the first row is dense. Ratios are to it, 0 to 1.
     """
     spec = target.spec
 
@@ -65,6 +66,7 @@ def report(
         rows.append(row)
     return {
         "model": target.name,
+        **({"modelled": True} if spec.decoder.modelled else {}),
         "convention": convention,
         "workload": {name: getattr(workload, name) for name in WORKLOAD_FIELDS},
         "rows": rows,
@@ -119,6 +121,7 @@ def _title(found: dict[str, Any]) -> str:
     return (
         f"{found['model']}: {load['system_tokens']} + {load['visual_tokens']} visual + {load['text_tokens']} text "
         f"tokens, batch {load['batch']}. Convention {rule.name}: {rule.formula}."
+        + (" Modelled: a part of this family's work is not counted as it runs." if found.get("modelled") else "")
     )
 
 

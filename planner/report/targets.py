@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
 from planner.files import is_file, parse_json, read_text
+from planner.report.hub import hub_folder, is_hub_id
 from planner.schedule import Schedule
 from planner.spec import ModelSpec, shipped, shipped_model
-from planner.spec.images import encode
+from planner.spec.facts import Marks
+from planner.spec.images import encode, mark_tokens
+from planner.spec.processor import limited
+from planner.spec.video import encode_video, sampled_frames
 from planner.workload import Workload
 
 #: An ordinary picture, for families whose token count follows the image's size.
@@ -36,13 +41,24 @@ class Target:
     profile: Any = None
 
 
-def read_target(text: str) -> Target:
+def read_target(text: str, max_pixels: int | None = None) -> Target:
     """A target by name or path.
 
+    Args:
+        max_pixels: limit on an image's pixels in place of the processor's.
+
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: there is none, it cannot be read, or it has no such limit.
         PlanError: a plan or profile that was changed, or is of a newer schema.
     """
+    target = _found(text)
+    if max_pixels is None or target.spec.images is None:
+        return target
+    spec = dataclasses.replace(target.spec, images=limited(target.spec.images, max_pixels))
+    return dataclasses.replace(target, spec=spec, prompt={**target.prompt, "visual_tokens": _visual_tokens(spec)})
+
+
+def _found(text: str) -> Target:
     if text in shipped():
         entry = shipped_model(text)
         return Target(text, ModelSpec.from_config(text), {"visual_tokens": entry["visual_tokens"]})
@@ -51,7 +67,10 @@ def read_target(text: str) -> Target:
         return _plan(text)
     if kind == "profile":
         return _profile(text)
-    spec = ModelSpec.from_config(text)
+    if is_hub_id(text):
+        spec = dataclasses.replace(ModelSpec.from_config(hub_folder(text)), name=text)
+    else:
+        spec = ModelSpec.from_config(text)
     return Target(spec.name or text, spec, {"visual_tokens": _visual_tokens(spec)})
 
 
@@ -91,20 +110,54 @@ def _visual_tokens(spec: ModelSpec) -> int:
     return encode(spec, *ORDINARY_PICTURE).visual_tokens if spec.images is not None else 0
 
 
-def asked_workload(target: Target, images: tuple[tuple[int, int], ...], given: dict[str, Any]) -> Workload:
+#: Width, height, frames, and frames a second where the processor is to choose among them.
+Video = tuple[int, int, int, float | None]
+
+
+def asked_workload(
+    target: Target,
+    images: tuple[tuple[int, int], ...],
+    given: dict[str, Any],
+    videos: tuple[Video, ...] = (),
+) -> Workload:
     """The workload of a report: what the user gave, else what the target suggests, else the defaults.
 
     Args:
-        images: ``(width, height)`` in pixels; they decide the visual tokens.
+        images: ``(width, height)`` in pixels; they decide the visual tokens, and bring the text tokens that the
+            processor puts around them.
         given: `Workload` fields the user gave.
+        videos: of each, what `Video` says.
 
     Raises:
         InputError: invalid sizes.
+        UnsupportedModelError: a video for a family that takes none.
     """
     values = {**target.prompt, **given}
-    if images:
-        counts = [encode(target.spec, width, height).visual_tokens for width, height in images]
-        values |= {"visual_tokens": sum(counts), "images": images}
+    if images or videos:
+        values |= _pictured(target.spec, images, videos, Workload.of(**{**values, "images": (), "visual_tokens": 0}))
     elif "visual_tokens" in given:
         values.pop("images", None)
     return Workload.of(**values)
+
+
+def _pictured(
+    spec: ModelSpec, images: tuple[tuple[int, int], ...], videos: tuple[Video, ...], words: Workload
+) -> dict[str, Any]:
+    """Fields of a workload that follow from what is shown. The first picture's leading marks go to the text before it;
+    those behind the last one are no text between pictures."""
+    clips = tuple((width, height, sampled_frames(spec, frames, fps)) for width, height, frames, fps in videos)
+    shown = [encode(spec, width, height) for width, height in images]
+    frames = [frame for clip in clips for frame in encode_video(spec, *clip)]
+    marks = spec.images.marks if spec.images is not None else Marks()
+    written = sum(mark_tokens(spec, image) for image in shown)
+    written += len(frames) * (spec.video.frame_marks if spec.video is not None else 0)
+    before, after = (marks.before, marks.after) if shown else (0, 0)
+    between = written - before - after if len(shown) + len(frames) > 1 or written > before + after else 0
+    return {
+        "visual_tokens": sum(one.visual_tokens for one in [*shown, *frames]),
+        "system_tokens": words.system_tokens + before,
+        "text_tokens": words.text_tokens + written - before,
+        "between_tokens": words.between_tokens + between,
+        "images": images,
+        "videos": clips,
+    }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-from planner.spec.images import Grid
+from planner.spec.encoded import Grid
 
 
 @functools.lru_cache(maxsize=256)

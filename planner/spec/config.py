@@ -4,7 +4,8 @@ Hub files leave out what equals a class default, and the same fact has several s
 What a model type is made of is data: ``profiles/families/<model_type>.json``, one file per model type, or such a file
 of another package (`planner.extensions`):
 
-    role        ``vlm`` (a whole model), ``decoder`` or ``tower``
+    role        ``vlm`` (a whole model), ``decoder``, ``tower``, or ``original``: a model with its own code, whose
+                configuration a function of `planner.spec.originals` rewrites (``rewrite``, and the ``text`` it takes)
     defaults    for what a configuration leaves out
     traits      what only its reader asks for
     text, vision, projector      of a vlm: the model types of its parts, and the reader of its projector
@@ -33,8 +34,13 @@ LARGEST = 1 << 31
 #: As many layers, and entries of a list, at most: what is counted one by one. Large models have some hundred.
 MOST_LAYERS = 4096
 #: What a family's file must say, by role.
-_SAYS = {"vlm": ("text", "vision", "projector"), "decoder": ("attention", "ffn"), "tower": ("reader",)}
-_KINDS = {"vlm": "model family", "decoder": "text decoder", "tower": "vision tower"}
+_SAYS = {
+    "vlm": ("text", "vision", "projector"),
+    "decoder": ("attention", "ffn"),
+    "tower": ("reader",),
+    "original": ("rewrite",),
+}
+_KINDS = {"vlm": "model family", "decoder": "text decoder", "tower": "vision tower", "original": "original"}
 
 
 def family(model_type: str, role: str) -> dict[str, Any]:
@@ -67,7 +73,7 @@ def family(model_type: str, role: str) -> dict[str, Any]:
 
 
 def role_of(model_type: str) -> str:
-    """``vlm``, ``decoder`` or ``tower``; empty where the model type is not known."""
+    """``vlm``, ``decoder``, ``tower`` or ``original``; empty where the model type is not known."""
     data = _data(model_type)
     return "" if data is None else str(data["role"])
 
@@ -160,6 +166,11 @@ class Config:
                 if source.get(name) is not None:
                     return source[name]
         return default
+
+    def block(self, name: str) -> Config:
+        """A nested block of fields; empty where it is not set."""
+        values = self.get(name)
+        return Config(values if isinstance(values, Mapping) else {}, name)
 
     def has(self, name: str) -> bool:
         """True when the block itself mentions the field, if only as null."""

@@ -1,5 +1,15 @@
-"""The text decoder's facts: grouped-query and latent attention, windows, shared keys, recurrent layers, dense and
-expert feed-forward."""
+"""The text decoder's facts: grouped-query and latent attention, windows, shared keys, dense and expert feed-forward.
+
+What a family's file says of a decoder:
+
+    attention, ffn          ``grouped`` or ``latent``; ``gated`` or ``plain``
+    experts                 which layers hold them, and the names of the fields that size them
+    layer_pattern           kinds of layers where ``layer_types`` is left out; ``pattern_from_end`` counts from the last
+    cross_attention         layers that ask the image alone
+    gated_attention, gated_output, fused_projections, global_heads, wide_where_borrowing, adjusted_width
+                            traits of single families, explained where they are read
+    modelled                the cost leaves something out or guesses it, and says so
+"""
 
 from __future__ import annotations
 
@@ -9,6 +19,7 @@ from typing import Any
 from planner.errors import InputError, UnsupportedModelError
 from planner.spec.config import Config, family
 from planner.spec.facts import Attention, Decoder, FeedForward, LayerSpec
+from planner.spec.recurrent import gated_delta, short_convolution
 
 #: ``layer_types`` entry -> kind of attention. Anything else is refused by name.
 _KINDS = {
@@ -17,6 +28,7 @@ _KINDS = {
     "sliding_attention": "sliding",
     "chunked_attention": "chunked",
     "linear_attention": "linear",
+    "conv": "conv",
     "cross_attention": "cross",
 }
 
@@ -41,20 +53,23 @@ def read_decoder(values: Mapping[str, Any], model_type: str, where: str = "text_
     for kind in dict.fromkeys(types):
         attention_of[kind] = _attention(config, data, kind, window_of.get(kind, 0))
     sparse = _sparse_layers(config, data, len(types))
-    blocks = {is_sparse: _feed_forward(config, data, is_sparse) for is_sparse in set(sparse)}
     borrowing = config.size("num_kv_shared_layers", default=0, least=0)
+    wide = 2 if data.get("wide_where_borrowing") and config.get("use_double_wide_mlp") else 1
+    blocks = {is_sparse: _feed_forward(config, data, is_sparse) for is_sparse in set(sparse)}
+    widened = {is_sparse: _feed_forward(config, data, is_sparse, wide) for is_sparse in set(sparse)}
     layers = []
     for index, (kind, is_sparse) in enumerate(zip(types, sparse, strict=True)):
         attention = attention_of[kind]
-        if index >= len(types) - borrowing:
-            attention = _borrowing(attention)
-        layers.append(LayerSpec(attention, blocks[is_sparse]))
+        borrows = index >= len(types) - borrowing
+        feed_forward = widened[is_sparse] if borrows else blocks[is_sparse]
+        layers.append(LayerSpec(_borrowing(attention) if borrows else attention, feed_forward))
     return Decoder(
         family=model_type,
         hidden_size=config.size("hidden_size"),
-        intermediate_size=config.size("intermediate_size"),
+        intermediate_size=config.size("intermediate_size", "ffn_dim"),
         vocab_size=config.size("vocab_size"),
         layers=tuple(layers),
+        modelled=bool(data.get("modelled")),
     )
 
 
@@ -87,8 +102,9 @@ def _layer_types(config: Config, data: Mapping[str, Any]) -> tuple[str, ...]:
     crossing = config.numbers("cross_attention_layers")
     if data.get("cross_attention"):
         kinds = ["cross" if index in crossing else kind for index, kind in enumerate(kinds)]
-    # A list may call layers sliding that have no window, as a null switches it off.
-    if config.has("sliding_window") and config.values["sliding_window"] is None:
+    # Layers may be called sliding and have no window: none is the default, or a null switches it off.
+    switched_off = config.has("sliding_window") and config.values["sliding_window"] is None
+    if switched_off or _window(config) == LARGEST_WINDOW:
         kinds = ["full" if kind == "sliding" else kind for kind in kinds]
     return tuple(kinds)
 
@@ -103,6 +119,8 @@ def _by_pattern(config: Config, data: Mapping[str, Any], count: int) -> list[str
     )
     if every is not None and len(pattern) > 1:
         pattern = [pattern[0]] * (every - 1) + ["full_attention"]
+    if data.get("pattern_from_end"):
+        return [pattern[-1 - (count - 1 - index) % len(pattern)] for index in range(count)]
     return [pattern[index % len(pattern)] for index in range(count)]
 
 
@@ -115,10 +133,15 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
             "Check the configuration",
         )
     if kind == "linear":
-        return _linear(config, hidden)
+        return gated_delta(config, hidden)
+    if kind == "conv":
+        return short_convolution(config, hidden)
     if data["attention"] == "latent":
         return _latent(config, hidden, heads)
     head_dim = config.size("head_dim", default=max(hidden // heads, 1))
+    shared = False
+    if data.get("global_heads") and kind == "full":
+        head_dim, kv_heads, shared = _global_heads(config, kv_heads)
     gate = 2 if data.get("gated_attention") else 1
     return Attention(
         kind=kind,  # type: ignore[arg-type]
@@ -128,12 +151,26 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
         value_dim=head_dim,
         query_macs=gate * hidden * heads * head_dim,
         key_macs=hidden * kv_heads * head_dim,
-        value_macs=hidden * kv_heads * head_dim,
-        output_macs=heads * head_dim * hidden,
+        value_macs=0 if shared else hidden * kv_heads * head_dim,
+        # A gate on the output with a projection of its own belongs to it: it runs whether or not queries do.
+        output_macs=(2 if data.get("gated_output") else 1) * heads * head_dim * hidden,
         window=0 if window >= LARGEST_WINDOW else window,
         cached_elements=2 * kv_heads * head_dim,
-        separable=gate == 1 and not data.get("fused_projections", False),
+        separable=gate == 1 and not shared and not data.get("fused_projections", False),
     )
+
+
+def _global_heads(config: Config, kv_heads: int) -> tuple[int, int, bool]:
+    """Of Gemma 4's layers that see everything: their head size, their key/value heads, and whether values are keys.
+
+    Its class saves them layer by layer, its checkpoints on the hub once.
+    """
+    listed = config.get("per_layer_config", default={})
+    own = Config(next(iter(listed.values()), {}), f"{config.where}.per_layer_config")
+    shared = bool(config.get("attention_k_eq_v"))
+    head_dim = own.size("head_dim", default=config.size("global_head_dim"))
+    fewer = own.size("num_key_value_heads", default=config.size("num_global_key_value_heads", default=kv_heads))
+    return head_dim, fewer if shared else kv_heads, shared
 
 
 def _latent(config: Config, hidden: int, heads: int) -> Attention:
@@ -162,36 +199,6 @@ def _latent(config: Config, hidden: int, heads: int) -> Attention:
     )
 
 
-def _linear(config: Config, hidden: int) -> Attention:
-    """A gated-delta layer, modelled: projections, short convolution, and per token a read and a rank-one update of
-    the state.
-
-    Source: the recurrent form in "Gated Delta Networks" (Yang et al., 2024). Kernels run a chunked form with more
-    multiply-adds.
-    """
-    key_heads, value_heads = config.size("linear_num_key_heads"), config.size("linear_num_value_heads")
-    key_dim, value_dim = config.size("linear_key_head_dim"), config.size("linear_value_head_dim")
-    keys, values = key_heads * key_dim, value_heads * value_dim
-    taps = config.size("linear_conv_kernel_dim")
-    state = value_heads * key_dim * value_dim
-    return Attention(
-        kind="linear",
-        heads=value_heads,
-        kv_heads=key_heads,
-        head_dim=key_dim,
-        value_dim=value_dim,
-        query_macs=hidden * keys,
-        key_macs=hidden * keys,
-        # Value, its output gate, and the two scalars per head that gate the state.
-        value_macs=hidden * (2 * values + 2 * value_heads),
-        output_macs=values * hidden,
-        separable=False,
-        # Predict from the state, correct it, read it; and the convolution over queries, keys and values.
-        state_macs=3 * state + taps * (2 * keys + values),
-        state_elements=state + taps * (2 * keys + values),
-    )
-
-
 def _borrowing(attention: Attention) -> Attention:
     """The same layer with keys and values taken from an earlier layer."""
     from dataclasses import replace
@@ -207,6 +214,8 @@ def _sparse_layers(config: Config, data: Mapping[str, Any], count: int) -> tuple
     rule = experts["layers"]
     if rule == "all":
         return (True,) * count
+    if rule == "flagged":
+        return (bool(config.get(experts["flag"])),) * count
     if rule == "stepped":
         step, dense = config.size("decoder_sparse_step", default=1), config.numbers("mlp_only_layers")
         return tuple(index not in dense and (index + 1) % step == 0 for index in range(count))
@@ -222,23 +231,42 @@ def _sparse_layers(config: Config, data: Mapping[str, Any], count: int) -> tuple
     )
 
 
-def _feed_forward(config: Config, data: Mapping[str, Any], sparse: bool) -> FeedForward:
+def _feed_forward(config: Config, data: Mapping[str, Any], sparse: bool, wide: int = 1) -> FeedForward:
+    """Of a dense or a sparse layer.
+
+    Args:
+        wide: how many times its width a dense block has.
+    """
     hidden, matrices = config.size("hidden_size"), 3 if data["ffn"] == "gated" else 2
+    # Gemma 4's per-layer input: this layer's share of the projection in front of all, its gate, and the way back.
+    beside = 3 * hidden * config.size("hidden_size_per_layer_input", default=0, least=0)
     experts = data.get("experts")
     if not sparse or experts is None:
-        width = config.size(experts["dense"]) if experts and "dense" in experts else config.size("intermediate_size")
-        return FeedForward(dense_macs=matrices * hidden * width)
+        return FeedForward(dense_macs=beside + matrices * hidden * wide * _dense_width(config, data))
     count = config.size(experts["count"], *experts.get("aliases", ()))
     per_token = config.size(experts["per_token"])
     width = config.size(experts["width"])
     shared = config.size(experts["shared"], least=0) if "shared" in experts else 0
     if "shared_count" in experts:
         shared = config.size(experts["shared_count"], default=0, least=0) * width
+    if experts.get("beside_dense"):
+        shared += wide * _dense_width(config, data)
     router = hidden * count + (hidden if experts.get("shared_gate") else 0)
     return FeedForward(
-        dense_macs=router + matrices * hidden * shared,
+        dense_macs=beside + router + matrices * hidden * shared,
         expert_macs=matrices * hidden * width,
         experts=count,
         experts_run=count if experts.get("runs_all") else per_token,
         routed=per_token if experts.get("runs_all") else 0,
     )
+
+
+def _dense_width(config: Config, data: Mapping[str, Any]) -> int:
+    experts = data.get("experts", {})
+    width = config.size(*((experts["dense"],) if "dense" in experts else ("intermediate_size", "ffn_dim")))
+    if not (data.get("adjusted_width") and config.get("block_auto_adjust_ff_dim")):
+        return width
+    # LFM2 states the width before two thirds are taken and rounded up to a multiple.
+    multiple = config.size("block_multiple_of")
+    width = int(float(config.get("block_ffn_dim_multiplier", default=1.0)) * int(2 * width / 3))
+    return -(-width // multiple) * multiple

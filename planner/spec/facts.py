@@ -36,7 +36,11 @@ class Attention:
         shares_kv: keys and values are an earlier layer's: nothing is projected or cached. Like `expanded_elements` it
             tells models apart: the digest that binds a plan to its model covers it.
         separable: queries, keys and values come from projections of their own, so that any of them can be left out.
-        state_macs, state_elements: of a linear layer, work per token on the state and its size.
+        state_macs: of a linear layer, its short convolution, per token.
+        state_lead: tokens more that the convolution runs over in a prefill; a decode step runs it over two.
+        chunk, chunk_macs: of a linear layer with a recurrent state, tokens that a prefill takes at a time, the last
+            ones filled up, and the work on each such chunk.
+        state_elements, float_state_elements: that a linear layer keeps, in the cache's format and always in float32.
     """
 
     kind: AttentionKind
@@ -55,7 +59,11 @@ class Attention:
     shares_kv: bool = False
     separable: bool = True
     state_macs: int = 0
+    state_lead: int = 0
+    chunk: int = 0
+    chunk_macs: int = 0
     state_elements: int = 0
+    float_state_elements: int = 0
 
     @property
     def projection_macs(self) -> int:
@@ -110,7 +118,7 @@ class Decoder:
         intermediate_size: width of the dense feed-forward block, which paper conventions call m.
         head_macs: language-model head, per position.
         deepstack: how many first layers add visual features to their output (elementwise, but it binds the runtime).
-        modelled: some layers' cost is a model of an algorithm, not of what a kernel executes (linear attention).
+        modelled: some layers' cost is a model of an algorithm, not of what a kernel executes.
     """
 
     family: str
@@ -119,14 +127,11 @@ class Decoder:
     vocab_size: int
     layers: tuple[LayerSpec, ...]
     deepstack: int = 0
+    modelled: bool = False
 
     @property
     def head_macs(self) -> int:
         return self.hidden_size * self.vocab_size
-
-    @cached_property
-    def modelled(self) -> bool:
-        return any(layer.attention.kind == "linear" for layer in self.layers)
 
     @cached_property
     def cross(self) -> bool:
@@ -145,13 +150,17 @@ class Decoder:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`repeat` equal encoder layers: `macs` per token, `pair_macs` per attended pair of a `span` (``batch``: all
-    images in one masked sequence)."""
+    """`repeat` equal encoder layers: `macs` per token, `pair_macs` per attended pair of a `span`.
+
+    A span is a ``tile``, a ``window`` of one (``filled``: up to its size at the edges too), an ``image`` or the
+    ``batch``, all images in one masked sequence. Behind a merging layer a token stands for several `patches`.
+    """
 
     repeat: int
     macs: int
     pair_macs: int
-    span: Literal["tile", "window", "image", "batch"] = "tile"
+    span: Literal["tile", "window", "filled", "image", "batch"] = "tile"
+    patches: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +177,7 @@ class Tower:
         window: side of an attention window in patches, for blocks that span one.
         token_macs, tile_macs: pooling head, per token and per tile.
         mask_macs: per pair of an image's tokens, once: a mask that is built as a matrix product.
+        pooled: patches that become one by averaging as a matrix product over a whole tile; 0 where it is none.
         score_rows: query rows per tile that say which patches matter (1: the class token's; 0: every row, averaged),
             for policies that prune before the decoder, and `score_macs` per query-key pair.
     """
@@ -182,6 +192,7 @@ class Tower:
     token_macs: int = 0
     tile_macs: int = 0
     mask_macs: int = 0
+    pooled: int = 0
     score_rows: int = 0
     score_macs: int = 0
 
@@ -195,12 +206,32 @@ class Projector:
         macs: per token that comes out.
         patch_macs: per patch that goes in.
         class_token: the class token of each tile is projected too.
+        latents: tokens of each tile that come out whatever goes in, of resamplers; 0: one for every `merge` patches.
     """
 
     merge: int
     macs: int
     patch_macs: int = 0
     class_token: bool = False
+    latents: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Text tokens that a processor puts around and among the visual tokens of one image.
+
+    Attributes:
+        before, after: ahead of the first visual token and behind the last one.
+        row: behind every row of visual tokens.
+        tile, tile_row: for each tile and each row of tiles of an image that is cut into several; a thumbnail is not
+            among them.
+    """
+
+    before: int = 0
+    after: int = 0
+    row: int = 0
+    tile: int = 0
+    tile_row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +251,16 @@ class ImageRule:
         resolutions: ``(height, width)`` candidates of ``anyres``.
         limit: tiles' worth of tokens that ``anyres`` keeps at most; 0 is no limit.
         min_pixels, max_pixels, frames: limits of ``resize``, and frames a still image counts as in them.
-        max_tiles: of ``aspect``, ``fit`` and ``grid``.
-        longest_edge: of ``shrink`` and ``split``, in pixels.
+        max_tiles: of ``aspect``, ``fit``, ``grid`` and the others that cut.
+        longest_edge, shortest_edge: of ``shrink``, ``split`` and ``edges``, in pixels.
+        max_patches: of one tile; ``budget`` and ``large`` fill their tiles up to it.
+        marks: text tokens that come with an image.
     """
 
-    kind: Literal["fixed", "anyres", "resize", "shrink", "aspect", "fit", "split", "grid"]
+    kind: Literal[
+        "fixed", "anyres", "resize", "shrink", "aspect", "fit", "split", "grid",
+        "navit", "budget", "edges", "large", "slices", "cover",
+    ]  # fmt: skip
     side: int
     patch: int
     merge: int = 1
@@ -236,6 +272,37 @@ class ImageRule:
     frames: int = 1
     max_tiles: int = 0
     longest_edge: int = 0
+    shortest_edge: int = 0
+    max_patches: int = 0
+    marks: Marks = Marks()
+
+
+@dataclass(frozen=True, slots=True)
+class VideoRule:
+    """How a video becomes frames and visual tokens (`planner.spec.video`).
+
+    Attributes:
+        kind: ``frame``: near its own size, within pixel limits for each frame; ``volume``: within limits for all frames
+            together; ``tile``: every frame is resized to one tile of the model's images.
+        temporal: frames that become one grid of patches.
+        frame_tokens: visual tokens of a frame of kind ``tile``.
+        end_tokens: visual tokens behind the last frame.
+        min_pixels, max_pixels: of ``frame`` and ``volume``.
+        fps: frames a second that the processor takes; 0: all of them.
+        min_frames, max_frames: at least and at most so many; 0 is no limit.
+        frame_marks: text tokens around each grid of patches that are there whatever its time.
+    """
+
+    kind: Literal["frame", "volume", "tile"]
+    temporal: int = 1
+    frame_tokens: int = 0
+    end_tokens: int = 0
+    min_pixels: int = 0
+    max_pixels: int = 0
+    fps: float = 0
+    min_frames: int = 0
+    max_frames: int = 0
+    frame_marks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +330,7 @@ class ModelSpec:
         decoder, vision, projector: the parts; the latter two are None for a text-only model.
         image_token_id: id of the placeholder token in a prompt, None for a text-only model.
         images: how pixels become tokens, None for a text-only model.
+        video: how a video does, None where a model takes none.
         name: as the user called it.
         storage: how the weights are stored, which the computation does not depend on.
     """
@@ -273,16 +341,21 @@ class ModelSpec:
     projector: Projector | None = None
     image_token_id: int | None = None
     images: ImageRule | None = None
+    video: VideoRule | None = None
     name: str = ""
     storage: Storage = Storage()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
+    def from_config(
+        cls, config: Mapping[str, Any] | str | os.PathLike[str], processor: Mapping[str, Any] | None = None
+    ) -> ModelSpec:
         """Read the facts from a Hugging Face configuration.
 
         Args:
             config: the configuration as a dict (``config.to_dict()``), a ``config.json``, a model directory, or the
                 name of a shipped model.
+            processor: what ``preprocessor_config.json`` says of sizes, which decides how many tokens an image becomes;
+                where it is not given, it is read from the files beside ``config.json``.
 
         Raises:
             InputError: there is no such file or shipped model, it is not JSON, or a field is missing or absurd.
@@ -290,7 +363,7 @@ class ModelSpec:
         """
         from planner.spec.read import read
 
-        return read(config)
+        return read(config, processor)
 
     @property
     def layers(self) -> int:
@@ -305,14 +378,33 @@ class ModelSpec:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the facts the computation depends on: the same for every spelling of a configuration."""
-        decoder = dataclasses.asdict(self.decoder)
-        for layer in decoder["layers"]:
-            del layer["ffn"]["routed"]
         facts = {
             "family": self.family,
-            "decoder": decoder,
-            "vision": dataclasses.asdict(self.vision) if self.vision else None,
-            "projector": dataclasses.asdict(self.projector) if self.projector else None,
+            "decoder": dataclasses.asdict(self.decoder, dict_factory=_told),
+            "vision": dataclasses.asdict(self.vision, dict_factory=_told) if self.vision else None,
+            "projector": dataclasses.asdict(self.projector, dict_factory=_told) if self.projector else None,
             "image_token_id": self.image_token_id,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+#: Facts that came after the first plans, and what they are where there is nothing to tell: then a digest leaves them
+#: out, so that those plans still fit their models.
+_LATER = {
+    "modelled": False,
+    "state_lead": 0,
+    "chunk": 0,
+    "chunk_macs": 0,
+    "float_state_elements": 0,
+    "patches": 1,
+    "pooled": 0,
+    "latents": 0,
+}
+
+
+_NOTHING = object()
+
+
+def _told(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Nothing that transformers computes depends on how many experts other engines run.
+    return {name: value for name, value in fields if name != "routed" and value != _LATER.get(name, _NOTHING)}

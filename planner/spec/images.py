@@ -1,68 +1,23 @@
 """From an image's size in pixels to the tiles a vision tower runs on and the visual tokens a decoder gets.
 
-Each rule follows the family's processor in transformers, with that processor's default limits.
+Each rule follows the family's processor in transformers. Its limits are those of `preprocessor_config.json` where that
+lies beside the configuration (`planner.spec.processor`), else those of the family's checkpoints on the hub.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import replace
 
 from planner.errors import InputError, UnsupportedModelError
+from planner.spec.encoded import Encoded, Grid
 from planner.spec.facts import ImageRule, ModelSpec
 
 #: Sides beyond this many pixels are a mistake.
 LARGEST_SIDE = 1 << 20
 #: Processors that keep an image's aspect ratio refuse worse ones than this.
 WORST_ASPECT = 200
-
-
-class Grid(NamedTuple):
-    """Visual tokens that lie side by side in a picture, row after row.
-
-    Attributes:
-        rows, columns: of tokens.
-        frames: grids of a video that follow one another in time.
-        breaks: every row ends with a token that stands for no place (the newline of unpadded tiles).
-    """
-
-    rows: int
-    columns: int
-    frames: int = 1
-    breaks: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """All of its tokens, row breaks included."""
-        return self.frames * self.rows * (self.columns + self.breaks)
-
-    @property
-    def places(self) -> int:
-        """Tokens that stand for a place in the picture."""
-        return self.frames * self.rows * self.columns
-
-    @property
-    def still(self) -> bool:
-        """Whether it is of one frame."""
-        return self.frames == 1
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One image as a model sees it.
-
-    Attributes:
-        tiles: rows and columns of patches of each tile.
-        visual_tokens: tokens that stand for the image in the decoder, row breaks of unpadded tiles included.
-        grids: how they lie, in prompt order: of each tile, or of what tiles are put together to; empty where they lie
-            in no grid, or are only assumed.
-    """
-
-    tiles: tuple[tuple[int, int], ...]
-    visual_tokens: int
-    grids: tuple[Grid, ...] = ()
 
 
 def encode(spec: ModelSpec, width: int, height: int) -> Encoded:
@@ -78,7 +33,19 @@ def encode(spec: ModelSpec, width: int, height: int) -> Encoded:
         raise InputError(
             f"an image of {width} x {height} pixels makes no sense", f"Sides are 1 to {LARGEST_SIDE} pixels"
         )
-    return RULES[spec.images.kind](spec.images, width, height)
+    from planner.spec.fitting import FITTING
+
+    return {**RULES, **FITTING}[spec.images.kind](spec.images, width, height)
+
+
+def mark_tokens(spec: ModelSpec, image: Encoded) -> int:
+    """Text tokens that the processor puts around and among an image's visual tokens."""
+    if spec.images is None:
+        return 0
+    marks, (rows, columns) = spec.images.marks, image.cut
+    token_rows = image.tiles[0][0] // spec.images.merge if marks.row else 0
+    cut = (marks.tile * columns + marks.tile_row) * rows if rows * columns > 1 else 0
+    return marks.before + marks.after + marks.row * token_rows + cut
 
 
 def assumed(spec: ModelSpec, visual_tokens: int) -> Encoded:
@@ -146,15 +113,24 @@ def _anyres(rule: ImageRule, width: int, height: int) -> Encoded:
 
 
 def _resize(rule: ImageRule, width: int, height: int) -> Encoded:
-    """Sides in multiples of a factor, the area within limits (times the frames that a still image is repeated to)."""
-    factor, frames = rule.side, rule.frames
+    return resized(rule, width, height, rule.frames, rule.frames)
+
+
+def resized(rule: ImageRule, width: int, height: int, frames: int, counted: int) -> Encoded:
+    """Sides in multiples of a factor, the volume within limits.
+
+    Args:
+        frames: of a video, or that a still image is repeated to.
+        counted: the same in whole steps of the tower, as the limits count them.
+    """
+    factor = rule.patch * rule.merge
     if frames > 1 and min(width, height) < factor:
         scale = max(factor / height, factor / width)
         width, height = int(width * scale), int(height * scale)
     if max(width, height) > WORST_ASPECT * min(width, height):
         raise InputError(f"an image of {width} x {height} pixels is narrower than 1:{WORST_ASPECT}", "Crop or pad it")
     rows, columns = round(height / factor), round(width / factor)
-    area = frames * rows * columns * factor * factor
+    area = counted * rows * columns * factor * factor
     if area > rule.max_pixels:
         shrink = math.sqrt(frames * height * width / rule.max_pixels)
         rows = max(1, math.floor(height / shrink / factor))
@@ -185,25 +161,32 @@ def _grids(most: int) -> list[tuple[int, int]]:
 
 
 def _aspect(rule: ImageRule, width: int, height: int) -> Encoded:
-    """The grid nearest in aspect ratio; of equal ones the larger, unless it is more than twice the image's area."""
+    return _with_thumbnail(rule, *nearest_cut(rule, width, height))
+
+
+def nearest_cut(rule: ImageRule, width: int, height: int, least: int = 1) -> tuple[int, int]:
+    """Rows and columns of `least` or more tiles, nearest in aspect ratio; of equal ones the larger, unless it is more
+    than twice the image's area."""
     best, nearest = (1, 1), math.inf
     for columns, rows in _grids(rule.max_tiles):
+        if columns * rows < least:
+            continue
         difference = abs(width / height - columns / rows)
         roomy = width * height > 0.5 * rule.side * rule.side * columns * rows
         if difference < nearest or (difference == nearest and roomy):
-            best, nearest = (columns, rows), difference
-    return _with_thumbnail(rule, best[0] * best[1])
+            best, nearest = (rows, columns), difference
+    return best
 
 
 def _fit(rule: ImageRule, width: int, height: int) -> Encoded:
     """The grid that enlarges the image least, or if all shrink it, shrinks it least."""
     scales = [
-        (min(columns * rule.side / width, rows * rule.side / height), columns * rows)
+        (min(columns * rule.side / width, rows * rule.side / height), columns * rows, rows, columns)
         for columns, rows in _grids(rule.max_tiles)
     ]
-    enlarging = [pair for pair in scales if pair[0] >= 1]
-    _, tiles = min(enlarging) if enlarging else max(scales, key=lambda pair: (pair[0], -pair[1]))
-    return _with_thumbnail(rule, tiles)
+    enlarging = [scale for scale in scales if scale[0] >= 1]
+    best = min(enlarging) if enlarging else max(scales, key=lambda scale: (scale[0], -scale[1]))
+    return _with_thumbnail(rule, *best[2:])
 
 
 def _split(rule: ImageRule, width: int, height: int) -> Encoded:
@@ -217,17 +200,19 @@ def _split(rule: ImageRule, width: int, height: int) -> Encoded:
         width, height = _even(int(rule.longest_edge * aspect)), rule.longest_edge
         height = -(-height // side) * side
         width = -(-int(height * (max(width, 1) / rule.longest_edge)) // side) * side
-    tiles = (width // side) * (height // side) if max(width, height) > side else 1
-    return _with_thumbnail(rule, tiles)
+    if rule.max_tiles == 1 or max(width, height) <= side:
+        return _with_thumbnail(rule, 1, 1)
+    return _with_thumbnail(rule, height // side, width // side)
 
 
 def _even(length: int) -> int:
     return length + length % 2
 
 
-def _with_thumbnail(rule: ImageRule, tiles: int) -> Encoded:
+def _with_thumbnail(rule: ImageRule, rows: int, columns: int) -> Encoded:
     """Tiles of an image, and the whole of it once more where there are several."""
-    return _tiled(rule, tiles + 1 if tiles > 1 else 1)
+    count = rows * columns
+    return replace(_tiled(rule, count + 1 if count > 1 else 1), cut=(rows, columns))
 
 
 RULES: dict[str, Callable[[ImageRule, int, int], Encoded]] = {

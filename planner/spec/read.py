@@ -16,17 +16,18 @@ from planner.files import is_file, is_folder, parse_json, read_text
 from planner.spec.config import Config, family, reader, role_of
 from planner.spec.decoder import read_decoder
 from planner.spec.facts import ImageRule, ModelSpec, Projector, Storage, Tower
+from planner.spec.processor import image_rule, processor_beside, video_rule
 from planner.spec.storage import read_storage
 
 
-def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
+def read(config: Mapping[str, Any] | str | os.PathLike[str], processor: Mapping[str, Any] | None = None) -> ModelSpec:
     """See `ModelSpec.from_config`."""
     if isinstance(config, Mapping):
-        return _understood(config, name="")
+        return _understood(config, "", processor or {})
     text = os.fspath(config)
     if text in shipped():
         entry = shipped_model(text)
-        return _from_values(entry["config"], name=text)
+        return _from_values(entry["config"], text, entry.get("processor", {}) if processor is None else processor)
     path = Path(text)
     if is_folder(path):
         path = path / "config.json"
@@ -39,7 +40,8 @@ def read(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
         )
     if "config" in values and "model_type" not in values:
         values = values["config"]
-    return _understood(values, name=path.parent.name if path.name == "config.json" else path.stem)
+    name = path.parent.name if path.name == "config.json" else path.stem
+    return _understood(values, name, processor_beside(path) if processor is None else processor)
 
 
 class _Recorded(Mapping[str, Any]):
@@ -103,7 +105,7 @@ def _suggestion(name: str) -> str:
     return f"{hint}Shipped models: {', '.join(shipped())}; or give a config.json or a model directory"
 
 
-def _understood(values: Any, name: str) -> ModelSpec:
+def _understood(values: Any, name: str, processor: Mapping[str, Any]) -> ModelSpec:
     """`_from_values` of what a user gave, in which a field may be anything.
 
     Raises:
@@ -112,13 +114,13 @@ def _understood(values: Any, name: str) -> ModelSpec:
     if not isinstance(values, Mapping):
         raise InputError(f"{name or 'the configuration'} is not a block of fields", "Give a Hugging Face config.json")
     try:
-        return _from_values(values, name)
+        return _from_values(values, name, processor)
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         cause = f"a field of {name or 'the configuration'} is not what it should be ({error})"
         raise InputError(cause, "Give the model's own config.json") from error
 
 
-def _from_values(values: Mapping[str, Any], name: str) -> ModelSpec:
+def _from_values(values: Mapping[str, Any], name: str, processor: Mapping[str, Any]) -> ModelSpec:
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
         raise InputError("the configuration has no field 'model_type'", "Give the model's complete config.json")
@@ -129,6 +131,11 @@ def _from_values(values: Mapping[str, Any], name: str) -> ModelSpec:
             name=name or model_type,
             storage=_storage(values, values, model_type),
         )
+    if role_of(model_type) == "original":
+        data = family(model_type, "original")
+        extra = (data["text"],) if "text" in data else ()
+        rewritten = reader(data, "rewrite", "planner.spec.originals")(values, *extra)
+        return _from_values(rewritten, name or model_type, processor)
     data = family(model_type, "vlm")
     config = Config(values, model_type, data)
     text, vision = _block(values, "text_config", data["text"]), _block(values, "vision_config", data["vision"])
@@ -144,11 +151,12 @@ def _from_values(values: Mapping[str, Any], name: str) -> ModelSpec:
     deepstack = len(vision_config.numbers("deepstack_visual_indexes"))
     return ModelSpec(
         family=model_type,
-        decoder=replace(decoder, deepstack=deepstack),
+        decoder=replace(decoder, deepstack=deepstack, modelled=decoder.modelled or bool(data.get("modelled"))),
         vision=tower,
         projector=projector,
         image_token_id=config.size("image_token_id", "image_token_index", least=0),
-        images=images,
+        images=image_rule(images, data, processor),
+        video=video_rule(images, data, processor),
         name=name or model_type,
         storage=_storage(values, text, _type_of(text, data["text"])),
     )

@@ -13,7 +13,7 @@ from planner.spec.facts import Block, Tower
 def _patch_macs(config: Config, width: int) -> int:
     """A convolution whose stride is its kernel: every input element meets every output channel once."""
     patch = config.side("patch_size", "spatial_patch_size")
-    frames = config.size("temporal_patch_size", default=1)
+    frames = config.size("temporal_patch_size", "patch_temporal", default=1)
     return width * config.size("num_channels", "in_channels", "in_chans", default=3) * frames * patch * patch
 
 
@@ -25,7 +25,7 @@ def clip(config: Config, model_type: str) -> Tower:
     # SigLIP's pooling head: one learned query attends to all patches, then a block of its own. Its result is not
     # used by a decoder, yet computed.
     pooled = bool(config.traits.get("pooling_head")) and bool(config.get("vision_use_head", default=True))
-    feed_forward = 2 * width * config.size("intermediate_size")
+    feed_forward = 2 * width * config.size("intermediate_size") if pooled else 0
     return Tower(
         family=model_type,
         hidden_size=width,
@@ -40,7 +40,12 @@ def clip(config: Config, model_type: str) -> Tower:
 
 
 def _plain(config: Config, width: int, repeat: int, span: str = "tile") -> Block:
-    macs = 4 * width * width + 2 * width * config.size("intermediate_size")
+    """Four projections, keys and values of fewer heads where there are fewer, and two matrices or three if gated."""
+    matrices = 3 if config.traits.get("gated") else 2
+    heads = config.size("num_attention_heads", "num_heads", default=1)
+    kept = width * config.size("num_key_value_heads", default=heads) // heads
+    inner = config.get("intermediate_size", default=int(width * float(config.get("mlp_ratio", default=4))))
+    macs = 2 * width * (width + kept) + matrices * width * int(inner)
     return Block(repeat, macs, 2 * width, span)  # type: ignore[arg-type]
 
 
@@ -63,14 +68,15 @@ def qwen2(config: Config, model_type: str) -> Tower:
 def qwen2_5(config: Config, model_type: str) -> Tower:
     """Windows in all blocks but a few; gated blocks."""
     width, depth = config.size("hidden_size"), config.layers("depth", "num_hidden_layers")
-    macs = 4 * width * width + 3 * width * config.size("intermediate_size")
+    macs = _plain(config, width, 1).macs
     whole = len(set(config.numbers("fullatt_block_indexes")) & set(range(depth)))
     blocks = (Block(depth - whole, macs, 2 * width, "window"), Block(whole, macs, 2 * width, "image"))
     window = config.size("window_size") // config.side("patch_size")
     return Tower(model_type, width, _patch_macs(config, width), blocks, window=window, score_macs=width)
 
 
-def qwen3(config: Config, model_type: str) -> Tower:
+def native(config: Config, model_type: str) -> Tower:
+    """Images at their own size, each a sequence of its own: Qwen3-VL's tower and many others."""
     width = config.size("hidden_size")
     block = _plain(config, width, config.layers("depth", "num_hidden_layers"), "image")
     return Tower(model_type, width, _patch_macs(config, width), (block,), score_macs=width)
@@ -101,3 +107,67 @@ def mllama_vision(config: Config, model_type: str) -> Tower:
         score_rows=1,
         score_macs=width,
     )
+
+
+def gemma4(config: Config, model_type: str) -> Tower:
+    """Gated blocks on patches filled up to a fixed number, then averages over squares as a matrix product."""
+    width, side = config.size("hidden_size"), config.size("pooling_kernel_size")
+    block = _plain(config, width, config.layers("num_hidden_layers"))
+    return Tower(model_type, width, _patch_macs(config, width), (block,), pooled=side * side, score_macs=width)
+
+
+def windowed(config: Config, model_type: str) -> Tower:
+    """Windows in the layers that are listed so; plain blocks."""
+    width, depth = config.size("hidden_size"), config.layers("num_hidden_layers")
+    listed = config.get("layer_types")
+    whole = (
+        sum(kind == "full_attention" for kind in listed)
+        if listed is not None
+        else sum((index + 1) % 4 == 0 or index == depth - 1 for index in range(depth))
+    )
+    block = _plain(config, width, 1)
+    blocks = (Block(depth - whole, block.macs, 2 * width, "window"), Block(whole, block.macs, 2 * width, "image"))
+    window = config.size("pos_emb_height")
+    return Tower(model_type, width, _patch_macs(config, width), blocks, window=window, score_macs=width)
+
+
+def minicpm(config: Config, model_type: str) -> Tower:
+    """After one of its layers, windows of two by two patches attend within themselves and become one token."""
+    width, depth = config.size("hidden_size"), config.layers("num_hidden_layers")
+    before, side = config.size("insert_layer_id", least=0) + 1, config.side("window_kernel_size")
+    block, merge = _plain(config, width, 1, "image"), side * side
+    inner = merge * config.size("intermediate_size")
+    blocks = (
+        Block(before, block.macs, 2 * width, "image"),
+        Block(1, 4 * width * width, 2 * width, "window"),
+        Block(1, merge * width * inner + inner * width, 0, "image", merge),
+        Block(depth - before, block.macs, 2 * width, "image", merge),
+    )
+    return Tower(model_type, width, _patch_macs(config, width), blocks, window=side, score_macs=width)
+
+
+def siglip2(config: Config, model_type: str) -> Tower:
+    """SigLIP 2 at an image's own size: as `clip`, with patches embedded by a matrix and no class token."""
+    return clip(config, model_type)
+
+
+def sam(config: Config, model_type: str) -> Tower:
+    """Segment Anything's encoder: windows that are filled up at the edges, whole tiles in the listed layers, scores
+    with relative positions as products with every query, and a neck of two convolutions."""
+    width, side = config.size("hidden_size"), config.side("image_size") // config.side("patch_size")
+    depth, window = config.layers("num_hidden_layers"), config.size("window_size")
+    whole = len(set(config.numbers("global_attn_indexes")) & set(range(depth)))
+    feed_forward, neck = 2 * width * config.size("mlp_dim"), config.size("output_channels")
+    blocks = (
+        Block(depth - whole, 4 * width * width + 2 * window * width, 2 * width, "filled"),
+        Block(depth - whole, feed_forward, 0),
+        Block(whole, 4 * width * width + feed_forward + 2 * side * width, 2 * width),
+        Block(1, width * neck + 9 * neck * neck, 0),
+    )
+    return Tower(model_type, width, _patch_macs(config, width), blocks, window=window, score_macs=width)
+
+
+def embedder(config: Config, model_type: str) -> Tower:
+    """No encoder: one matrix on every large patch."""
+    width, side = config.size("mm_embed_dim"), config.side("patch_size") * config.size("pooling_kernel_size")
+    return Tower(model_type, width, width * 3 * side * side, ())

@@ -18,6 +18,7 @@ from planner.workload import Workload
 from tests import tiny
 from tests.schedules import LAYERS, NOTHING, SCHEDULES, select
 from tests.tiny.configs import IMAGE
+from tests.tiny.extra import EXTRA
 
 BATCH = 2
 
@@ -36,6 +37,8 @@ def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -
     if "image_sizes" in inputs:
         sizes = inputs["image_sizes"][: len(inputs["image_sizes"]) // BATCH].tolist()
         images = tuple((width, height) for height, width in sizes)
+    elif family in EXTRA and EXTRA[family].size:
+        images = (EXTRA[family].size,)
     # The Qwen kind's tiny pictures are below its processors' least size: the shape follows from the number of tokens.
     return Workload(
         visual_tokens=visual,
@@ -57,7 +60,8 @@ def next_token(family: str, inputs: dict[str, torch.Tensor], output: Any) -> dic
         "past_key_values": output.past_key_values,
         "use_cache": True,
     }
-    if "image_grid_thw" in inputs:
+    axes = "image_grid_thw" in inputs or "target_sizes" in inputs
+    if axes and (family not in EXTRA or EXTRA[family].typed):
         step["position_ids"] = torch.full((3, BATCH, 1), length)
     if "cross_attention_mask" in inputs:
         step["cross_attention_mask"] = inputs["cross_attention_mask"][:, -1:]
@@ -185,6 +189,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "llama4_text": {"attention_chunk_size": 10},
     "ministral3": {"head_dim": 16},
     "mistral": {"sliding_window": 10},
+    "mistral4": {**_LATENT, "q_lora_rank": 12},
     "nemotron": {},
     "olmo2": {},
     "phi": {},
@@ -215,7 +220,10 @@ def test_decoders(model_type: str) -> None:
     config = transformers.CONFIG_MAPPING[model_type](**{**_SMALL, **DECODERS[model_type]})
     # Gemma 2 has no fused attention: its scores are capped.
     kernel = "eager" if model_type == "gemma2" else "sdpa"
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=kernel).eval()
+    auto = transformers.AutoModelForCausalLM
+    if model_type == "mistral4":
+        auto = transformers.AutoModelForImageTextToText  # where transformers lists it
+    model = auto.from_config(config, attn_implementation=kernel).eval()
     spec = ModelSpec.from_config(config.to_dict())
     workload = Workload(visual_tokens=0, text_tokens=20, system_tokens=0, batch=BATCH, kv_bits=32)
     expected = cost(spec, workload, dense(spec.layers), head="all")

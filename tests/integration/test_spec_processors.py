@@ -18,11 +18,12 @@ SIZES = [(640, 480), (480, 640), (1920, 1080), (336, 336), (700, 120), (97, 801)
 SIZES_IDS = [f"{width}x{height}" for width, height in SIZES]
 
 
-def spec_of(family: str, vision: dict[str, Any], **changes: Any) -> ModelSpec:
+def spec_of(family: str, vision: dict[str, Any], processor: Any = None, **changes: Any) -> ModelSpec:
     decoders = {"qwen2_vl": "qwen2_vl_text", "glm4v": "glm4v_text", "mllama": "mllama_text_model"}
     text = {"model_type": decoders.get(family, "llama")}
     return ModelSpec.from_config(
-        {"model_type": family, "image_token_id": 7, "text_config": text, "vision_config": vision, **changes}
+        {"model_type": family, "image_token_id": 7, "text_config": text, "vision_config": vision, **changes},
+        processor,
     )
 
 
@@ -36,8 +37,10 @@ def processed(name: str, width: int, height: int, nested: bool = False, **option
 @pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
 @pytest.mark.parametrize(("family", "name"), [("qwen2_vl", "Qwen2VLImageProcessor"), ("glm4v", "Glm4vImageProcessor")])
 def test_smart_resize(family: str, name: str, width: int, height: int) -> None:
+    """At equal limits: those of the classes are not those of the checkpoints."""
     _, rows, columns = processed(name, width, height)["image_grid_thw"][0].tolist()
-    found = encode(spec_of(family, {}), width, height)
+    limits = dict(getattr(transformers, name).size)
+    found = encode(spec_of(family, {}, {"image_processor": {"size": limits}}), width, height)
     assert found.tiles == ((rows, columns),)
     assert found.visual_tokens == rows * columns // 4
 
@@ -131,3 +134,68 @@ def test_mllama_runs_all_its_tiles() -> None:
         found = encode(spec_of("mllama", vision), width, height)
         assert len(found.tiles) == pixels.shape[2] == 4
         assert found.visual_tokens == 4 * 1601
+
+
+def patches_of(found: dict[str, Any]) -> list[tuple[int, int]]:
+    return [(int(rows), int(columns)) for rows, columns in found["target_sizes"]]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+def test_minicpm(width: int, height: int) -> None:
+    """The whole image and its slices, each near one scale."""
+    found = processed("MiniCPMV4_6ImageProcessorPil", width, height)
+    spec = spec_of("minicpmv4_6", {"patch_size": 14}, text_config={"model_type": "qwen3_5_text"})
+    image = encode(spec, width, height)
+    assert list(image.tiles) == patches_of(found)
+    assert image.visual_tokens == sum(rows * columns for rows, columns in image.tiles) // 16
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+def test_gemma4(width: int, height: int) -> None:
+    found = processed("Gemma4ImageProcessorPil", width, height)
+    image = encode(spec_of("gemma4", {}, text_config={"model_type": "gemma4_text"}), width, height)
+    assert image.visual_tokens == int(np.asarray(found["num_soft_tokens_per_image"]).reshape(-1)[0])
+    assert image.tiles == ((1, found["pixel_values"].shape[1]),)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+def test_ovis2(width: int, height: int) -> None:
+    found = processed("Ovis2ImageProcessorPil", width, height, crop_to_patches=True, max_patches=9)
+    vision = {"model_type": "ovis2_vision", "image_size": 448, "hidden_stride": 2}
+    image = encode(spec_of("ovis2", vision), width, height)
+    limited = found["pixel_values"].shape[0]
+    sizes = {"image_size": 384, "patch_size": 14}
+    same_tile = encode(spec_of("ovis2", {**vision, **sizes}), width, height)
+    assert len(same_tile.tiles) == limited
+    assert image.visual_tokens == 256 * len(image.tiles)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+def test_idefics2(width: int, height: int) -> None:
+    pixels = processed("Idefics2ImageProcessorPil", width, height, nested=True)["pixel_values"]
+    image = encode(spec_of("idefics2", {"patch_size": 14}), width, height)
+    assert image.tiles == ((pixels.shape[-2] // 14, pixels.shape[-1] // 14),)
+    assert image.visual_tokens == 64
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+@pytest.mark.parametrize(
+    ("family", "name", "merge"),
+    [("paddleocr_vl", "PaddleOCRVLImageProcessorPil", 2), ("video_llama_3", "VideoLlama3ImageProcessorPil", 1)],
+)
+def test_single_frames_at_their_own_size(family: str, name: str, merge: int, width: int, height: int) -> None:
+    _, rows, columns = processed(name, width, height)["image_grid_thw"][0].tolist()
+    limits = dict(getattr(transformers, name).size)
+    image = encode(spec_of(family, {"patch_size": 14}, {"image_processor": {"size": limits}}), width, height)
+    assert image.tiles == ((rows, columns),)
+    assert image.visual_tokens == rows * columns // merge**2
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+def test_kimi(width: int, height: int) -> None:
+    pytest.importorskip("torchvision")
+    from transformers.models.kimi_k25.image_processing_kimi_k25 import navit_resize
+
+    _, (tall, wide) = navit_resize(height, width, 14, 2, 16384, 512)
+    image = encode(spec_of("kimi_k25", {}), width, height)
+    assert image.tiles == ((tall // 14, wide // 14),)

@@ -16,21 +16,27 @@ import torch
 import transformers
 
 from tests.tiny.configs import FAMILIES, VOCAB
+from tests.tiny.extra import EXTRA
 from tests.tiny.prompts import TEXT_ONLY, inputs
 
 __all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "randomise", "transformers_has", "window_of"]
 
 #: Families that take an image.
 VISION = tuple(family for family in FAMILIES if family not in TEXT_ONLY)
-#: Families without a fused kernel: transformers refuses sdpa where scores are capped.
-EAGER_ONLY = ("paligemma2",)
+#: Families without a fused kernel: transformers refuses sdpa where scores are capped or have relative positions.
+EAGER_ONLY = ("paligemma2", "got_ocr2")
 #: Standard deviation of attention scores is about the square of this.
 ATTENTION_GAIN = 1.6
 
 
 def transformers_has(family: str) -> bool:
     """Whether the installed release knows the family."""
-    return hasattr(transformers, FAMILIES[family][0])
+    return hasattr(transformers, made_of(family)[0])
+
+
+def made_of(family: str) -> tuple[str, Any]:
+    """Model class, and what makes a configuration of a number of layers."""
+    return (EXTRA[family].class_name, EXTRA[family].make) if family in EXTRA else FAMILIES[family]
 
 
 def config(family: str, layers: int = 4, window: int | None = None) -> Any:
@@ -39,7 +45,7 @@ def config(family: str, layers: int = 4, window: int | None = None) -> Any:
     Args:
         window: another sliding window, for towers that have one.
     """
-    class_name, make = FAMILIES[family]
+    class_name, make = made_of(family)
     config_class = getattr(transformers, class_name).config_class
     made = config_class(**make(layers))
     if window is not None and window_of(made):
@@ -72,7 +78,7 @@ def model(
 
 @functools.lru_cache(maxsize=64)
 def _build(family: str, dtype: torch.dtype, attn: str, layers: int, seed: int, window: int | None) -> Any:
-    class_name, _ = FAMILIES[family]
+    class_name, _ = made_of(family)
     model_class = getattr(transformers, class_name)
     # The same weights inside `float64_throughout` as outside, and whatever was drawn before.
     with torch._C.DisableTorchFunction(), torch.random.fork_rng(devices=()):

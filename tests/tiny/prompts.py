@@ -24,6 +24,7 @@ from tests.tiny.configs import (
     VISION_END,
     VISION_START,
 )
+from tests.tiny.extra import EXTRA
 
 #: Families without an image.
 TEXT_ONLY = ("llama", "mixtral")
@@ -89,7 +90,7 @@ def _sample(
     if family in TEXT_ONLY:
         sample.ids += words(text)
         return sample
-    extra = odd and images > 0 and family not in (*_QWEN, *_ANYRES, "mistral3", "mllama")
+    extra = odd and images > 0 and family not in EXTRA and family not in (*_QWEN, *_ANYRES, "mistral3", "mllama")
     for number in range(images + extra):
         if number:
             sample.ids += words(_TEXT_BETWEEN)
@@ -103,6 +104,8 @@ def _sample(
 def _span(family: str, tokens: int) -> list[int]:
     """The visual tokens of one image with the family's markers around them."""
     inside = [IMAGE] * tokens
+    if family in EXTRA:
+        return [VISION_START, *inside, VISION_END] if EXTRA[family].marks else inside
     if family == "glm4v":
         return [IMAGE_START, *inside, IMAGE_END]
     if family in _QWEN:
@@ -120,6 +123,8 @@ def _image(
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
+    if family in EXTRA:
+        return EXTRA[family].picture(noise, number, odd)
     if family in _QWEN:
         rows, columns = (_RAGGED_GRIDS if odd else _GRIDS)[number % 2]
         patches = noise(rows * columns, 3 * 2 * 4 * 4)
@@ -163,9 +168,10 @@ def _collate(family: str, samples: list[Sample], left_pad: int) -> dict[str, tor
         return batch
     batch |= _stack(family, samples, pictures)
     is_image = (ids == IMAGE).long()
-    if family in _QWEN and _takes(family, "mm_token_type_ids"):
+    typed = family in _QWEN or (family in EXTRA and EXTRA[family].typed)
+    if typed and _takes(family, "mm_token_type_ids"):
         batch["mm_token_type_ids"] = is_image.int()
-    if family == "gemma3":
+    if family in ("gemma3", "shieldgemma2"):
         batch["token_type_ids"] = is_image
     if family in ("paligemma", "paligemma2"):
         batch["token_type_ids"] = torch.zeros_like(ids)
@@ -177,11 +183,12 @@ def _collate(family: str, samples: list[Sample], left_pad: int) -> dict[str, tor
 
 def _takes(family: str, argument: str) -> bool:
     """Older releases find the images in `input_ids`, and `generate` refuses arguments that a model does not know."""
-    return argument in inspect.signature(getattr(transformers, FAMILIES[family][0]).forward).parameters
+    class_name = EXTRA[family].class_name if family in EXTRA else FAMILIES[family][0]
+    return argument in inspect.signature(getattr(transformers, class_name).forward).parameters
 
 
 def _stack(family: str, samples: list[Sample], pictures: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    if family in ("idefics3", "smolvlm"):
+    if family in ("idefics2", "idefics3", "smolvlm", "granite_docling"):
         # One row of images a sample; blank ones fill up, and the model drops them.
         most = max(len(sample.images) for sample in samples)
         blank = torch.zeros_like(pictures[0]["pixel_values"])
@@ -189,13 +196,17 @@ def _stack(family: str, samples: list[Sample], pictures: list[dict[str, torch.Te
             torch.cat([*(p["pixel_values"] for p in sample.images), *[blank] * (most - len(sample.images))])
             for sample in samples
         ]
-        return {"pixel_values": torch.stack(rows)}
+        stacked = {"pixel_values": torch.stack(rows)}
+        if family == "granite_docling":
+            counts = [len(sample.images) for sample in samples]
+            stacked["pixel_attention_mask"] = torch.tensor([[n < count for n in range(most)] for count in counts])
+        return stacked
     stacked = {}
     for name in pictures[0]:
         parts = [picture[name] for picture in pictures]
-        if name == "pixel_values" and family in (*_ANYRES, "mistral3"):
+        if name == "pixel_values" and family in (*_ANYRES, "mistral3", "lighton_ocr"):
             parts = _pad_to_common_shape(parts)
-        stacked[name] = torch.cat(parts)
+        stacked[name] = torch.cat(parts, EXTRA[family].join if family in EXTRA and name == "pixel_values" else 0)
     return stacked
 
 

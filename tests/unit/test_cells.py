@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from planner.runtime.selection.merging import united
 from planner.spec import ModelSpec
 from planner.spec.cells import cells_of, shares
-from planner.spec.images import Grid, encode
+from planner.spec.encoded import Grid
+from planner.spec.images import encode
 from tests import tiny
 
 sides = st.integers(1, 12)

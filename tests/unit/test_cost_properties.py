@@ -200,8 +200,9 @@ def test_a_batch_is_that_many_requests(name: str) -> None:
     assert three.decode_flops_per_token == one.decode_flops_per_token
 
 
-# A window forgets what a longer prefill still pairs in part, and a latent is expanded again at every step.
-@pytest.mark.parametrize("name", sorted(set(SPECS) - {"windows", "latent"}))
+# A window forgets what a longer prefill still pairs in part, a latent is expanded again at every step, and a recurrent
+# state is brought up to date by other operations in a prefill.
+@pytest.mark.parametrize("name", sorted(set(SPECS) - {"windows", "latent", "linear"}))
 def test_one_decode_step_is_a_prefill_of_one_more_row(name: str) -> None:
     """Dense, full attention: prefill of n + 1 minus prefill of n, with causal pairs, is a decode step without its
     head."""
@@ -383,7 +384,7 @@ def test_latents_are_cached_and_not_what_they_expand_to() -> None:
 
 def test_linear_layers_hold_a_state_of_fixed_size() -> None:
     spec = SPECS["linear"]
-    assert spec.decoder.modelled
+    assert not spec.decoder.modelled
     short, long = (price(spec, Workload(visual_tokens=n, text_tokens=1, system_tokens=0), "dense") for n in (9, 99))
     full = sum(layer.attention.kind == "full" for layer in spec.decoder.layers)
     assert long.kv_cache_bytes - short.kv_cache_bytes == 90 * full * 2 * 2 * 2 * 16

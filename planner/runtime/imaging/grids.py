@@ -19,7 +19,8 @@ import torch
 from planner.errors import PlannerError, UnsupportedModelError
 from planner.runtime.tensors.layout import Layout
 from planner.spec import ModelSpec
-from planner.spec.images import Grid, encode, tile_grid
+from planner.spec.encoded import Grid
+from planner.spec.images import encode, tile_grid
 
 #: Grids of one picture, in prompt order.
 Picture = tuple[Grid, ...]

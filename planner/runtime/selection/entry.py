@@ -28,7 +28,7 @@ from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.rows import Rows
 from planner.schedule import ENCODER_SCORES, PLACED, Select, kept
 from planner.spec.cells import cells_of, shares
-from planner.spec.images import Grid
+from planner.spec.encoded import Grid
 
 
 @dataclass(frozen=True)

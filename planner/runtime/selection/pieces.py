@@ -12,7 +12,7 @@ from planner.runtime.imaging.grids import Picture
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.rows import Rows
 from planner.schedule import Select
-from planner.spec.images import Grid
+from planner.spec.encoded import Grid
 
 #: How the tokens of a piece lie.
 Lie = tuple[Grid, ...]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from planner.runtime.model.exchange import Function, wrapped
 from planner.spec.cells import bands_of, cells_of, smaller
-from planner.spec.images import Grid
+from planner.spec.encoded import Grid
 
 #: An image's grid of visual tokens, and how many of them it may keep.
 Budgets = Sequence[tuple[Grid, int]]

@@ -1,0 +1,81 @@
+"""The table of families, from the lists that the tests run over."""
+
+from __future__ import annotations
+
+import transformers
+from tabulate import tabulate
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from planner.spec.config import families, family, role_of
+from tests import tiny
+from tests.integration.test_families_counted import NO_DEFAULTS
+from tests.integration.test_families_equality import ATTACHED, REFUSED, UNCHECKED
+from tests.integration.test_runtime_equality import FAMILIES as CORE
+from tests.integration.test_runtime_equality import REFUSED as CORE_REFUSED
+from tests.tiny.extra import EXTRA
+
+#: Families that are another one's class with other names, or have a counted test of their own.
+SAME = {"glm4v_moe": "", "glmga": "glm46v", "pp_chart2table": "got_ocr2"}
+#: Families whose tokens for pictures of nine sizes are compared with their processor's.
+TOKENS = (
+    "gemma4", "glm4v", "idefics2", "idefics3", "internvl", "llava_next", "llava_onevision", "minicpmv4_6", "mistral3",
+    "mllama", "ovis2", "paddleocr_vl", "qwen2_vl", "smolvlm", "video_llama_3",
+)  # fmt: skip
+#: In the order of the columns.
+COLUMNS = ("family", "cost", "counted forward", "weights of the class", "tokens of its processor", "a plan at run time")
+
+HEAD = """# Families
+
+Every type that transformers {version} loads as an image-text-to-text model. Made by
+`python -m tests.families --out reports/families.md`; a test keeps it current.
+
+- **cost**: `exact` equals a counter on a forward of the model, as integers; `modelled` leaves a part out or guesses it,
+  and reports say so; `refused` is not guessed. Text decoders alone can be reported on whatever stands in front of them.
+- **counted forward**: a tiny model was counted, prefill and decode step, or one of another type of the same class.
+- **weights of the class**: matrices of the class with its own defaults equal the facts, within a thousandth.
+- **tokens of its processor**: tiles and visual tokens equal the processor's for nine sizes.
+- **a plan at run time**: `equal` is the slow reference to 1e-10, and counted FLOPs are the predicted ones; `refused`
+  names the missing part; `not checked` makes no claim.
+
+{summary}
+
+"""
+
+
+def render() -> str:
+    """The page, as Markdown."""
+    rows = [_row(name) for name in sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)]
+    costed = [row for row in rows if row[1] != "refused"]
+    modelled = sum(row[1] == "modelled" for row in rows)
+    summary = (
+        f"{len(costed)} of {len(rows)} have a cost, {modelled} of them modelled; "
+        f"{sum(row[5] == 'equal' for row in rows)} are equal at run time."
+    )
+    head = HEAD.format(version=transformers.__version__, summary=summary)
+    return head + tabulate(rows, headers=COLUMNS, tablefmt="github") + "\n"
+
+
+def _row(name: str) -> tuple[str, ...]:
+    role = role_of(name)
+    if role not in ("vlm", "decoder"):
+        return name, "refused", "", "", "", "refused"
+    data = family(name, role)
+    cost = "modelled" if data.get("modelled") else "exact"
+    # A text decoder in the list is checked with the decoders.
+    counted = (
+        "as " + SAME[name] if SAME.get(name) else "yes" if name in SAME or _is_tiny(name) or role == "decoder" else "no"
+    )
+    weights = "no" if name in NO_DEFAULTS or name not in families("vlm") else "yes"
+    return name, cost, counted, weights, "yes" if name in TOKENS else "", _runtime(name)
+
+
+def _is_tiny(name: str) -> bool:
+    return name in tiny.FAMILIES or name in EXTRA
+
+
+def _runtime(name: str) -> str:
+    if name in CORE or name in ATTACHED:
+        return "equal"
+    if name in (*CORE_REFUSED, *REFUSED):
+        return "refused"
+    return "not checked" if name in UNCHECKED or role_of(name) == "vlm" else ""

@@ -1,0 +1,139 @@
+"""Families beyond the core matrix: a counted forward of a tiny model, and the matrices of the class's own defaults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from planner.cost import cost
+from planner.runtime.count import FlopCounter
+from planner.schedule import dense
+from planner.spec import ModelSpec, towers
+from planner.spec.config import Config, families, family, reader
+from tests import tiny
+from tests.integration.test_cost_counted import BATCH, next_token, workload_of
+from tests.tiny.extra import EXTRA
+
+#: Matrices that a text-and-image forward never multiplies by: other routes, other inputs, drawing.
+UNUSED = ("audio", ".fine.", "vqmodel", "generation_", "video_tower", "temporal_linear", "bk_layer")
+#: Families whose tower's or projector's facts hold products of no matrix, as with a fixed number of queries: their
+#: decoders alone are compared, and the names of what is left out.
+ATTENDING = ("blip-2", "got_ocr2", "idefics2", "instructblip", "instructblipvideo", "pp_chart2table")
+SEEING = ("vision", "connector", "projector", "qformer", "language_projection", "query_tokens")
+#: Classes that cannot be made from their own defaults, or whose configuration leaves out what no default stands for.
+NO_DEFAULTS = {
+    "aria": "it has queries for pictures of 980 pixels in patches of 14, and its default tower has others",
+    "cohere_compass": "its default has no rotary parameters of its layers",
+    "gemma4_unified": "its default has no tower",
+    "aya_vision": "its default tower's width is no multiple of its heads",
+    "gemma4": "its default has no tower",
+    "minicpm_ocr": "its default names no image token",
+    "minicpmv4_6": "its default names no image token",
+    "minicpmv4_7": "its default names no image token",
+    "mobilevlm": "not in transformers",
+}
+
+
+def cached_bytes(cache: Any) -> int:
+    """Keys, values, convolution and recurrent states."""
+    found = 0
+    for layer in cache.layers:
+        for name in ("keys", "values", "conv_states", "recurrent_states"):
+            held = getattr(layer, name, None)
+            tensors = held.values() if isinstance(held, dict) else (held,)
+            found += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in EXTRA if tiny.transformers_has(name)])
+def test_dense_cost_equals_what_runs(name: str) -> None:
+    model = tiny.model(name).requires_grad_(False)  # queries that are parameters would start a graph
+    inputs = tiny.inputs(name, batch=BATCH)
+    spec = ModelSpec.from_config(model.config.to_dict(), {"image_processor": EXTRA[name].processor or {}})
+    expected = cost(spec, workload_of(name, spec, inputs), dense(spec.layers), head="all")
+    with torch.no_grad(), FlopCounter() as prefill:
+        output = model(**inputs, use_cache=True)
+    output = getattr(output, "language_model_outputs", output)  # BLIP-2's are inside
+    assert not spec.decoder.modelled
+    assert prefill.total == expected.prefill_flops
+    assert cached_bytes(output.past_key_values) == expected.kv_cache_bytes
+    if name == "blip-2":
+        return  # it wants pixels in every step
+    with torch.no_grad(), FlopCounter() as decode:
+        model(**next_token(name, inputs, output))
+    assert decode.total == BATCH * expected.decode_flops_per_token
+
+
+def matrices(model: torch.nn.Module, but: tuple[str, ...]) -> int:
+    """Elements of all weights that something is multiplied by, not of embeddings, positions and lone queries.
+
+    Args:
+        but: parts of names that are left out.
+    """
+    found = 0
+    for name, parameter in model.named_parameters():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        linear = isinstance(owner, (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d))
+        looked_up = isinstance(owner, torch.nn.Embedding) and "visual_embeddings_table" not in name
+        lone = any(word in name for word in ("position", "pos_emb", "class_embedding", "latents", "probe", "query"))
+        if parameter.dim() >= 2 and not looked_up and (linear or not lone) and not any(part in name for part in but):
+            found += parameter.numel()
+    return found
+
+
+def expected_matrices(name: str, spec: ModelSpec) -> int:
+    decoder, tower, projector = spec.decoder, spec.vision, spec.projector
+    assert tower is not None and projector is not None
+    layers = sum(
+        layer.attention.projection_macs
+        + layer.attention.state_macs
+        + layer.ffn.dense_macs
+        + layer.ffn.experts * layer.ffn.expert_macs
+        for layer in decoder.layers
+    )
+    if name in ATTENDING:
+        return layers + decoder.head_macs
+    blocks = sum(block.repeat * block.macs for block in tower.blocks)
+    pooling = tower.token_macs + tower.tile_macs
+    return layers + decoder.head_macs + tower.patch_macs + blocks + pooling + projector.macs + projector.patch_macs
+
+
+@pytest.mark.parametrize("name", sorted(set(families("vlm")) - set(NO_DEFAULTS)))
+def test_matrices_of_the_class_with_its_own_defaults(name: str) -> None:
+    """Within a thousandth of what the facts say."""
+    if name not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"this release of transformers has no {name}")
+    config = transformers.CONFIG_MAPPING[name]()
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    spec = ModelSpec.from_config(config.to_dict())
+    tied = not any("lm_head" in path for path, _ in model.named_parameters())
+    found = matrices(model, (*UNUSED, *SEEING) if name in ATTENDING else UNUSED) + (
+        spec.decoder.head_macs if tied else 0
+    )
+    assert found == pytest.approx(expected_matrices(name, spec), rel=1e-3)
+
+
+#: Decoders without a default for everything, or whose classes are elsewhere.
+PARTIAL = ("internlm2", "internlm3", "deepseek_v2")
+
+
+@pytest.mark.parametrize("role", ["decoder", "tower"])
+def test_digests_do_not_depend_on_what_a_configuration_leaves_out(role: str) -> None:
+    """A block with its model type alone, and one with every default of its class written out."""
+    different = []
+    for name in sorted(set(families(role)) & set(transformers.CONFIG_MAPPING) - set(PARTIAL)):
+        written = {**transformers.CONFIG_MAPPING[name]().to_dict(), "model_type": name}
+        silent = {"model_type": name}
+        if role == "tower":
+            data = family(name, "tower")
+            facts = [
+                reader(data, "reader", towers.__name__)(Config(block, "", data), name) for block in (silent, written)
+            ]
+        else:
+            facts = [ModelSpec.from_config(block).digest for block in (silent, written)]
+        different += [name] if facts[0] != facts[1] else []
+    assert not different
