@@ -29,8 +29,9 @@ def tokens(lie: Lie) -> int:
 
 def _pictures(family: str, inputs: dict[str, Any]) -> Any:
     if "image_grid_thw" in inputs:
-        return [[(rows // 2, columns // 2, False)] for _, rows, columns in inputs["image_grid_thw"].tolist()]
-    if "image_sizes" in inputs and family in ("llava_next", "llava_onevision"):
+        merge = 1 if "image_merge_sizes" in inputs else 2
+        return [[(rows // merge, columns // merge, False)] for _, rows, columns in inputs["image_grid_thw"].tolist()]
+    if "image_sizes" in inputs and family in ("llava_next", "llava_next_video", "llava_onevision"):
         # A base view of 24 x 24 pixels in patches of 8, and the picture itself in such patches, a break a row.
         return [[(3, 3, False), (h // 8, w // 8, True)] for h, w in inputs["image_sizes"].tolist()]
     if "image_sizes" in inputs:
