@@ -90,7 +90,12 @@ def _families() -> list[dict[str, str]]:
     from planner import extensions
     from planner.spec.config import families, role_of
 
-    kinds = {"vlm": "vision-language model", "decoder": "text decoder", "tower": "vision tower"}
+    kinds = {
+        "vlm": "vision-language model",
+        "original": "vision-language model with its own code",
+        "decoder": "text decoder",
+        "tower": "vision tower",
+    }
     list(_usable(extensions.added(extensions.FAMILIES), role_of))  # warns of broken ones
     return [{"model type": name, "kind": kind} for role, kind in kinds.items() for name in families(role)]
 

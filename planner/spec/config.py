@@ -9,6 +9,9 @@ of another package (`planner.extensions`):
     defaults    for what a configuration leaves out
     traits      what only its reader asks for
     text, vision, projector      of a vlm: the model types of its parts, and the reader of its projector
+    images, video                of a vlm: what of `ImageRule` its checkpoints on the hub have otherwise than the reader
+                                 says, ``marks`` among it, and its `VideoRule`
+    modelled                     its cost leaves something out or guesses it, and says so
     reader                       of a tower
     attention, ffn, ...          of a decoder, see `planner.spec.decoder`
 
