@@ -168,6 +168,25 @@ def lens() -> dict[str, Any]:
     }
 
 
+def token_masking() -> dict[str, Any]:
+    """The middle layers read the image, whichever tokens are hidden in the others."""
+    ranges = {"first": [0, 2], "shallow": [0, 2], "middle": [2, 5], "deep": [8, 10]}
+    names = {
+        "first": ("top_by_last", "top_by_text", "nearest", "others", "first_half", "second_half"),
+        "middle": ("top", "bottom", "all_but_top", "merged"),
+        "all": ("shallow", "middle", "deep"),
+        "merge": ("hidden", "first", "quarter", "half", "last"),
+    }
+    hidden = {f"{group}.{name}": 1.0 for group, several in names.items() for name in several} | {"all.middle": 0.5}
+    return {
+        "ranges": ranges,
+        "conditions": {
+            name: {"agreement": entry(value), "first_token_accuracy": entry(value), "kl": entry(1 - value)}
+            for name, value in hidden.items()
+        },
+    }
+
+
 def instructions() -> dict[str, Any]:
     """Static attention in the first three layers, by position in the first."""
     return {
@@ -209,6 +228,7 @@ def written() -> dict[str, dict[str, Any]]:
         "encoder_sinks": encoder_sinks(),
         "lens": lens(),
         "instructions": instructions(),
+        "token_masking": token_masking(),
     }
 
 
@@ -218,6 +238,7 @@ _SETTINGS = {
     "lens": {"words": 7},
     "instructions": {"top_share": 0.1},
     "encoder_sinks": {"norm_multiple": 2.0},
+    "token_masking": {"top": 0.1, "kept": 0.05},
 }
 
 

@@ -63,6 +63,7 @@ def test_the_page_is_well_formed_and_complete(html):
     sections = [attrs["id"] for tag, attrs in read.tags if tag == "section" and "id" in attrs]
     assert sections == [
         "masking",
+        "token_masking",
         "flip",
         "instructions",
         "lens",
