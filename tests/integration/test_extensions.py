@@ -126,7 +126,7 @@ def test_policy_probe_and_family_are_calibrated_evaluated_and_shown(site, toy_mo
         site,
         ["calibrate", toy_model, "--trust-remote-code", "--data", data / "calibration.jsonl", "--num-samples", 16,
          "--eval-data", data / "evaluation.jsonl", "--eval-samples", 4, "--probes", "toy_attention", "--set",
-         "toy_attention.scale=2", "--agreement", 0.7, "--answer-tokens", 4, "-v", "-o", tmp_path],
+         "toy_attention.scale=2", "--agreement", 0.7, "--answer-tokens", 4, "--measure", 80, "-v", "-o", tmp_path],
         ["show", tmp_path / "profile.json"],
         ["evaluate", tmp_path / "plan.json", "--model", toy_model, "--trust-remote-code", "--data",
          data / "evaluation.jsonl", "--num-samples", 4, "--rounds", 0, "--policy", "toy", "--policy", "all",
