@@ -202,13 +202,18 @@ class IsolatedLayer:
         """
         seen: list[Call] = []
 
+        # A trace cannot leave a layer half way. It removes by itself what nothing depends on.
+        tracing = torch.jit.is_tracing()
+
         def stop(call: Call) -> tuple[Tensor, Tensor | None]:
             seen.append(call)
+            if tracing:
+                return call.run()
             raise _Enough
 
         kwargs = _without_cache(kwargs)
         wanted = zip(_PROJECTIONS, (query, keys, values), strict=True)
-        skipped = self._without(*(name for name, needed in wanted if not needed)) if self.fast else {}
+        skipped = self._without(*(name for name, needed in wanted if not needed)) if self.fast and not tracing else {}
         with self.diversion.to(stop, skipped), suppress(_Enough):
             self.forward(hidden, **kwargs)
         return seen[0]
