@@ -3,8 +3,8 @@
 Two counters that know nothing of the cost model look at the running model: torch's (`planner.runtime.count`) and
 fvcore's (`planner.runtime.fvcore_handles`), in the components that both can tell apart by module:
 
-* ``vision``: everything outside the text tower and the head, a selection before the decoder included;
-* ``attention``: projections, scores, and selections after a layer;
+* ``vision``: everything outside the text tower and the head;
+* ``attention``: projections, scores, and all selections, which run inside the text tower;
 * ``ffn``: what else the decoder layers hold;
 * ``lm_head``.
 
@@ -92,18 +92,20 @@ def check(
             # An operator that is counted outside of every module would be missing in the sum over modules.
             counted = _by_component(parts, _named(counter.by_module()), counter.total)
             traced, note = _traced(model, parts, inputs, schedule, options)
-        if traced is not None and traced["vision"] < predicted["vision"]:
-            note = "fvcore's trace leaves out what no output depends on, such as layers behind the selected features"
+        if traced is not None and any(traced[name] < predicted[name] for name in COUNTED_PARTS):
+            note = (
+                "fvcore's trace leaves out what no output depends on, such as layers behind the selected features and "
+                "visual tokens behind the last layer in which something reads them"
+            )
         found.append(Check(name, predicted, counted, traced, note))
     return found
 
 
 def _predicted(of: Cost) -> dict[str, int]:
-    inside = sum(of.per_layer["selector"])
     values = of.prefill
     return {
-        "vision": values["vision"] + values["projector"] + values["selector"] - inside,
-        "attention": values["attention_projections"] + values["attention_scores"] + inside,
+        "vision": values["vision"] + values["projector"],
+        "attention": values["attention_projections"] + values["attention_scores"] + values["selector"],
         "ffn": values["ffn"],
         "lm_head": values["lm_head"],
     }

@@ -145,7 +145,7 @@ class _Picks:
         gain = gain.masked_fill(~self.free, float("-inf"))
         slot = (gain >= gain.amax(1, keepdim=True) - slack).to(torch.uint8).argmax(1, keepdim=True)
         self.scores.scatter_(1, slot, -float(self._made))
-        self.free.scatter_(1, slot, False)
+        self.free.scatter_(1, slot, 0)  # not False, which no trace can hold
         self._made += 1
         return slot
 

@@ -99,7 +99,7 @@ class Rows:
 
     def spread(self, flags: Tensor) -> Tensor:
         """Flags given per slot, ``[B, m]``, per prompt row: ``[B, n]``, False for rows that are not held."""
-        return self.per_row(flags, 0)  # not False: a trace knows no boolean to fill with
+        return self.per_row(flags, 0)  # not False, which no trace can hold
 
     def per_row(self, values: Tensor, elsewhere: float) -> Tensor:
         """Values given per slot, ``[B, m]``, per prompt row: ``[B, n]``, `elsewhere` for rows that are not held."""
