@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +71,7 @@ def forward(
     inputs: dict[str, Tensor],
     rule_of: Callable[[int], LayerRule],
     visual: Tensor,
-    members: list[dict[int, list[int]]],
+    members: Sequence[dict[int, list[int]]] = (),
     gone: Tensor | None = None,
 ) -> tuple[Tensor, list[Record]]:
     """Run the model once, with some tokens joined on entry, and positions that do not count those that are `gone`.
@@ -145,7 +145,7 @@ def forward(
             hook.remove()
 
 
-def joined(x: Tensor, members: list[dict[int, list[int]]]) -> Tensor:
+def joined(x: Tensor, members: Sequence[dict[int, list[int]]]) -> Tensor:
     """``[B, N, d]`` with every such token replaced by the mean."""
     changed = x.clone()
     for sample, groups in enumerate(members):
