@@ -8,7 +8,8 @@ matrix products, which have no handler, and counts five FLOPs an element of a la
 
 What handles cannot mend: fvcore traces the model, and tracing removes whatever the output does not depend on. A vision
 layer behind the selected feature layer runs and is counted by ours (``vision_feature_layer=-2`` in LLaVA: one layer),
-but not by fvcore. A plan that probes cannot be traced at all, and neither can a few families (Gemma 3).
+but not by fvcore; nor is what visual tokens do behind the last layer in which something reads them. A plan that probes
+cannot be traced at all, and neither can a few families (Gemma 3).
 """
 
 from __future__ import annotations
