@@ -203,7 +203,7 @@ class IsolatedLayer:
         seen: list[Call] = []
 
         # A trace cannot leave a layer half way. It removes by itself what nothing depends on.
-        tracing = torch.jit.is_tracing()
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 
         def stop(call: Call) -> tuple[Tensor, Tensor | None]:
             seen.append(call)
