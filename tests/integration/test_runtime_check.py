@@ -40,6 +40,14 @@ def test_both_counters_equal_the_prediction_in_every_component(family: str) -> N
             assert found.fvcore == found.predicted and found.fvcore_equal and not found.note
 
 
+def test_selections_before_the_decoder_are_counted_where_they_run() -> None:
+    """Those that multiply: inside the text tower, and beside its FFN."""
+    dense, *found = checked("internvl", "dense", "dart", "cdpruner", "merge-nearest")
+    for one in found:
+        assert one.torch_equal and one.fvcore_equal, one.policy
+        assert one.torch["vision"] == dense.torch["vision"]
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl_moe", "gemma3", "aya_vision"])
 def test_torch_equals_the_prediction_where_tracing_falls_short(family: str) -> None:
     for found in checked(family, "dense", "visipruner"):
