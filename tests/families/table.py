@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from planner.spec.config import families, family, role_of
 from tests import tiny
 from tests.integration.test_families_counted import NO_DEFAULTS
-from tests.integration.test_families_equality import ATTACHED, REFUSED, UNCHECKED
+from tests.integration.test_families_equality import ATTACHED, REFUSED
 from tests.integration.test_runtime_equality import FAMILIES as CORE
 from tests.integration.test_runtime_equality import REFUSED as CORE_REFUSED
 from tests.tiny.extra import EXTRA
@@ -78,4 +78,4 @@ def _runtime(name: str) -> str:
         return "equal"
     if name in (*CORE_REFUSED, *REFUSED):
         return "refused"
-    return "not checked" if name in UNCHECKED or role_of(name) == "vlm" else ""
+    return "not checked" if role_of(name) == "vlm" else ""

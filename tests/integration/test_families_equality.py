@@ -23,10 +23,11 @@ from tests.schedules import LAYERS, SCHEDULES
 from tests.tiny.extra import EXTRA
 
 #: Families with layers, attention or inputs that the runtime refuses by name.
-REFUSED = ("gemma4", "kimi_k25", "lfm2_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe")
-#: Families whose own `generate` or wrapping of the decoder the reference cannot follow: nothing is claimed of them.
-UNCHECKED = ("blip-2", "janus")
-ATTACHED = [name for name in EXTRA if name not in (*REFUSED, *UNCHECKED) and tiny.transformers_has(name)]
+REFUSED = (
+    "blip-2", "gemma4", "janus", "kimi_k25", "lfm2_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5",
+    "qwen3_5_moe",
+)  # fmt: skip
+ATTACHED = [name for name in EXTRA if name not in REFUSED and tiny.transformers_has(name)]
 CHOSEN = ("visipruner", "fastv", "prefix-mixed")
 
 

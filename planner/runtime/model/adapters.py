@@ -25,6 +25,14 @@ _OBSTACLES = {
     "linear_key_head_dim": "linear-attention layers",
 }
 
+#: Model types with all parts, whose own way round them a plan would miss.
+_UNFOLLOWED = {
+    "blip-2": "hands its language model other inputs than it is given",
+    "instructblip": "hands its language model other inputs than it is given",
+    "instructblipvideo": "hands its language model other inputs than it is given",
+    "janus": "decodes in a way of its own",
+}
+
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -62,6 +70,11 @@ def find_parts(model: Any) -> Parts:
         )
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{config.model_type} is an encoder-decoder", "Plans apply to decoder-only models")
+    if config.model_type in _UNFOLLOWED:
+        raise UnsupportedModelError(
+            f"{config.model_type} {_UNFOLLOWED[config.model_type]}, so a plan is not known to be right there",
+            "Use another model",
+        )
     text = config.get_text_config()
     visual_ids = tuple(
         dict.fromkeys(int(token) for field in _TOKEN_FIELDS if (token := getattr(config, field, None)) is not None)
