@@ -64,3 +64,15 @@ class BeforeDecoder(Policy):
         if entry.merge == "pixels":
             return None  # what the vision encoder costs is another for every budget
         return SweepLayout((segment(workload, 0, spec.layers, left.astype(kind)),), entry=entry)
+
+
+class ForVideos(BeforeDecoder):
+    """For videos alone: neither proposed nor compared by itself, since calibration does not know what comes."""
+
+    @classmethod
+    def scaled(cls, dropped: float) -> tuple[Policy, ...]:
+        return ()
+
+    @classmethod
+    def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Policy]:
+        return ()
