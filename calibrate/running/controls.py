@@ -1,7 +1,7 @@
 """Controls that stand in every table: how far the dense model agrees with itself, and what it says without a picture.
 
-* **floor**: the dense model in batches of another composition and in another number format. No plan can be asked to
-  agree with the dense model more than that.
+* **floor**: the dense model in batches of another composition and, where its weights have full precision, in another
+  number format. No plan can be asked to agree with the dense model more than that.
 * **blind**: the same questions without their pictures. What is right then, language alone lets guess.
 
 Random pruning and a smaller picture at the plan's cost are policies: `calibrate.deciding.evaluate`.
@@ -24,8 +24,8 @@ from planner.schedule import dense
 
 #: A schedule that changes nothing, of any model.
 _NOTHING = dense(1)
-#: Autocast casts to these: another number format than the weights'.
-_OTHER = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float16, torch.float16: torch.bfloat16}
+#: Autocast casts to these: another number format than the weights'. It cannot mix two half-precision formats.
+_OTHER = {torch.float32: torch.bfloat16}
 
 
 def floor_name(batches: Batches) -> str:
@@ -36,7 +36,7 @@ def floor_name(batches: Batches) -> str:
 
 
 def floor_answers(batches: Batches, max_new_tokens: int) -> list[Answer]:
-    """Dense answers in other batches, from the last sample to the first, under autocast to another number format."""
+    """Dense answers in other batches, from the last sample to the first, in another number format if there is one."""
     again = _again(batches)
     found: dict[int, Answer] = {}
     with _other_format(batches.model):

@@ -12,6 +12,7 @@ from calibrate.inputs.bundled import reference_path
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import identify
 from calibrate.inputs.load import load
+from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.samples import Sample, SampleSet, load_samples
 from calibrate.running import forced
 from calibrate.running.controls import beyond_floor, blind_answers, floor_answers, floor_losses, floor_name
@@ -99,6 +100,15 @@ def test_the_floor_is_the_dense_model_in_other_batches_and_another_number_format
     truth = LossRunner(batches, answer_tokens=4).answers()
     assert sum(a.text == b.text for a, b in zip(found, truth, strict=True)) >= 9, "in the samples' order"
     assert floor_name(batches) == "dense again, batches of 3, bfloat16"
+
+
+def test_the_floor_of_half_precision_weights_keeps_their_format(batches):
+    """Autocast cannot mix two half-precision formats."""
+    half = load(str(PLAIN), LoadOptions(dtype="bfloat16")).model
+    again = Batches(batches.samples, batches.encoder, half, batches.batch_size)
+    assert floor_name(again) == "dense again, batches of 3"
+    assert len(floor_answers(again, 2)) == len(batches.samples)
+    assert floor_losses(LossRunner(again, answer_tokens=2)).mean() <= 0.5
 
 
 def test_the_floor_s_losses_are_those_of_its_answers(batches):

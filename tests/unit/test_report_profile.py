@@ -37,7 +37,9 @@ def test_the_committed_profile_shows_its_probes():
     profile = made.committed()
     found = sections(profile)
     assert [section.name for section in found] == [name for name in SECTIONS if name in profile.probes]
-    assert all(section.findings and section.pictures and section.about for section in found)
+    assert all(section.findings and section.about for section in found)
+    # Where nothing was found there is nothing to draw.
+    assert {section.name for section in found if not section.pictures} <= {"sink_masking", "encoder_sinks"}
 
 
 def test_findings_do_not_depend_on_the_order_of_keys():
