@@ -267,7 +267,7 @@ class _Deciding:
         """What the decision will cost at most, by the time of a dense answer. Most schedules are given up early."""
         runs = self.options.measure * len(look) + LARGEST * len(self.split.certify)
         self.say(
-            f"decide: at most {self.options.measure} schedules on {FIRST} to {len(look)} samples, and {LARGEST} on "
+            f"decide: about {self.options.measure} schedules on {FIRST} to {len(look)} samples, and {LARGEST} on "
             f"{len(self.split.certify)} others: at most {spell_time(runs * sample_s)}, half of that as a rule"
         )
 

@@ -99,7 +99,7 @@ class Search:
 
     Args:
         limit: the largest expected loss that may be shipped. The search aims at half of it.
-        measure: schedules that may be executed.
+        measure: schedules after which no further one is tried; parts of the one at hand, and rungs, run beside them.
         progress: told what was tried.
 
     Attributes:

@@ -77,7 +77,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     type=click.IntRange(1),
     default=MEASURE,
     show_default=True,
-    help="Most schedules that the search may execute.",
+    help="Schedules after which the search ends; what the ladder needs beside them is executed too.",
 )
 @click.option("--profile-only", is_flag=True, help="Measure only; decide on no plan.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its state in --out.")
