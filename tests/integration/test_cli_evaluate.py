@@ -43,10 +43,12 @@ def test_policies_stand_beside_the_plan_at_its_cost(plan_path):
 
 
 def test_a_metric_of_ones_own_that_raises_is_named_with_its_sample(plan_path, tmp_path, monkeypatch):
-    (tmp_path / "scoring.py").write_text("def score(answer, accepted):\n    return 1 / 0\n")
+    (tmp_path / "dividing_by_zero.py").write_text("def score(answer, accepted):\n    return 1 / 0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(InputError, match=r"the metric scoring:score fails on .*test\.jsonl:\d+: ZeroDivisionError"):
-        run(plan_path, "--num-samples", 2, "--rounds", 0, "--metric", "scoring:score")
+    with pytest.raises(
+        InputError, match=r"the metric dividing_by_zero:score fails on .*test\.jsonl:\d+: ZeroDivisionError"
+    ):
+        run(plan_path, "--num-samples", 2, "--rounds", 0, "--metric", "dividing_by_zero:score")
     with pytest.raises(InputError, match="no metric is called 'exakt'"):
         run(plan_path, "--metric", "exakt")
 
