@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from planner.profiles.reference.train.packing import Packer
 from planner.profiles.reference.train.pretrained import base as base_module
 from planner.profiles.reference.train.pretrained import sprites as sprites_module
-from planner.profiles.reference.train.pretrained.__main__ import main
+from planner.profiles.reference.train.pretrained.__main__ import main, rebuild_command
 from planner.profiles.reference.train.pretrained.base import BaseModelError, read_gguf, sha256, take_gguf
 from planner.profiles.reference.train.pretrained.build import PROMPT, Delta, build_config, build_processor, save_folder
 from planner.profiles.reference.train.pretrained.compose import VISUAL_TOKENS, paint
@@ -31,6 +31,7 @@ from planner.profiles.reference.train.pretrained.vocabulary import CLASSES, STYL
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from calibrate.inputs.bundled import REBUILT
 from tests.tiny_base import write_tiny_gguf
 
 
@@ -128,6 +129,11 @@ def test_judging_says_what_greedy_decoding_would(gguf_file, sprites, tmp_path: P
         expected = tokenizer(f" {verdict.row.answer}")["input_ids"][:1]
         assert (verdict.tokens > 0) >= (ids[:1] == expected)
     assert len(judge(student, tokenizer, rows, None)) == len(rows)
+
+
+def test_the_model_is_rebuilt_where_its_name_looks_for_it() -> None:
+    out = next(parameter for parameter in rebuild_command.params if parameter.name == "out")
+    assert out.default == REBUILT
 
 
 def test_look_alikes_are_the_nearest_drawings_and_each_thing_has_one(sprites, tmp_path: Path) -> None:

@@ -233,6 +233,20 @@ def test_what_changes_the_encoder_changes_the_key() -> None:
     assert (cache.hits, cache.misses, len(cache)) == (0, 3, 3)
 
 
+def test_a_cache_that_a_plan_cannot_use_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A selection before the decoder leaves nothing to keep; what it computes is what it computes without a cache."""
+    model, cache, inputs = tiny.model("llava", layers=LAYERS), ImageCache(), tiny.inputs("llava")
+    with attach(model, SCHEDULES["visipruner"], image_cache=cache):
+        pass
+    assert not caplog.records
+    with attach(model, SCHEDULES["prellm"]):
+        expected = logits(model, inputs)
+    with attach(model, SCHEDULES["prellm"], image_cache=cache):
+        found = logits(model, inputs)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["the image cache stays empty"]
+    assert len(cache) == 0 and torch.equal(found, expected)
+
+
 def test_a_cache_holds_something() -> None:
     with pytest.raises(InputError, match="holds nothing"):
         ImageCache(max_bytes=0)

@@ -4,6 +4,7 @@ them when a prompt arrives.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ from planner.runtime.model.fingerprint import model_fingerprint
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.rows import Rows
 from planner.schedule import Schedule
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,8 @@ class StreamLookup:
         self.parts, self.stream, self.cache = parts, stream, cache
         self.extent = StreamExtent.of(schedule, len(deepstack))
         self._model = ""
+        if cache is not None and not self.extent.depth:
+            _log.warning("the image cache stays empty: this plan has no shallow layers that depend on an image alone")
         if stream is None:
             return
         if cache is not None:
