@@ -98,6 +98,8 @@ class Objective:
         timed = self.minimise in ("prefill-ms", "latency") or self.max_latency_ms is not None
         if timed and self.hardware is None:
             raise InputError("a time needs hardware", "Give --hardware NAME (`plan ls hardware`) or measured")
+        if self.hardware is not None and not self.measured:
+            hardware(self.hardware)  # refuses a row that is not there before anything is measured
 
     @property
     def measured(self) -> bool:

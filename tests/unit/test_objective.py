@@ -61,6 +61,7 @@ def test_the_share_is_of_what_is_minimised(quantity: str) -> None:
         ({"max_kv_mb": -1}, "--max-kv-mb -1"),
         ({"max_latency_ms": 5}, "a time needs hardware"),
         ({"minimise": "latency"}, "a time needs hardware"),
+        ({"hardware": "nope", "max_latency_ms": 5}, "no hardware row or file 'nope'"),
         ({"portable": "vlm"}, "no engine 'vlm'"),
         ({"questions": 0}, "0 questions"),
     ],
