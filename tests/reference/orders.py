@@ -76,7 +76,15 @@ def _determinantal(cosine: Tensor, unit: Tensor, question: Tensor, count: int) -
     relevance = (toward - toward.min() + 1e-6) / (toward.max() - toward.min())
     kernel = relevance[:, None] * cosine * relevance[None]
     chosen: list[int] = []
+    spanning: list[int] = []  # those that have a volume of their own
     for _ in range(count):
         rest = [i for i in range(len(kernel)) if i not in chosen]
-        chosen.append(max(rest, key=lambda i: float(torch.linalg.det(kernel[[*chosen, i]][:, [*chosen, i]]))))
+        volume = float(torch.linalg.det(kernel[spanning][:, spanning])) if spanning else 1.0
+        gains = {i: float(torch.linalg.det(kernel[[*spanning, i]][:, [*spanning, i]])) / volume for i in rest}
+        # What is a millionth of a token's own relevance is nothing: it is like those that are chosen.
+        gains = {i: gain if gain > 1e-6 * float(relevance[i]) ** 2 else 0.0 for i, gain in gains.items()}
+        largest = max(gains.values())
+        best = min(i for i, gain in gains.items() if gain >= largest * (1 - 1e-6))
+        chosen.append(best)
+        spanning += [best] if gains[best] > 0 else []
     return chosen
