@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,14 +61,23 @@ class SampleSet(Sequence[Sample]):
     def choose(self, count: int | None, seed: int = 0) -> SampleSet:
         """`count` samples drawn and ordered by `seed`; all of them when `count` is None or there are no more.
 
+        Fewer than all are spread over the pictures: no picture is asked about twice before each is asked about once,
+        since samples about one picture are not independent and a proof counts one of them.
+
         Raises:
             SampleError: `count` is below 1.
         """
         if count is not None and count < 1:
             raise SampleError(f"{count} samples were asked for", "Ask for at least one")
-        count = min(count or len(self.samples), len(self.samples))
-        chosen = random.Random(seed).sample(range(len(self.samples)), count)
-        return SampleSet(tuple(self.samples[i] for i in chosen), self.source)
+        drawn = random.Random(seed).sample(self.samples, len(self.samples))
+        if count is not None and count < len(drawn):
+            asked: Counter[tuple[Path, ...]] = Counter()
+            turns = []
+            for sample in drawn:
+                turns.append(asked[sample.images])
+                asked[sample.images] += 1
+            drawn = [drawn[i] for i in sorted(range(len(drawn)), key=turns.__getitem__)[:count]]
+        return SampleSet(tuple(drawn), self.source)
 
 
 def check_answers(samples: SampleSet) -> None:

@@ -109,7 +109,7 @@ def test_judging_says_what_greedy_decoding_would(gguf_file, sprites, tmp_path: P
     path, _ = gguf_file
     student, _ = student_of(path, torch.float32)
     tokenizer = build_processor(read_gguf(path)).tokenizer
-    rows = draw_set("tiny", SetPlan(3, STYLES, 0), sprites, tmp_path)
+    rows = draw_set("tiny", SetPlan(3, 4, STYLES, 0), sprites, tmp_path)
     pictures = {name: picture / 255 for name, picture in load_pictures(rows, tmp_path).items()}
     # What the model would say itself is right by definition, anything else wrong.
     packer = Packer(tokenizer, PROMPT, VISUAL_TOKENS)
@@ -157,7 +157,7 @@ def test_a_few_steps_train_resume_and_rebuild(gguf_file, sprites, tmp_path: Path
     drawn = tmp_path / "sprites.safetensors"
     save_file({"sprites": sprites}, drawn, metadata={"classes": " ".join(c.name for c in CLASSES)})
     for name in ("calibration", "evaluation", "held_out"):
-        draw_set(name, SetPlan(2, STYLES, 1), sprites, tmp_path / "shipped")
+        draw_set(name, SetPlan(2, 4, STYLES, 1), sprites, tmp_path / "shipped")
     common = ["--wheel", str(path), "--sprites", str(drawn), "--samples", str(tmp_path / "shipped"), "--device", "cpu"]
     common += ["--tower-batch", "2", "--language-batch", "1", "--tower-steps", "3", "--judge-pictures", "2"]
 

@@ -102,6 +102,14 @@ def test_choice_follows_the_seed(folder):
         samples.choose(0)
 
 
+def test_a_choice_asks_about_every_picture_before_it_asks_twice(folder):
+    asked = [{"image": name, "prompt": f"{name} {i}"} for name in ("a.png", "b.png", "c.jpg") for i in range(5)]
+    samples = load_samples(write(folder, *asked))
+    for seed in range(5):
+        pictures = [s.images[0].name for s in samples.choose(8, seed)]
+        assert len(set(pictures[:3])) == len(set(pictures[3:6])) == 3 and len(set(pictures[6:])) == 2
+
+
 def test_digest_is_of_content_not_of_paths(folder, tmp_path_factory):
     entries = [{"image": "a.png", "prompt": "x", "answer": "red"}, {"image": "b.png", "prompt": "y"}]
     digest = load_samples(write(folder, *entries)).digest

@@ -89,8 +89,9 @@ Pictures are painted while training; none is stored. {seconds:,} seconds in all 
 
 A line is `{{"image", "prompt", "answer", "kind", "style", "objects", "object_size"}}`: kind of question, style of
 drawing, number of things in the picture, and side in pixels of the thing asked about (0 where it is about none or
-several). Four questions a picture, all kinds equally often, as many "yes" as "no". `pairs.jsonl` has twelve pairs of
-things that look alike, each thing in all five styles, at one place of one picture: what tells meaning from appearance.
+several). Two questions a picture to calibrate on, four in the other sets; all kinds equally often, as many "yes" as
+"no". `pairs.jsonl` has twelve pairs of things that look alike, each thing in all five styles, at one place of one
+picture: what tells meaning from appearance.
 
 ## Licences
 

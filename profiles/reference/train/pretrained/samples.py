@@ -1,7 +1,8 @@
 """Draw the sample sets: pictures, questions and answers, as files.
 
-Decisions: four questions a picture; all kinds of questions equally often; as many "yes" as "no"; the held-out style
-has a set of its own. Pictures are WebP at high quality, some three kilobytes each.
+Decisions: two questions a picture to calibrate on, since a proof counts one a picture, else four; all kinds of
+questions equally often; as many "yes" as "no"; the held-out style has a set of its own. Pictures are WebP at high
+quality, some three kilobytes each.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ from .layout import draw_layout
 from .questions import Asker, Question
 from .vocabulary import HELD_OUT_STYLE, QUESTION_KINDS, STYLES, TRAINED_STYLES
 
-PER_PICTURE = 4
 QUALITY = 90
 TRIES = 12
 
 
 @dataclass(frozen=True)
 class SetPlan:
-    """One sample set: number of pictures, styles, seed."""
+    """One sample set: number of pictures, questions about each, styles, seed."""
 
     pictures: int
+    questions: int
     styles: tuple[str, ...]
     seed: int
 
 
 SETS = {
-    "calibration": SetPlan(160, TRAINED_STYLES, 101),
-    "evaluation": SetPlan(300, TRAINED_STYLES, 102),
-    "held_out": SetPlan(100, (HELD_OUT_STYLE,), 103),
+    "calibration": SetPlan(320, 2, TRAINED_STYLES, 101),
+    "evaluation": SetPlan(300, 4, TRAINED_STYLES, 102),
+    "held_out": SetPlan(100, 4, (HELD_OUT_STYLE,), 103),
 }
 
 
@@ -63,13 +64,13 @@ class _Balance:
         self.kinds: Counter[str] = Counter()
         self.said: Counter[str] = Counter()
 
-    def take(self, asker: Asker, rng: np.random.Generator) -> list[Question]:
+    def take(self, asker: Asker, questions: int, rng: np.random.Generator) -> list[Question]:
         """Questions about one picture, each of another kind."""
         order = sorted(QUESTION_KINDS, key=lambda kind: (self.kinds[kind], rng.random()))
         chosen: list[Question] = []
         for kind in order:
             question = self._wanted(asker, kind)
-            if question is not None and len(chosen) < PER_PICTURE:
+            if question is not None and len(chosen) < questions:
                 chosen.append(question)
                 self.kinds[kind] += 1
                 self.said[question.answer] += 1
@@ -97,7 +98,7 @@ def draw_set(name: str, plan: SetPlan, sprites: Tensor, folder: Path) -> list[Ro
         path = f"images/{name}/{number}.webp"
         Image.fromarray(picture).save(folder / path, quality=QUALITY, method=6)
         style, amount = STYLES[layout.styles[number]], int(layout.amount[number])
-        for asked in balance.take(Asker(layout, number, rng), rng):
+        for asked in balance.take(Asker(layout, number, rng), plan.questions, rng):
             rows.append(Row(path, asked.prompt, asked.answer, asked.kind, style, amount, round(asked.size)))
     text = "".join(json.dumps(asdict(row)) + "\n" for row in rows)
     (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
