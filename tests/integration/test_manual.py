@@ -53,6 +53,9 @@ def understood(line: str) -> None:
 def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for line in commands(page):
+        for word in shlex.split(line, comments=True):
+            if word.startswith(("profiles/", "reports/")) and ">" not in line:
+                assert (ROOT / word).exists(), f"{page.name}: {line}"
         try:
             understood(line)
         except click.ClickException as error:
