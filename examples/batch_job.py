@@ -2,8 +2,8 @@
 
     python examples/batch_job.py SAMPLES ANSWERS [PLAN] [MODEL]
 
-A line of SAMPLES is {"image": path, "prompt": text}. Lines that ANSWERS holds already are not asked again, so that a job
-that was stopped goes on.
+A line of SAMPLES is {"image": path, "prompt": text}. Lines that ANSWERS holds already are not asked again, so that a
+job that was stopped goes on.
 """
 
 from __future__ import annotations
