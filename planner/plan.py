@@ -100,7 +100,7 @@ class Plan(Document):
 
     KIND: ClassVar[str] = "plan"
     DIGEST_FIELD: ClassVar[str] = "plan_sha256"
-    REMAKE: ClassVar[str] = "Plans are not edited: make a new one with `plan export` or `plan calibrate`"
+    REMAKE: ClassVar[str] = "Plans are not edited: make a new one with `plan freeze` or `plan calibrate`"
     SCHEMA_VERSION: ClassVar[int] = 2
     UPGRADES: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _with_evidence_upgraded}
 

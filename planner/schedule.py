@@ -156,6 +156,21 @@ class Select(_Frozen):
             raise ValueError(f"probe computes one query row, which cannot give the score '{self.rank_by}'")
         return self
 
+    @property
+    def in_words(self) -> str:
+        """What it does, a phrase."""
+        if self.rank_by == "none":
+            return "drop the image" if self.of == "visual" else "drop the context"
+        keep = self.keep
+        if isinstance(keep, Count):
+            amount = f"keep {keep.count:g}"
+        elif isinstance(keep, Fraction):
+            amount = f"keep {keep.fraction:.3g} of them"
+        else:
+            amount = f"keep score >= {keep.threshold:g}{' of |O|' if keep.relative else ''}, at most {keep.at_most}"
+        what = "" if self.of == "visual" else " context tokens"
+        return f"{amount}{what} by {self.rank_by}{' (probe)' if self.probe else ''}"
+
 
 class Redistribute(_Frozen):
     """Move attention weight from visual sink tokens to the other visual tokens in image-centric heads (VAR).

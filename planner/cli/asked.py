@@ -92,7 +92,7 @@ _WHAT_IS_SAVED: tuple[Callable[[Any], Any], ...] = (
         "--hardware",
         help="Where times are estimated: a row of `plan ls hardware`; measured: prefills on this machine.",
     ),
-    click.option("--portable", help="Only what this engine can run: vllm."),
+    click.option("--portable", help="Only what this engine can carry: vllm, openvino, trt-edge, llamacpp."),
     click.option(
         "--questions",
         type=click.IntRange(1),

@@ -10,7 +10,10 @@ from tabulate import tabulate
 
 #: Columns of words; numbers stand on the right.
 _TEXT_COLUMNS = frozenset(
-    {"policy", "", "layers", "image sees image", "text sees image", "decoding sees", "then", "rung", "kind of question"}
+    {
+        *("policy", "", "layers", "image sees image", "text sees image", "decoding sees", "then"),
+        *("rung", "kind of question", "engine", "carries it", "why"),
+    }
 )
 #: Letters of a first column in plain text; longer spellings go on in the next line.
 FOLD = 48
