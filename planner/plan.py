@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from planner.document import Document
 from planner.errors import PlanMismatchError
 from planner.evidence import Evidence, upgraded
+from planner.hub import local
 from planner.profile import Json, ModelIdentity, without_absent
 from planner.schedule import Schedule, dense
 from planner.weights import compare
@@ -266,11 +267,14 @@ def predict(spec: ModelSpec, workload: Workload, schedule: Schedule, convention:
 def load_plan(path: str | Path) -> Plan:
     """Read a plan and check that it is whole.
 
+    Args:
+        path: a file, or ``hf://user/repo@revision`` on the Hugging Face Hub.
+
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or had from the hub.
         PlanError: it is not a plan, was edited, or is of a newer schema; the message says which and what to do.
     """
-    return Plan.load(path)
+    return Plan.load(local(path))
 
 
 def created_with(packages: Sequence[str] = ("vlm-planner", "torch", "transformers", "numpy")) -> dict[str, str]:

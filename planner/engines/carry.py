@@ -59,7 +59,7 @@ def carried(engine: Engine, schedule: Schedule, spec: ModelSpec, visual: int | N
         return Carried(engine, "no", (f"it works inside the decoder, where {engine.rigid}",))
     if entry is None:
         return Carried(engine, "exact", (), engine.routes[0])
-    tried = [(route, tuple(_against(route, entry, spec, visual))) for route in engine.routes]
+    tried = [(route, tuple(_against(route, schedule, entry, spec, visual))) for route in engine.routes]
     route, against = min(tried, key=lambda one: len(one[1]))  # the first that takes it, or most of it
     if against:
         return Carried(engine, "no", against)
@@ -82,7 +82,7 @@ def _stage_text(stage: Stage) -> str:
     return f"{layers} {' and '.join(rules)}" if rules else ""
 
 
-def _against(route: Route, entry: Select, spec: ModelSpec, visual: int | None) -> Iterator[str]:
+def _against(route: Route, schedule: Schedule, entry: Select, spec: ModelSpec, visual: int | None) -> Iterator[str]:
     """Why a route cannot be taken."""
     if route.rank_by and entry.rank_by not in route.rank_by:
         yield f"{route.name} does not choose tokens by '{entry.rank_by}'"
@@ -90,6 +90,8 @@ def _against(route: Route, entry: Select, spec: ModelSpec, visual: int | None) -
         yield f"{route.name} does not merge what it drops as '{entry.merge}' does"
     if route.per and entry.per == "tile" and "tile" not in route.per:
         yield f"{route.name} has no budget for each tile"
+    if route.only_positions and route.positions != schedule.positions:
+        yield f"positions of '{spec.family}' cannot be {schedule.positions} there"
     if route.families and spec.family not in route.families:
         yield f"{route.name} does not know '{spec.family}' (but {', '.join(route.families)})"
     if route.image_rules and (spec.images is None or spec.images.kind not in route.image_rules):
@@ -115,7 +117,7 @@ def _differs(route: Route, entry: Select, schedule: Schedule, visual: int | None
     if route.positions is not None and route.positions != schedule.positions:
         yield f"positions are {route.positions}; the plan was made with {schedule.positions} ones"
     if route.per and entry.per not in route.per:
-        yield "each of several pictures in a prompt gets the budget; the plan has one for all"
+        yield route.several
     if route.step is not None:
         exact = dropped(entry, visual)
         if isinstance(entry.keep, Count):

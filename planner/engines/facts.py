@@ -33,7 +33,9 @@ class Route(_Fact):
         families, image_rules: model types, and kinds of `planner.spec.facts.ImageRule`, that it works with; any where
             there are none.
         rank_by, merge, per: what an entry may ask for; anything where there are none.
-        positions: of the tokens that are left; None: as the plan has them.
+        several: what becomes of several pictures where a plan has one budget for the prompt, and that is not in `per`.
+        positions: of the tokens that are left; None: as the plan has them. `only_positions`: a plan with others is not
+            taken.
         step: the budget is a share of the tokens, in multiples of this; None where it takes numbers too.
         limit: the budget is a limit on the tokens of a picture, which smaller ones do not reach.
         differs: what is not as the plan has it, whatever the plan.
@@ -50,7 +52,9 @@ class Route(_Fact):
     rank_by: tuple[RankBy, ...] = ()
     merge: tuple[Merge, ...] = ()
     per: tuple[Literal["prompt", "picture", "tile"], ...] = ()
+    several: str = "each of several pictures in a prompt gets the budget; the plan has one for all"
     positions: Literal["original", "packed"] | None = None
+    only_positions: bool = False
     step: Annotated[float, Field(gt=0, lt=1)] | None = None
     limit: bool = False
     differs: tuple[str, ...] = ()

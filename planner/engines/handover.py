@@ -56,8 +56,8 @@ def hand_over(plan: Plan, engine: Engine, path: str | Path = "plan.json") -> Han
         path: where the engine will find the plan, if it reads it.
 
     Raises:
-        PlanMismatchError: the plan changes nothing, or the engine cannot carry it. Then what would be lost is named, and the nearest plan of the
-            same search that it can carry, with what was measured of it.
+        PlanMismatchError: the plan changes nothing, or the engine cannot carry it. Then what would be lost is named,
+            and the nearest plan of the same search that it can carry, with what was measured of it.
     """
     schedule = plan.decision.schedule
     if schedule.empty:

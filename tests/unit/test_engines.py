@@ -28,8 +28,9 @@ AS_VLLM = "per=picture,positions=packed"
 #: A plan for every route of every engine but transformers, which takes any.
 TAKEN = {
     ("vllm", 0): ("llava-1.5-7b", f"diverse:keep=0.25,{AS_VLLM}"),
-    ("vllm", 1): ("qwen2.5-vl-7b", "evs:keep=0.25,per=picture"),
-    ("vllm", 2): ("qwen2.5-vl-7b", "vidcom2:keep=0.25,per=picture"),
+    ("vllm", 1): ("qwen2.5-vl-7b", "diverse:keep=0.25,per=picture"),
+    ("vllm", 2): ("qwen2.5-vl-7b", "evs:keep=0.25,per=picture"),
+    ("vllm", 3): ("qwen2.5-vl-7b", "vidcom2:keep=0.25,per=picture"),
     ("openvino", 0): ("qwen2.5-vl-7b", f"cdpruner:keep=0.25,{AS_VLLM}"),
     ("openvino", 1): ("qwen3-vl-8b", f"cdpruner:keep=0.25,{AS_VLLM}"),
     ("trt-edge", 0): ("qwen2.5-vl-7b", "dart:keep=0.25,pivots=6,per=picture"),
@@ -102,15 +103,25 @@ def test_vllm_carries_exactly_what_it_does() -> None:
 def test_what_differs_makes_it_approximate() -> None:
     told = hand_over(plan_for("llava-1.5-7b", "diverse:keep=0.25"), engine("vllm"))
     assert told.portable == "approximate"
-    assert ["positions" in told.lost[0], "several pictures" in told.lost[1], len(told.lost)] == [True, True, 2]
+    assert ["positions" in told.lost[0], "more than one picture" in told.lost[1], len(told.lost)] == [True, True, 2]
 
 
 @pytest.mark.parametrize(
     "policy",
-    [f"cdpruner:keep=0.25,{AS_VLLM}", f"diverse:keep=0.25,per=tile,{AS_VLLM.split(',')[1]}", "blind", "fastv"],
+    [f"{name}:keep=0.25,{AS_VLLM}" for name in ("cdpruner", "prellm", "vispruner", "evs")]
+    + ["blind", "random", "fastv"],
 )
 def test_what_vllm_cannot_do(policy: str) -> None:
     assert level("vllm", "llava-1.5-7b", policy) == "no"
+
+
+def test_positions_on_several_axes_cannot_be_packed() -> None:
+    assert level("vllm", "qwen2.5-vl-7b", "diverse:keep=0.25,per=picture") == "exact"
+    assert level("vllm", "qwen2.5-vl-7b", f"diverse:keep=0.25,{AS_VLLM}") == "no"
+
+
+def test_an_engine_without_tiles_has_no_budget_for_each() -> None:
+    assert level("trt-edge", "qwen2.5-vl-7b", "dart:keep=0.25,per=tile") == "no"
 
 
 @pytest.mark.parametrize("name", engine_names())
@@ -180,16 +191,16 @@ def measured(rungs: list[Rung], front: list[tuple[str, float, float]]) -> Eviden
 def test_the_nearest_plan_is_the_cheapest_that_was_proven() -> None:
     rungs = [
         rung("diverse:keep=0.5", 0.5, 0.0, True),
-        rung("prellm:keep=0.25", 0.3, 0.01, True),
+        rung("dart:keep=0.25", 0.3, 0.01, True),
         rung(INSIDE, 0.2, 0.01, True),
         rung("dart:keep=0.1", 0.1, 0.03, False),
     ]
     front = [("diverse:keep=0.06", 0.08, 0.015), ("nonsense:k=1", 0.01, 0.0)]
     made = plan_for("llava-1.5-7b", INSIDE, measured(rungs, front))
     found = nearest(made, engine("vllm"))
-    assert found is not None and found.policy == "prellm:keep=0.25" and found.proven
+    assert found is not None and found.policy == "dart:keep=0.25" and found.proven
     assert "0.300 of dense decoder FLOPs, mean loss 0.0100 on 213 samples" in found.evidence
-    with pytest.raises(PlanMismatchError, match=r"prellm:keep=0\.25: 0\.300 of dense decoder FLOPs.*`plan freeze"):
+    with pytest.raises(PlanMismatchError, match=r"dart:keep=0\.25: 0\.300 of dense decoder FLOPs.*`plan freeze"):
         hand_over(made, engine("vllm"))
 
 
@@ -208,7 +219,7 @@ def test_the_search_measures_what_the_engine_will_do() -> None:
     costing = Costing(SPEC, profile_workload(planted_profile(), 8), Objective(portable="vllm"))
     space = Space(planted_profile(), costing)
     policies = [one.policy for family in space.families for one in family.members]
-    assert {type(policy) for policy in policies} > {policy_class("diverse"), policy_class("prellm")}
+    assert {type(policy) for policy in policies} > {policy_class("diverse"), policy_class("dart")}
     for one in (one for family in space.families for one in family.members):
         assert one.schedule.positions == "packed" and one.schedule.entry is not None
         assert carried(engine("vllm"), one.schedule, SPEC).level == "exact"
