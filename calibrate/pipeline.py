@@ -11,7 +11,8 @@ from typing import Any
 
 from calibrate.deciding.decide import Certify, ChosenPlan, Effort, decide
 from calibrate.deciding.demand import Demand
-from calibrate.deciding.evaluate import Evaluation, evaluate
+from calibrate.deciding.evaluate import evaluate
+from calibrate.deciding.executed import Evaluation
 from calibrate.deciding.halving import FIRST
 from calibrate.deciding.ladder import LARGEST
 from calibrate.deciding.objective import Objective

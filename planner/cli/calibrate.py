@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.asked import MEASURE, asked
-from planner.cli.options import loading, sampling
+from planner.cli.options import loading, sampling, shard_of
 
 if TYPE_CHECKING:
     from calibrate.deciding.demand import Demand
@@ -19,13 +19,6 @@ if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
     from calibrate.pipeline import Options, Outcome
     from planner.plan import Plan
-
-
-def _shard(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
-    index, slash, count = value.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()):
-        raise click.BadParameter("expected i/n, such as 0/4")
-    return int(index), int(count)
 
 
 def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -87,7 +80,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     "--shard",
     default="0/1",
     show_default=True,
-    callback=_shard,
+    callback=shard_of,
     help="Measure part i of n only; unite the parts with `plan merge`.",
 )
 @click.option(
