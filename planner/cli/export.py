@@ -14,9 +14,9 @@ import click
 def command(plan_path: Path, name: str, out: Path | None) -> None:
     """Hand a plan to an inference engine.
 
-    Writes a JSON document that says how the engine is told (flags, environment, plugin, versions) and what is lost on
-    the way. The ready command goes to stdout. A plan that the engine cannot carry is refused; the nearest one that it
-    can is named, if one was measured.
+    Writes a JSON document that says how the engine is told of PLAN (flags, environment, plugin, versions) and what is
+    lost on the way. The ready command goes to stdout. A plan that the engine cannot carry is refused; the nearest one
+    that it can is named, if one was measured.
     """
     from planner.engines import engine, hand_over
     from planner.plan import load_plan

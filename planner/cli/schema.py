@@ -10,9 +10,9 @@ import click
     "document", metavar="[plan|profile|export]", type=click.Choice(["plan", "profile", "export"]), default="plan"
 )
 def command(document: str) -> None:
-    """Print the JSON Schema of a plan, a profile or what `plan export` writes.
+    """Print the JSON Schema of a plan, profile or export.
 
-    The default is that of a plan.
+    The default is that of a plan; an export is what `plan export` writes.
     """
     from planner.document import Document, canonical
     from planner.engines import Handover
