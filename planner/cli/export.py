@@ -19,10 +19,11 @@ def command(plan_path: Path, name: str, out: Path | None) -> None:
     that it can is named, if one was measured.
     """
     from planner.engines import engine, hand_over
+    from planner.hub import reference
     from planner.plan import load_plan
     from planner.text import printable
 
-    told = hand_over(load_plan(plan_path), engine(name), plan_path)
+    told = hand_over(load_plan(plan_path), engine(name), str(reference(plan_path) or plan_path))
     target = Path(f"{name}.json") if out is None else out
     told.save(target)
     click.echo(told.command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from planner.engines.facts import Engine, Level, Route, engine, engine_names
 from planner.errors import PlannerError
-from planner.schedule import Count, Fraction, Schedule, Select, Stage, kept
+from planner.schedule import Count, Fraction, Schedule, Select, Stage, Threshold, kept
 from planner.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ def carried(engine: Engine, schedule: Schedule, spec: ModelSpec, visual: int | N
             way round.
     """
     entry = schedule.entry
-    if engine.rigid and not schedule.before_decoder:
-        return Carried(engine, "no", (f"it works inside the decoder, where {engine.rigid}",))
-    if entry is None:
+    if not engine.rigid or schedule.empty:
         return Carried(engine, "exact", (), engine.routes[0])
+    if entry is None or not schedule.before_decoder:
+        return Carried(engine, "no", (f"it works inside the decoder, where {engine.rigid}",))
     tried = [(route, tuple(_against(route, schedule, entry, spec, visual))) for route in engine.routes]
     route, against = min(tried, key=lambda one: len(one[1]))  # the first that takes it, or most of it
     if against:
@@ -96,9 +96,8 @@ def _against(route: Route, schedule: Schedule, entry: Select, spec: ModelSpec, v
         yield f"{route.name} does not know '{spec.family}' (but {', '.join(route.families)})"
     if route.image_rules and (spec.images is None or spec.images.kind not in route.image_rules):
         yield f"pictures of '{spec.family}' have one size or are cut into tiles"
-    if not isinstance(entry.keep, Count | Fraction) or (isinstance(entry.keep, Count) and entry.keep.count == 0):
-        if route.rank_by:
-            yield "how many tokens stay must be known beforehand, and be at least one"
+    if isinstance(entry.keep, Threshold):
+        yield "how many tokens stay must be known beforehand"
     elif route.step is not None:
         yield from _no_share(route.step, entry, visual)
     elif route.limit and not visual:
@@ -125,7 +124,7 @@ def _differs(route: Route, entry: Select, schedule: Schedule, visual: int | None
         if abs(stepped(exact, route.step) - exact) > 1e-9:
             yield f"the share that is dropped, {exact:.4g}, becomes {stepped(exact, route.step):.4g}"
     if route.limit:
-        yield "it is a limit: smaller pictures keep all their tokens"
+        yield "it is a limit, of as many tokens as the mean prompt keeps: smaller pictures keep all theirs"
 
 
 def dropped(entry: Select, visual: int | None) -> float:

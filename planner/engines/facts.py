@@ -78,7 +78,7 @@ class Engine(_Fact):
     Attributes:
         name, title: on the command line, and in sentences.
         package: what `Route.versions` are versions of.
-        rigid: why its decoder's layers cannot be told apart, a clause; empty where they can.
+        rigid: why its decoder's layers cannot be told apart, a clause; empty where they can, and any schedule runs.
         routes: in the order in which they are tried.
         sources: where the facts are from.
     """

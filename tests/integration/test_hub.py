@@ -70,6 +70,9 @@ def test_a_plan_goes_to_the_hub_and_comes_back(hub: FakeHub, made: Plan, tmp_pat
         done = run(here, name, f"hf://team/plans@{first}", *rest)
         assert done.returncode == 0, (verb, done.stderr)
 
+    told = json.loads((tmp_path / "vllm.json").read_text())
+    assert told["environment"] == {"VLM_PLAN": f"hf://team/plans@{first}"}
+
     pulled = tmp_path / "pulled"
     done = run(here, "pull", f"team/plans@{first}", "-o", pulled / "plan.json", "--profile", pulled / "profile.json")
     assert done.returncode == 0, done.stderr
