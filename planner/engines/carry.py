@@ -86,8 +86,8 @@ def _against(route: Route, schedule: Schedule, entry: Select, spec: ModelSpec, v
     """Why a route cannot be taken."""
     if route.rank_by and entry.rank_by not in route.rank_by:
         yield f"{route.name} does not choose tokens by '{entry.rank_by}'"
-    if route.merge and entry.merge not in route.merge:
-        yield f"{route.name} does not merge what it drops as '{entry.merge}' does"
+    elif route.merge and entry.merge not in route.merge:
+        yield f"{route.name} knows no merge={entry.merge}"
     if route.per and entry.per == "tile" and "tile" not in route.per:
         yield f"{route.name} has no budget for each tile"
     if route.only_positions and route.positions != schedule.positions:

@@ -38,8 +38,8 @@ def describe(plan: Plan, fmt: str = "table") -> str:
         parts.append(promised(plan.evidence, plan.decision.policy))
     parts.append(stages_table(plan.decision.schedule, fmt))
     parts.append(stage_legend(plan.decision.schedule))
-    if not plan.decision.schedule.empty and portability(plan):
-        parts.append(engines_table(plan, fmt))
+    if engines := engine_rows(plan):
+        parts.append(engines_table(engines, fmt))
     parts.extend(prediction_table(prediction, fmt) for prediction in plan.prediction)
     if plan.evidence is None:
         parts.append("No evidence: this plan's accuracy was not measured. `plan calibrate` measures it.")
@@ -84,14 +84,18 @@ def stage_legend(schedule: Schedule) -> str:
     return "; ".join(f"{value}: {meaning}" for value, meaning in STAGE_VALUES.items() if value in shown) + "."
 
 
-def engines_table(plan: Plan, fmt: str = "table") -> str:
-    """What each engine can carry of the plan, and why not more."""
-    rows = [[one.engine.name, one.level, _clauses(one.why, fmt)] for one in portability(plan)]
+def engines_table(rows: list[list[str]], fmt: str = "table") -> str:
+    """What each engine can carry of a plan, and why not more."""
+    if fmt == "table":
+        rows = [[name, level, "\n".join(wrap(why, WHY_WIDTH))] for name, level, why in rows]
     return "Portable (`plan export PLAN --to ENGINE` says how)\n\n" + table(ENGINE_HEADERS, rows, fmt)
 
 
-def _clauses(why: tuple[str, ...], fmt: str) -> str:
-    return "<br>".join(why) if fmt == "md" else "\n".join(line for one in why for line in wrap(one, WHY_WIDTH))
+def engine_rows(plan: Plan) -> list[list[str]]:
+    """Cells under `ENGINE_HEADERS`; none of a plan that changes nothing, which any engine carries."""
+    if plan.decision.schedule.empty:
+        return []
+    return [[one.engine.name, one.level, "; ".join(one.why)] for one in portability(plan)]
 
 
 def prediction_table(prediction: Prediction, fmt: str = "table") -> str:
