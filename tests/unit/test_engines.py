@@ -12,7 +12,7 @@ from calibrate.deciding.objective import Costing, Objective, profile_workload
 from calibrate.deciding.space import Space
 from planner.cli import cli
 from planner.engines import Handover, carried, engine, engine_names, hand_over, nearest, portability
-from planner.errors import InputError, PlanMismatchError
+from planner.errors import InputError, PlanError, PlanMismatchError
 from planner.evidence import Evidence, Measured, Point, Promise, Rung, Search
 from planner.plan import Decision, Plan, predict
 from planner.policies import names, parse, policy_class
@@ -28,10 +28,11 @@ VISUAL = 144
 AS_VLLM = "per=picture,positions=packed"
 #: A plan for every route of every engine but transformers, which takes any.
 TAKEN = {
-    ("vllm", 0): ("llava-1.5-7b", f"diverse:keep=0.25,{AS_VLLM}"),
-    ("vllm", 1): ("qwen2.5-vl-7b", "diverse:keep=0.25,per=picture"),
-    ("vllm", 2): ("qwen2.5-vl-7b", "evs:keep=0.25,per=picture"),
-    ("vllm", 3): ("qwen2.5-vl-7b", "vidcom2:keep=0.25,per=picture"),
+    ("vllm", 0): ("llava-1.5-7b", f"prellm:keep=0.25,{AS_VLLM}"),
+    ("vllm", 1): ("llava-next-7b", f"diverse:keep=0.25,{AS_VLLM}"),
+    ("vllm", 2): ("qwen2.5-vl-7b", "diverse:keep=0.25,per=picture"),
+    ("vllm", 3): ("qwen2.5-vl-7b", "evs:keep=0.25,per=picture"),
+    ("vllm", 4): ("qwen2.5-vl-7b", "vidcom2:keep=0.25,per=picture"),
     ("openvino", 0): ("qwen2.5-vl-7b", f"cdpruner:keep=0.25,{AS_VLLM}"),
     ("openvino", 1): ("qwen3-vl-8b", f"cdpruner:keep=0.25,{AS_VLLM}"),
     ("trt-edge", 0): ("qwen2.5-vl-7b", "dart:keep=0.25,pivots=6,per=picture"),
@@ -108,11 +109,33 @@ def test_what_differs_makes_it_approximate() -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [f"{name}:keep=0.25,{AS_VLLM}" for name in ("cdpruner", "prellm", "vispruner", "evs")]
-    + ["blind", "random", "fastv"],
+    [*(f"{name}:keep=0.25,{AS_VLLM}" for name in ("cdpruner", "evs")), "blind", "random:k=0", "fastv"],
 )
 def test_what_vllm_cannot_do(policy: str) -> None:
     assert level("vllm", "llava-1.5-7b", policy) == "no"
+
+
+def test_the_attention_of_an_encoder_is_seen_in_one_family() -> None:
+    for name in ("prellm", "vispruner"):
+        assert level("vllm", "llava-1.5-7b", f"{name}:keep=0.25,{AS_VLLM}") == "exact"
+        assert level("vllm", "llava-next-7b", f"{name}:keep=0.25,{AS_VLLM}") == "no"
+
+
+@pytest.mark.parametrize("model", ["llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b", "gemma-4-26b-a4b"])
+def test_the_plugin_takes_what_the_facts_say(model: str, tmp_path: Path) -> None:
+    """Whatever vLLM has flags of its own for is left out."""
+    plugin = pytest.importorskip("planner.vllm_plugin.carried")
+    given = {"visipruner": "filter=8", "vtw": "k=8", "var": "dims=1/2", "shortv": "layers=4/5", "context": "protect=4"}
+    for policy in sorted({*names()} - {"dense", "evs", "vidcom2"}):
+        made = plan_for(model, f"{policy}:{given[policy]}" if policy in given else policy)
+        path = tmp_path / f"{policy}.json"
+        made.save(path)
+        found = carried(engine("vllm"), made.decision.schedule, ModelSpec.from_config(made.model.config), VISUAL)
+        if found.level == "no":
+            with pytest.raises(PlanError):
+                plugin.carried(str(path))
+        else:
+            assert len(plugin.carried(str(path)).differences) == len(found.why)
 
 
 def test_positions_on_several_axes_cannot_be_packed() -> None:
@@ -228,7 +251,7 @@ def test_the_search_measures_what_the_engine_will_do() -> None:
     costing = Costing(SPEC, profile_workload(planted_profile(), 8), Objective(portable="vllm"))
     space = Space(planted_profile(), costing)
     policies = [one.policy for family in space.families for one in family.members]
-    assert {type(policy) for policy in policies} > {policy_class("diverse"), policy_class("dart")}
+    assert {type(policy) for policy in policies} > {policy_class("diverse"), policy_class("prellm")}
     for one in (one for family in space.families for one in family.members):
         assert one.schedule.positions == "packed" and one.schedule.entry is not None
         assert carried(engine("vllm"), one.schedule, SPEC).level == "exact"
