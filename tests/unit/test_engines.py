@@ -39,6 +39,8 @@ TAKEN = {
     ("llamacpp", 0): ("qwen2-vl-7b", "resize:keep=0.25,per=picture"),
     ("transformers", 0): ("llava-1.5-7b", "visipruner:filter=8,keep=10,exit=24"),
 }
+#: Keys that policies cannot do without.
+GIVEN = {"visipruner": "filter=8", "vtw": "k=8", "var": "dims=1/2", "shortv": "layers=4/5", "context": "protect=4"}
 INSIDE = "visipruner:filter=3,keep=20,exit=7,visual_attention=self"
 
 
@@ -57,6 +59,11 @@ def plan_for(model: str, policy: str, evidence: Evidence | None = None, visual: 
         prediction=() if visual is None else (predict(spec, workload, schedule),),
         evidence=evidence,
     ).sealed()
+
+
+def spelled(policy: str) -> str:
+    """A policy with no key but those that it needs."""
+    return f"{policy}:{GIVEN[policy]}" if policy in GIVEN else policy
 
 
 def level(name: str, model: str, policy: str) -> str:
@@ -80,9 +87,8 @@ def test_every_route_is_taken_and_filled_in() -> None:
 
 def test_what_is_carried_is_told_and_the_rest_refused() -> None:
     """The table of `plan show` and `plan export` never contradict each other, for any policy and engine."""
-    given = {"visipruner": "filter=8", "vtw": "k=8", "var": "dims=1/2", "shortv": "layers=4/5", "context": "protect=4"}
     for policy in sorted({*names()} - {"dense"}):
-        made = plan_for("qwen2.5-vl-7b", f"{policy}:{given[policy]}" if policy in given else policy)
+        made = plan_for("qwen2.5-vl-7b", spelled(policy))
         for found in portability(made):
             if found.level == "no":
                 assert found.why and found.route is None
@@ -125,9 +131,8 @@ def test_the_attention_of_an_encoder_is_seen_in_one_family() -> None:
 def test_the_plugin_takes_what_the_facts_say(model: str, tmp_path: Path) -> None:
     """Whatever vLLM has flags of its own for is left out."""
     plugin = pytest.importorskip("planner.vllm_plugin.carried")
-    given = {"visipruner": "filter=8", "vtw": "k=8", "var": "dims=1/2", "shortv": "layers=4/5", "context": "protect=4"}
     for policy in sorted({*names()} - {"dense", "evs", "vidcom2"}):
-        made = plan_for(model, f"{policy}:{given[policy]}" if policy in given else policy)
+        made = plan_for(model, spelled(policy))
         path = tmp_path / f"{policy}.json"
         made.save(path)
         found = carried(engine("vllm"), made.decision.schedule, ModelSpec.from_config(made.model.config), VISUAL)

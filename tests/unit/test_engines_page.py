@@ -11,19 +11,19 @@ from planner.engines import carried, engine, engine_names
 from planner.policies import names, parse
 from planner.spec import ModelSpec, shipped_model
 from planner.workload import Workload
+from tests.unit.test_engines import spelled
 
 PAGE = (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
 ROWS = [
     [cell.strip() for cell in row.split("|")[1:-1]] for row in PAGE.splitlines() if re.match(r"^\| `[\w-]+` \|", row)
 ]
-#: A shipped model that each route is for; policies that need a key.
+#: Shipped models that routes are for.
 MODELS = {
     "vllm": ["llava-1.5-7b", "qwen2-vl-7b", "qwen2.5-vl-7b", "qwen3-vl-8b"],
     "openvino": ["qwen2.5-vl-7b", "qwen3-vl-8b"],
     "trt-edge": ["qwen3-vl-8b"],
     "llamacpp": ["pixtral-12b"],
 }
-GIVEN = {"visipruner": "filter=8", "vtw": "k=8", "var": "dims=1/2", "shortv": "layers=4/5", "context": "protect=4"}
 
 
 @pytest.mark.parametrize("name", engine_names())
@@ -45,9 +45,7 @@ def test_the_policies_of_a_row(name: str) -> None:
     for model in MODELS[name]:
         spec = ModelSpec.from_config(shipped_model(model)["config"])
         for policy in set(names()) - {"dense"}:
-            schedule = parse(f"{policy}:{GIVEN[policy]}" if policy in GIVEN else policy).schedule(
-                spec, Workload(visual_tokens=144)
-            )
+            schedule = parse(spelled(policy)).schedule(spec, Workload(visual_tokens=144))
             if carried(engine(name), schedule, spec, 144).route is not None:
                 found.add(policy)
     assert told == found
