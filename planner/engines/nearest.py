@@ -59,6 +59,13 @@ def _measured(plan: Plan) -> Iterator[Nearest]:
         lost = f"{point.share:.3f} of {what}, mean loss {loss.value:.4f} ({loss.low:.4f}-{loss.high:.4f})"
         text = f"{lost} on {loss.n} samples that also selected, not proven"
         yield Nearest(point.policy, point.share, loss.value, False, text)
+    for row in evidence.rows:
+        if row.role == "policy" and row.decoder_flops_ratio is not None:
+            same, share = row.agreement, row.decoder_flops_ratio
+            loss_value = 1 - same.value if row.loss is None else row.loss.value
+            kept = f"{same.value:.3f} ({same.low:.3f}-{same.high:.3f}) of {same.n} whole answers as dense"
+            text = f"{share:.3f} of dense decoder FLOPs, {kept}, on samples that the decision never saw, not proven"
+            yield Nearest(row.policy, share, loss_value, False, text)
 
 
 def _can_carry(plan: Plan, engine: Engine, policy: str) -> bool:

@@ -13,7 +13,7 @@ from calibrate.deciding.space import Space
 from planner.cli import cli
 from planner.engines import Handover, carried, engine, engine_names, hand_over, nearest, portability
 from planner.errors import InputError, PlanError, PlanMismatchError
-from planner.evidence import Evidence, Measured, Point, Promise, Rung, Search
+from planner.evidence import Evidence, Measured, Point, Promise, Row, Rung, Search
 from planner.plan import Decision, Plan, predict
 from planner.policies import names, parse, policy_class
 from planner.profile import ModelIdentity
@@ -250,6 +250,23 @@ def test_the_nearest_plan_where_none_was_proven() -> None:
     found = nearest(plan_for("llava-1.5-7b", INSIDE, measured(rungs, beyond)), engine("vllm"))
     assert found is not None and found.policy == "dart:keep=0.1", "the one that lost least"
     assert nearest(plan_for("llava-1.5-7b", INSIDE, measured([], [])), engine("vllm")) is None
+
+
+def test_other_policies_that_were_evaluated_count_too() -> None:
+    agreed = Measured(value=0.968, low=0.955, high=0.977, n=1000)
+    row = Row(
+        policy="resize:keep=0.26", role="policy", accuracy=None, agreement=agreed, decoder_flops=1.0,
+        decoder_flops_ratio=0.289, visual_attention_ratio=0.1, kv_cache_bytes=1.0, kv_cache_ratio=0.3, prefill_ms=None,
+    )  # fmt: skip
+    plan_row = row.model_copy(update={"policy": "diverse:keep=0.25", "role": "plan"})
+    evidence = measured([], []).model_copy(update={"rows": (plan_row, row)})
+    found = nearest(plan_for("llava-1.5-7b", INSIDE, evidence), engine("vllm"))
+    assert found is not None and (found.policy, found.share) == ("resize:keep=0.26", 0.289)
+    assert found.loss == pytest.approx(0.032)
+    assert found.evidence == (
+        "0.289 of dense decoder FLOPs, 0.968 (0.955-0.977) of 1000 whole answers as dense, on samples that the "
+        "decision never saw, not proven"
+    )
 
 
 def test_the_search_measures_what_the_engine_will_do() -> None:
