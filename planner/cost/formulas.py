@@ -42,7 +42,7 @@ def layer_macs(
     return (
         rows * attention.projection_macs,
         pairs * attention.pair_macs,
-        rows * ffn.macs,
+        words * ffn.macs + visual * ffn.visual_macs,
         edited,
         visual_pairs * attention.pair_macs,
     )
@@ -74,7 +74,7 @@ def _isolated_macs(
     return (
         words * attention.projection_macs + visual * per_row,
         (text_pairs + visual_pairs + ahead) * attention.pair_macs,
-        (words + computed) * layer.ffn.macs,
+        words * layer.ffn.macs + computed * layer.ffn.visual_macs,
         edited,
         visual_pairs * attention.pair_macs,
     )

@@ -8,6 +8,7 @@ of another package (`planner.extensions`):
                 configuration a function of `planner.spec.originals` rewrites (``rewrite``, and the ``text`` it takes)
     defaults    for what a configuration leaves out
     traits      what only its reader asks for
+    rewrite     of a vlm too: what its hub files have under other names, set right by such a function
     text, vision, projector      of a vlm: the model types of its parts, and the reader of its projector
     images, video                of a vlm: what of `ImageRule` its checkpoints on the hub have otherwise than the reader
                                  says, ``marks`` among it, and its `VideoRule`

@@ -137,6 +137,8 @@ def _from_values(values: Mapping[str, Any], name: str, processor: Mapping[str, A
         rewritten = reader(data, "rewrite", "planner.spec.originals")(values, *extra)
         return _from_values(rewritten, name or model_type, processor)
     data = family(model_type, "vlm")
+    if "rewrite" in data:
+        values = reader(data, "rewrite", "planner.spec.originals")(values)
     config = Config(values, model_type, data)
     text, vision = _block(values, "text_config", data["text"]), _block(values, "vision_config", data["vision"])
     decoder = read_decoder(text, _type_of(text, data["text"]))
