@@ -75,6 +75,11 @@ class _Video(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
     "takes of it; repeatable.",
 )
 @click.option("--max-pixels", type=int, help="The processor's limit on an image's pixels, in place of the model's own.")
+@click.option(
+    "--decoder-only",
+    is_flag=True,
+    help="Cost the text decoder alone, whatever stands in front of it; --visual-tokens says how many reach it.",
+)
 @click.option("--text-tokens", type=int, help="Text tokens after the image.")
 @click.option("--system-tokens", type=int, help="Text tokens before the image.")
 @click.option("--context-tokens", type=int, help="How many of the text tokens are prunable context.")
@@ -148,6 +153,7 @@ def command(
     images: tuple[tuple[int, int], ...],
     videos: tuple[tuple[int, int, int, float | None], ...],
     max_pixels: int | None,
+    decoder_only: bool,
     device: str | None,
     swept: str | None,
     checked: str | None,
@@ -196,7 +202,7 @@ def command(
     row = _hardware(device, engine, {"tp": tp, "pp": pp, "ep": ep})
     reports, sheets = [], []
     for text in targets:
-        target = read_target(text, max_pixels)
+        target = read_target(text, max_pixels, decoder_only)
         workload = asked_workload(target, images, given, videos)
         if swept is not None:
             from planner.report.sweeps import sweep_csv

@@ -42,21 +42,33 @@ class Target:
     profile: Any = None
 
 
-def read_target(text: str, max_pixels: int | None = None) -> Target:
+def read_target(text: str, max_pixels: int | None = None, decoder_only: bool = False) -> Target:
     """A target by name or path.
 
     Args:
         max_pixels: limit on an image's pixels in place of the processor's.
+        decoder_only: its text decoder alone, which may stand behind a tower or a projector that is not known.
 
     Raises:
         InputError: there is none, it cannot be read, or it has no such limit.
         PlanError: a plan or profile that was changed, or is of a newer schema.
     """
+    if decoder_only:
+        return _decoder(text)
     target = _found(text)
     if max_pixels is None or target.spec.images is None:
         return target
     spec = dataclasses.replace(target.spec, images=limited(target.spec.images, max_pixels))
     return dataclasses.replace(target, spec=spec, prompt={**target.prompt, "visual_tokens": _visual_tokens(spec)})
+
+
+def _decoder(text: str) -> Target:
+    """Visual tokens are those that the user gives, or none."""
+    from planner.spec.read import read_alone
+
+    spec = read_alone(hub_folder(text) if is_hub_id(text) else text)
+    name = f"{text if is_hub_id(text) or not spec.name else spec.name}, text decoder"
+    return Target(name, dataclasses.replace(spec, name=name), {"visual_tokens": 0})
 
 
 def _found(text: str) -> Target:

@@ -44,6 +44,8 @@ _SAYS = {
     "tower": ("reader",),
     "original": ("rewrite",),
 }
+#: What there is for a whole model that is not known.
+_ALONE = "plan report --decoder-only costs its text decoder alone. "
 _KINDS = {"vlm": "model family", "decoder": "text decoder", "tower": "vision tower", "original": "original"}
 
 
@@ -67,7 +69,7 @@ def family(model_type: str, role: str) -> dict[str, Any]:
         hint = f"Did you mean '{near[0]}'? " if near else ""
         raise UnsupportedModelError(
             f"{_KINDS[role]} '{model_type}' is not known, and its cost is not guessed",
-            f"{hint}Known: {', '.join(known)}",
+            f"{hint}{_ALONE if role == 'vlm' else ''}Known: {', '.join(known)}",
         )
     if data["role"] != role:
         raise UnsupportedModelError(

@@ -8,7 +8,7 @@ from planner.cost.memory import weights_stored
 from planner.errors import UnsupportedModelError
 from planner.spec import ModelSpec
 from planner.spec.images import encode, mark_tokens
-from planner.spec.read import facts_of
+from planner.spec.read import facts_of, read_alone
 from planner.workload import Workload
 from tests.original_configs import ORIGINALS
 
@@ -93,3 +93,22 @@ def test_original_and_port_are_one_computation() -> None:
 def test_unknown_parts_are_refused_by_name(name: str, changes: dict[str, object], says: str) -> None:
     with pytest.raises(UnsupportedModelError, match=says):
         ModelSpec.from_config({**ORIGINALS[name], **changes})
+
+
+def test_the_text_decoder_alone() -> None:
+    """Behind a tower that is not known, and of a model that brings its own code."""
+    text = {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    unknown = {"model_type": "not_known", "llm_config": text, "vision_config": {"model_type": "neither"}}
+    with pytest.raises(UnsupportedModelError, match="'not_known' is not known") as refused:
+        ModelSpec.from_config(unknown)
+    assert "--decoder-only" in str(refused.value)
+    alone = read_alone(unknown)
+    assert alone.decoder == ModelSpec.from_config(text).decoder and alone.images is None
+    whole = ModelSpec.from_config(ORIGINALS["openbmb/MiniCPM-V-2_6"])
+    found = read_alone(ORIGINALS["openbmb/MiniCPM-V-2_6"])
+    assert found.vision is None and found.decoder.layers == whole.decoder.layers
+
+
+def test_an_unknown_text_decoder_is_refused_by_name() -> None:
+    with pytest.raises(UnsupportedModelError, match="text decoder 'nemotron_h' is not known"):
+        read_alone({"model_type": "not_known", "text_config": {"model_type": "nemotron_h"}})
