@@ -296,9 +296,9 @@ class Schedule(_Frozen):
     @property
     def executable(self) -> bool:
         """True when bounds and counts are whole numbers."""
-        bounds_whole = all(float(stage.last).is_integer() for stage in self.stages)
-        counts_whole = all(float(s.keep.count).is_integer() for s in self.selects if isinstance(s.keep, Count))
-        return bounds_whole and counts_whole
+        counts = (select.keep.count for select in self.selects if type(select.keep) is Count)
+        numbers = (*(stage.last for stage in self.stages), *counts)
+        return all(type(number) is int or float(number).is_integer() for number in numbers)
 
     @property
     def empty(self) -> bool:

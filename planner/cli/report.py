@@ -56,7 +56,7 @@ class _Video(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
     "--convention",
     default="exact",
     show_default=True,
-    help="How FLOPs are counted: exact, causal, pdrop, fastv, sparsevlm or mean-token.",
+    help="How FLOPs are counted: exact, causal, pdrop, cdpruner, fastv, sparsevlm or mean-token.",
 )
 @click.option("--visual-tokens", type=int, help="Visual tokens of all images together.")
 @click.option(

@@ -12,13 +12,12 @@ import transformers
 
 from planner.cost.vision import tower_macs
 from planner.runtime.count import FlopCounter
-from planner.spec import ModelSpec
+from planner.spec import ModelSpec, shipped_model
 from planner.spec.config import Config, family
 from planner.spec.encoded import Encoded
 from planner.spec.images import encode
 from planner.spec.towers import sam_and_clip
 from tests.integration.test_spec_processors import SIZES, SIZES_IDS
-from tests.original_configs import ORIGINALS
 
 
 def processor(name: str) -> Any:
@@ -34,13 +33,13 @@ def size(request: pytest.FixtureRequest) -> tuple[int, int]:
 
 def test_molmo2(size: tuple[int, int]) -> None:
     grid, crops = processor("Molmo2ImageProcessor").get_image_grid_and_crops(size[1], size[0])
-    found = encode(ModelSpec.from_config(ORIGINALS["allenai/Molmo2-8B"]), *size)
+    found = encode(ModelSpec.from_config("molmo2-8b"), *size)
     assert (found.visual_tokens, len(found.tiles)) == (grid[0] * grid[1] + grid[2] * grid[3], crops)
 
 
 def test_step3(size: tuple[int, int]) -> None:
     windows = processor("Step3p7ImageProcessor").get_number_of_image_patches(size[1], size[0])
-    found = encode(ModelSpec.from_config(ORIGINALS["stepfun-ai/Step-3.7-Flash"]), *size)
+    found = encode(ModelSpec.from_config("step-3.7-flash"), *size)
     assert (found.visual_tokens, len(found.tiles)) == (169 + 81 * windows, 1 + windows)
 
 
@@ -48,7 +47,7 @@ def test_phi4(size: tuple[int, int]) -> None:
     made = processor("Phi4MultimodalImageProcessor")
     image = torch.zeros(3, size[1], size[0], dtype=torch.uint8)
     out = made(images=[image], return_tensors="pt")
-    found = encode(ModelSpec.from_config(ORIGINALS["microsoft/Phi-4-multimodal-instruct"]), *size)
+    found = encode(ModelSpec.from_config("phi-4-multimodal"), *size)
     assert found.visual_tokens == int(out["num_img_tokens"][0])
     assert len(found.tiles) == out["image_pixel_values"].shape[1]
 
@@ -60,7 +59,7 @@ def test_deepseek_ocr(size: tuple[int, int]) -> None:
 
     columns, rows = get_optimal_tiled_canvas((size[1], size[0]), (640, 640), 2, 6)
     tiles = rows * columns if max(size) > 640 else 0
-    found = encode(ModelSpec.from_config(ORIGINALS["deepseek-ai/DeepSeek-OCR"]), *size)
+    found = encode(ModelSpec.from_config("deepseek-ocr"), *size)
     local = 10 * rows * (10 * columns + 1) if tiles else 0
     assert (len(found.tiles), found.visual_tokens) == (1 + tiles, 16 * 17 + 1 + local)
 
@@ -69,11 +68,11 @@ def test_deepseek_vl2(size: tuple[int, int]) -> None:
     """Its rule is LLaVA-NeXT's, over its own resolutions."""
     from transformers.image_processing_utils import select_best_resolution
 
-    config = ORIGINALS["deepseek-ai/deepseek-vl2-tiny"]
+    config = shipped_model("deepseek-vl2-tiny")["config"]
     candidates = [(height, width) for width, height in config["candidate_resolutions"]]
     height, width = select_best_resolution((size[1], size[0]), candidates)
     rows, columns = height // 384, width // 384
-    found = encode(ModelSpec.from_config(config), *size)
+    found = encode(ModelSpec.from_config("deepseek-vl2-tiny"), *size)
     side = math.ceil(384 // 14 / 2)
     expected = side * (side + 1) + 1 + rows * side * (columns * side + 1)
     assert (found.visual_tokens, len(found.tiles)) == (expected, 1 + rows * columns)

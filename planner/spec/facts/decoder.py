@@ -9,7 +9,7 @@ from typing import Literal
 AttentionKind = Literal["full", "sliding", "chunked", "cross", "linear"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Attention:
     """Attention of one decoder layer.
 
@@ -58,18 +58,18 @@ class Attention:
     state_elements: int = 0
     float_state_elements: int = 0
 
-    @property
+    @cached_property
     def projection_macs(self) -> int:
         """All projections of one token, its own latent's expansion included."""
         return self.query_macs + self.key_macs + self.value_macs + self.expand_macs + self.output_macs
 
-    @property
+    @cached_property
     def pair_macs(self) -> int:
         """One query-key pair over all heads: the score, and the weighted value."""
         return self.heads * (self.head_dim + self.value_dim) + self.index_macs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FeedForward:
     """Feed-forward block of one layer: dense, or a mixture of experts.
 
@@ -90,12 +90,12 @@ class FeedForward:
     experts_run: int = 0
     routed: int = 0
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-adds executed per token, of text where others differ."""
         return self.dense_macs + self.experts_run * self.expert_macs
 
-    @property
+    @cached_property
     def visual_macs(self) -> int:
         """Multiply-adds executed per visual token."""
         return self.dense_macs + self.experts_run * (self.visual_expert_macs or self.expert_macs)

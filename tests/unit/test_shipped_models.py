@@ -1,54 +1,63 @@
-"""Published configurations of models with their own code: what they hold, and what pictures become in them."""
+"""Configurations as published, many of models with their own code: what they hold, and what pictures become in them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from planner.cost.memory import weights_stored
 from planner.errors import UnsupportedModelError
-from planner.spec import ModelSpec
+from planner.spec import ModelSpec, shipped, shipped_model
 from planner.spec.images import encode, mark_tokens
 from planner.spec.read import facts_of, read_alone
 from planner.workload import Workload
-from tests.original_configs import ORIGINALS
 
-#: Repository -> billions of parameters, as its model card or the sizes of its weight files state them.
+#: Shipped model -> billions of parameters, as its model card or the sizes of its weight files state them.
 PARAMETERS = {
-    "moonshotai/Kimi-VL-A3B-Instruct": 16.4,
-    "moonshotai/Kimi-K2.5": 1027,
-    "openbmb/MiniCPM-V-2_6": 8.10,
-    "deepseek-ai/deepseek-vl2-tiny": 3.37,
-    "deepseek-ai/DeepSeek-OCR": 3.34,
-    "allenai/Molmo2-8B": 8.66,
-    "AIDC-AI/Ovis2.5-9B": 9.18,
-    "stepfun-ai/Step-3.7-Flash": 199,
-    "MiniMaxAI/MiniMax-M3": 427,
-    "baidu/ERNIE-4.5-VL-28B-A3B-PT": 29.4,
-    "PaddlePaddle/PaddleOCR-VL": 0.91,
+    "kimi-vl-a3b": 16.4,
+    "kimi-k2.5": 1027,
+    "minicpm-v-2.6": 8.10,
+    "deepseek-vl2-tiny": 3.37,
+    "deepseek-ocr": 3.34,
+    "molmo2-8b": 8.66,
+    "ovis2.5-9b": 9.18,
+    "step-3.7-flash": 199,
+    "minimax-m3": 427,
+    "ernie-4.5-vl-28b-a3b": 29.4,
+    "paddleocr-vl": 0.91,
+    "qwen3-vl-4b": 4.44,
+    "qwen3-vl-30b-a3b": 31.1,
+    "gemma-3-12b": 12.2,
 }
 #: Worked out by hand from the processors' rules: width, height, visual tokens, and text tokens around them.
 TOKENS = {
     # 45 x 34 patches, filled up to 46 x 34; beyond 4,096 patches the scale is the root of their share.
-    "moonshotai/Kimi-VL-A3B-Instruct": (640, 480, 23 * 18, 4),
+    "kimi-vl-a3b": (640, 480, 23 * 18, 4),
     # More than one scale of 448 x 448: two slices side by side and the whole, 64 queries each.
-    "openbmb/MiniCPM-V-2_6": (640, 480, 3 * 64, 5 + 2 * 2),
+    "minicpm-v-2.6": (640, 480, 3 * 64, 5 + 2 * 2),
     # Two by two tiles of 14 x 14, a break behind each of 28 rows; the whole view's 14 rows; one separator.
-    "deepseek-ai/deepseek-vl2-tiny": (768, 768, 28 * 29 + 14 * 15 + 1, 0),
+    "deepseek-vl2-tiny": (768, 768, 28 * 29 + 14 * 15 + 1, 0),
     # Three by two tiles of 10 x 10, and 16 x 16.
-    "deepseek-ai/DeepSeek-OCR": (1920, 1280, 20 * 31 + 16 * 17 + 1, 0),
+    "deepseek-ocr": (1920, 1280, 20 * 31 + 16 * 17 + 1, 0),
     # Two by two tiles of 448, of which 32 rows of patches stay empty at 896 x 448 in the second row: 1 x 2 tiles.
-    "microsoft/Phi-4-multimodal-instruct": (896, 448, 16 * 17 + 1 + 16 * 33, 0),
+    "phi-4-multimodal": (896, 448, 16 * 17 + 1 + 16 * 33, 0),
     # 1280 x 960 in steps of 32.
-    "AIDC-AI/Ovis2.5-9B": (1280, 960, 40 * 30, 2),
+    "ovis2.5-9b": (1280, 960, 40 * 30, 2),
     # Within the view of 728 pixels: one view of 13 x 13.
-    "stepfun-ai/Step-3.7-Flash": (640, 480, 13 * 13, 2),
+    "step-3.7-flash": (640, 480, 13 * 13, 2),
 }
+
+
+def config_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = shipped_model(name)["config"]
+    return found
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters(name: str) -> None:
     """Within a hundredth, to the digits that are stated; biases, norms, positions and lone vectors are not counted."""
-    spec = ModelSpec.from_config(ORIGINALS[name])
+    spec = ModelSpec.from_config(config_of(name))
     stored = weights_stored(spec, Workload(visual_tokens=1, weight_bits=8))
     assert sum(stored.values()) / 1e9 == pytest.approx(PARAMETERS[name], rel=0.01)
 
@@ -56,21 +65,21 @@ def test_parameters(name: str) -> None:
 @pytest.mark.parametrize("name", TOKENS)
 def test_tokens(name: str) -> None:
     width, height, visual, around = TOKENS[name]
-    spec = ModelSpec.from_config(ORIGINALS[name])
+    spec = ModelSpec.from_config(config_of(name))
     image = encode(spec, width, height)
     assert (image.visual_tokens, mark_tokens(spec, image)) == (visual, around)
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", shipped())
 def test_recorded_facts_are_enough(name: str) -> None:
     """What a plan stores of a configuration gives the same computation."""
-    facts = facts_of(ORIGINALS[name])
-    assert ModelSpec.from_config(facts).digest == ModelSpec.from_config(ORIGINALS[name]).digest
+    facts = facts_of(config_of(name))
+    assert ModelSpec.from_config(facts).digest == ModelSpec.from_config(config_of(name)).digest
 
 
 def test_original_and_port_are_one_computation() -> None:
     """Kimi K2.5 as it lies on the hub, and as transformers' class writes it."""
-    original = ORIGINALS["moonshotai/Kimi-K2.5"]
+    original = config_of("kimi-k2.5")
     vision = {name.removeprefix("vt_"): value for name, value in original["vision_config"].items()}
     port = {
         "model_type": "kimi_k25",
@@ -85,14 +94,14 @@ def test_original_and_port_are_one_computation() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "says"),
     [
-        ("openbmb/MiniCPM-V-2_6", {"version": 9.9}, "version of MiniCPM-V '9.9'"),
-        ("deepseek-ai/DeepSeek-OCR", {"projector_config": {"projector_type": "new"}}, "projector 'new'"),
-        ("microsoft/Phi-4-multimodal-instruct", {"img_processor": "other"}, "vision tower 'other'"),
+        ("minicpm-v-2.6", {"version": 9.9}, "version of MiniCPM-V '9.9'"),
+        ("deepseek-ocr", {"projector_config": {"projector_type": "new"}}, "projector 'new'"),
+        ("phi-4-multimodal", {"img_processor": "other"}, "vision tower 'other'"),
     ],
 )
 def test_unknown_parts_are_refused_by_name(name: str, changes: dict[str, object], says: str) -> None:
     with pytest.raises(UnsupportedModelError, match=says):
-        ModelSpec.from_config({**ORIGINALS[name], **changes})
+        ModelSpec.from_config({**config_of(name), **changes})
 
 
 def test_the_text_decoder_alone() -> None:
@@ -104,8 +113,8 @@ def test_the_text_decoder_alone() -> None:
     assert "--decoder-only" in str(refused.value)
     alone = read_alone(unknown)
     assert alone.decoder == ModelSpec.from_config(text).decoder and alone.images is None
-    whole = ModelSpec.from_config(ORIGINALS["openbmb/MiniCPM-V-2_6"])
-    found = read_alone(ORIGINALS["openbmb/MiniCPM-V-2_6"])
+    whole = ModelSpec.from_config(config_of("minicpm-v-2.6"))
+    found = read_alone(config_of("minicpm-v-2.6"))
     assert found.vision is None and found.decoder.layers == whole.decoder.layers
 
 
