@@ -111,6 +111,9 @@ class _Video(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
     help="What runs the model, for --hardware: transformers, a serving engine, or good kernels without overhead. "
     "[default: the row's, which is hf]",
 )
+@click.option(
+    "--eager", is_flag=True, help="For --hardware: attention weights are written out, as no fused kernel does."
+)
 @click.option("--tp", type=click.IntRange(1, 1024), default=1, show_default=True, help="Devices that cut every matrix.")
 @click.option(
     "--pp", type=click.IntRange(1, 1024), default=1, show_default=True, help="Devices that take turns by layer."
@@ -160,6 +163,7 @@ def command(
     published: bool,
     published_latency: bool,
     engine: Any,
+    eager: bool,
     tp: int,
     pp: int,
     ep: int,
@@ -171,7 +175,8 @@ def command(
 ) -> None:
     """Compute what policies cost, without weights.
 
-    TARGET is a shipped model (see plan ls models), a config.json, a model directory, a hub id, a profile or a plan.
+    TARGET is a shipped model (see plan ls models), a config.json, a model directory, a hub id, a bundled model such as
+    reference/plain, a profile or a plan.
     The first row of each table is the dense model.
     """
     if published:
@@ -202,7 +207,7 @@ def command(
     row = _hardware(device, engine, {"tp": tp, "pp": pp, "ep": ep})
     reports, sheets = [], []
     for text in targets:
-        target = read_target(text, max_pixels, decoder_only)
+        target = read_target(_folder(text), max_pixels, decoder_only)
         workload = asked_workload(target, images, given, videos)
         if swept is not None:
             from planner.report.sweeps import sweep_csv
@@ -214,8 +219,16 @@ def command(
             if found != policy:
                 click.echo(f"{name} is {found}", err=True)
         chosen = [(name, policy.schedule(target.spec, workload, target.profile)) for name, policy in settled]
-        reports.append(report(target, workload, [*target.plans, *chosen], convention, row, head, alone))
+        reports.append(report(target, workload, [*target.plans, *chosen], convention, row, head, alone, eager))
     _write("\n".join(sheets) if swept is not None else render(reports, fmt), output)
+
+
+def _folder(text: str) -> str:
+    """Where a bundled model lies; any other target as it is."""
+    from calibrate.inputs.bundled import model_folder, reference
+
+    found = reference(text)
+    return text if found is None else str(model_folder(found))
 
 
 def _refuse_beside_check(ctx: click.Context, fmt: str) -> None:

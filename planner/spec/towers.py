@@ -41,6 +41,12 @@ def clip(config: Config, model_type: str) -> Tower:
     )
 
 
+def radio(config: Config, model_type: str) -> Tower:
+    """`clip` with several class tokens and registers ahead of the patches."""
+    ahead = config.size("num_cls_tokens") + config.size("num_registers", least=0)
+    return replace(clip(config, model_type), extra_tokens=ahead, score_rows=1)
+
+
 def _plain(config: Config, width: int, repeat: int, span: str = "tile") -> Block:
     """Four projections, keys and values of fewer heads where there are fewer, and two matrices or three if gated."""
     matrices = 3 if config.traits.get("gated") else 2

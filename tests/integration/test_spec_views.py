@@ -16,7 +16,7 @@ from planner.spec import ModelSpec, shipped_model
 from planner.spec.config import Config, family
 from planner.spec.encoded import Encoded
 from planner.spec.images import encode
-from planner.spec.towers import sam_and_clip
+from planner.spec.towers import radio, sam_and_clip
 from tests.integration.test_spec_processors import SIZES, SIZES_IDS
 
 
@@ -96,3 +96,18 @@ def test_two_towers_in_a_row() -> None:
         model(torch.zeros(1, 3, 64, 64))
     tower = sam_and_clip(Config(config.to_dict(), "", family("unlimited_ocr_vision", "tower")), "unlimited_ocr_vision")
     assert counter.total == 2 * tower_macs(tower, [Encoded(((16, 16),), 1)])
+
+
+def test_class_tokens_and_registers() -> None:
+    """RADIO, which Nemotron's models see with."""
+    if not hasattr(transformers, "RadioModel"):
+        pytest.skip("this release of transformers has no RADIO")
+    config = transformers.RadioConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=3.0, patch_size=4, image_size=32,
+        max_img_size=32, num_cls_tokens=2, num_registers=3,
+    )  # fmt: skip
+    model = transformers.RadioModel._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad(), FlopCounter() as counter:
+        model(torch.zeros(1, 3, 32, 32))
+    tower = radio(Config(config.to_dict(), "", family("radio", "tower")), "radio")
+    assert counter.total == 2 * tower_macs(tower, [Encoded(((8, 8),), 64)])

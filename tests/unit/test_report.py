@@ -179,6 +179,21 @@ def test_sweep_is_csv(tmp_path: Path) -> None:
     assert float(line["visual_attention_ratio"]) == pytest.approx(row["visual_attention_ratio"])
 
 
+def test_a_bundled_model_goes_by_its_name() -> None:
+    """It has images of 60 pixels in patches of 5."""
+    found = as_json("reference/plain")
+    assert (found["model"], found["workload"]["visual_tokens"]) == ("plain", 144)
+    assert "no bundled model is called 'reference/none'" in refused("reference/none")
+
+
+def test_eager_attention_takes_memory() -> None:
+    """A weight of every head and pair of 4,170 rows, in float32 and twice in 16 bits."""
+    arguments = ("llava-1.5-7b", "--hardware", "h100-sxm", "--text-tokens", "3584")
+    fused, eager = (as_json(*arguments, *more)["rows"][0]["latency_estimate"] for more in ((), ("--eager",)))
+    assert eager["activation_bytes"] - fused["activation_bytes"] == 32 * 4170**2 * 8
+    assert eager["time_to_first_token_ms"] == fused["time_to_first_token_ms"]
+
+
 def test_sweep_spelling() -> None:
     assert parse_sweep("fastv:k=2..4,ratio=0.1..0.3..0.1") == [(FastV, {"k": [2, 3, 4], "ratio": [0.1, 0.2, 0.3]})]
     (prellm, words), (_, lists) = parse_sweep("prellm:keep=0.5,rank_by=norm/attention+sparsevlm:keep=3/2/1|9/6/4")

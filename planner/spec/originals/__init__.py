@@ -7,7 +7,7 @@ is spelled out here; a tower, projector or decoder that is not known is refused 
 from __future__ import annotations
 
 from planner.spec.originals.deepseek import deepseek_vl_v2
-from planner.spec.originals.internvl import internvl_chat
+from planner.spec.originals.internvl import internvl_chat, llama_nemotron
 from planner.spec.originals.llava import llava
 from planner.spec.originals.minicpm import minicpmv
 from planner.spec.originals.phi import phi4mm
@@ -18,6 +18,7 @@ __all__ = [
     "ernie",
     "internvl_chat",
     "kimi",
+    "llama_nemotron",
     "llava",
     "minicpmv",
     "minimax_m3",

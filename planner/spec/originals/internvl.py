@@ -7,6 +7,7 @@ from typing import Any
 
 from planner.spec.config import Config
 from planner.spec.originals.names import known
+from planner.spec.originals.renamed import beside, renamed
 
 #: InternVL's decoders by their classes.
 _DECODERS = {
@@ -40,3 +41,23 @@ def internvl_chat(values: Mapping[str, Any]) -> dict[str, Any]:
         "vision_feature_layer": config.get("select_layer", default=-1),
     }
     return {**whole, "max_dynamic_patch": config.get("max_dynamic_patch", default=12)}
+
+
+#: RADIO's towers by the width that a configuration states; only the one is in use, and its other sizes are its code's.
+_RADIO = {"1280": {"model_type": "radio"}}
+
+
+def llama_nemotron(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Llama Nemotron Nano VL: InternVL's tiles and pixel shuffle with RADIO as the tower.
+
+    Raises:
+        UnsupportedModelError: a tower of another width.
+    """
+    vision = known(_RADIO, str(values.get("vit_hidden_size") or 1280), "width of RADIO")
+    side = values.get("force_image_size") or 512
+    own = {
+        **renamed(values, image_token_id="img_context_token_id"),
+        "text_config": values["llm_config"],
+        "vision_config": {**vision, "image_size": side, "patch_size": values.get("patch_size") or 16},
+    }
+    return beside(own, values)

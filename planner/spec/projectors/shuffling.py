@@ -13,7 +13,8 @@ def internvl(model: Config, vision: Config, tower: Tower, hidden: int) -> Projec
     """Pixel shuffle by the inverse of `downsample_ratio`; twelve tiles at most or as it says, and a thumbnail."""
     side, patch = vision.side("image_size"), vision.side("patch_size")
     merge = round(1 / float(model.get("downsample_ratio", default=0.5)))
-    projector = Projector(merge * merge, two_layers(merge * merge * tower.hidden_size, hidden))
+    middle = model.size("projector_hidden_size", default=hidden)
+    projector = Projector(merge * merge, merge * merge * tower.hidden_size * middle + middle * hidden)
     tokens = (side // patch // merge) ** 2
     return projector, ImageRule(
         "aspect", side, patch, merge, tile_tokens=tokens, max_tiles=model.size("max_dynamic_patch", default=12)
