@@ -224,7 +224,9 @@ def command(
 
 
 def _folder(text: str) -> str:
-    """Where a bundled model lies; any other target as it is."""
+    """Where a bundled model lies; any other target as it is, for which nothing of calibration is imported."""
+    if not text.startswith("reference/"):
+        return text
     from calibrate.inputs.bundled import model_folder, reference
 
     found = reference(text)
