@@ -44,16 +44,10 @@ def mark_tokens(spec: ModelSpec, image: Encoded) -> int:
     if spec.images is None:
         return 0
     marks, (rows, columns) = spec.images.marks, image.cut
-    token_rows = _token_rows(spec.images, image) if marks.row else 0
+    token_rows = image.rows or image.tiles[0][0] // spec.images.merge
     cut = (marks.tile * columns + marks.tile_row) * rows if rows * columns > 1 else 0
     cut += marks.between_rows * (rows - 1)
     return marks.before + marks.after + marks.row * token_rows + cut
-
-
-def _token_rows(rule: ImageRule, image: Encoded) -> int:
-    """Rows of visual tokens, of the whole view and of what is cut."""
-    whole = -(-image.tiles[0][0] // rule.merge)
-    return whole + (image.cut[0] if rule.kind == "overlapping" else 0)
 
 
 def assumed(spec: ModelSpec, visual_tokens: int) -> Encoded:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from planner.spec.encoded import Encoded
 from planner.spec.facts import ImageRule
 
+#: Step fills pictures up to squares that are narrower than this many pixels, and four times as long as narrow.
+NARROW = 32
+
 
 def _side(rule: ImageRule, pixels: int) -> tuple[int, int]:
     """Patches of a square view, a side of it, and tokens that they become, a side; an odd patch is filled up."""
@@ -74,14 +77,14 @@ def _overlapping(rule: ImageRule, width: int, height: int) -> Encoded:
     sizes = (length - margin * rule.patch for length in (width, height))
     rows, columns = nearest_in_size(rule.max_tiles, window, *sizes)
     down, across = (-(-(parts * (side - margin) + margin) // rule.merge) for parts in (rows, columns))
-    visual = whole * whole + down * across
-    return Encoded(((side, side),) * (1 + rows * columns), visual, cut=(down, 1), projected=visual * rule.merge**2)
+    tiles, visual = ((side, side),) * (1 + rows * columns), whole * whole + down * across
+    return Encoded(tiles, visual, cut=(rows, columns), rows=whole + down, projected=visual * rule.merge**2)
 
 
 def _windows(rule: ImageRule, width: int, height: int) -> Encoded:
     """Step: the whole image, and windows of a long or large one, every one resized to a tile."""
-    narrow, longest = 32, rule.longest_edge
-    if min(width, height) < narrow and max(width, height) > 4 * min(width, height):
+    longest = rule.longest_edge
+    if min(width, height) < NARROW and max(width, height) > 4 * min(width, height):
         width = height = max(width, height)
     if max(width, height) > longest:
         scale = longest / max(width, height)
@@ -95,8 +98,9 @@ def _windows(rule: ImageRule, width: int, height: int) -> Encoded:
     (whole, whole_tokens), (side, tokens) = _side(rule, rule.view), _side(rule, rule.side)
     if not window:
         return Encoded(((whole, whole),), whole_tokens**2)
-    rows, columns = (max(1, length // window + (length % window > 0.2 * window)) for length in (height, width))
-    rows, columns = (1 if length < window else parts for length, parts in ((height, rows), (width, columns)))
+    rows, columns = (
+        length // window + (length % window > 0.2 * window) if length >= window else 1 for length in (height, width)
+    )
     count = rows * columns
     return Encoded(((whole, whole), *((side, side),) * count), whole_tokens**2 + count * tokens**2, cut=(rows, columns))
 

@@ -44,6 +44,9 @@ TOKENS = {
     "deepseek-ocr": (1920, 1280, 20 * 31 + 16 * 17 + 1, 0),
     # Two by two tiles of 448, of which 32 rows of patches stay empty at 896 x 448 in the second row: 1 x 2 tiles.
     "phi-4-multimodal": (896, 448, 16 * 17 + 1 + 16 * 33, 0),
+    # Two by two tiles of 27 patches that share 8: 46 patches a side, in squares of two; 14 x 14 of the whole image; a
+    # mark behind each row, and two around each view.
+    "molmo2-8b": (640, 480, 23 * 23 + 14 * 14, 23 + 14 + 4),
     # 1280 x 960 in steps of 32.
     "ovis2.5-9b": (1280, 960, 40 * 30, 2),
     # Within the view of 728 pixels: one view of 13 x 13.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.spec.originals.names import known
-from planner.spec.originals.renamed import Values, beside, renamed
+from planner.spec.originals.renamed import Values, beside
 
 #: The one tower, with the sizes that its code gives it.
 _TOWERS = {
@@ -21,17 +21,11 @@ _TOWERS = {
 
 
 def phi4mm(values: Values) -> Values:
-    """Phi-4-multimodal.
+    """Phi-4-multimodal. Where there is a picture its code adds an adapter to the decoder, which is not counted.
 
     Raises:
         UnsupportedModelError: a tower that is not known.
     """
     name = values.get("img_processor") or "siglip-so400m-patch14-448"
     vision = known(_TOWERS, str(name), "vision tower")
-    own = {
-        **renamed(values, image_token_id="image_token_id"),
-        "text_config": beside({"model_type": "phi3"}, values),
-        "vision_config": vision,
-        "vision_lora": values.get("vision_lora"),
-    }
-    return beside(own, values)
+    return beside({"text_config": beside({"model_type": "phi3"}, values), "vision_config": vision}, values)
