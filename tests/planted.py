@@ -22,7 +22,6 @@ from calibrate.deciding.space import Space
 from calibrate.deciding.split import sizes
 from calibrate.deciding.trials import Trials
 from calibrate.probes.stats import proportion
-from planner.document import digest
 from planner.evidence import LossName
 from planner.profile import ModelIdentity, ProbeResult, Profile, PromptShape, SampleIdentity
 from planner.schedule import Count, Schedule, Select, kept
@@ -121,17 +120,16 @@ class Population:
         rng = np.random.default_rng(world.seed)
         self._common = rng.standard_normal(POPULATION)
         self._own: dict[str, NDArray[np.float64]] = {}
-        self._losses: dict[str, NDArray[np.bool_]] = {}
+        self._losses: dict[Schedule, NDArray[np.bool_]] = {}
 
     def losses(self, schedule: Schedule) -> NDArray[np.bool_]:
         """Which questions lose their answer."""
-        name = digest(schedule.model_dump(mode="json"))
-        if name not in self._losses:
+        if schedule not in self._losses:
             lost = np.zeros(POPULATION, bool)
             for way, share in self._ways(schedule):
                 lost |= self._strength(way) < share
-            self._losses[name] = lost
-        return self._losses[name]
+            self._losses[schedule] = lost
+        return self._losses[schedule]
 
     def expected(self, schedule: Schedule) -> float:
         """The expected loss of one sample."""

@@ -15,14 +15,16 @@ candidates, two other ways to choose:
 from __future__ import annotations
 
 import argparse
-import time
+import itertools
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import binom
+from tqdm import tqdm
 
+import calibrate.deciding
 from calibrate.deciding.decide import ChosenPlan
 from calibrate.deciding.demand import Demand
 from calibrate.deciding.objective import Costing, Objective, profile_workload
@@ -30,11 +32,14 @@ from calibrate.deciding.power import allowed
 from calibrate.deciding.space import Space
 from calibrate.deciding.split import sizes
 from calibrate.probes.stats import wilson
+from planner.document import digest, write_atomic
 from planner.policies import parse
 from tests.planted import SPEC, Drawn, Population, World, decided, planted_profile
 
 DEMAND = Demand()
 SIZES = (64, 256, 512, 1024)
+#: Calibrations a world, up to so many samples; half as many above.
+RUNS, _FEW = 40, 256
 #: Tokens are best dropped before the decoder, or inside it; slowly falling answers; a loss that any change costs, just
 #: below and just above the limit; ways of dropping that hurt different questions.
 WORLDS = (
@@ -48,22 +53,10 @@ WORLDS = (
 _LOOKS, _RUNGS = 40, 5
 #: A way to choose: policy and whether it is dense, from a decision's trials and certify losses of a policy.
 Way = Callable[[ChosenPlan, Callable[[str], int], int], "str | None"]
-
-
-@dataclass
-class Tally:
-    """Outcomes of one way in one world at one size."""
-
-    costs: list[float]
-    violations: int = 0
-
-    def add(self, cost: float, violated: bool) -> None:
-        """One run."""
-        self.costs.append(cost)
-        self.violations += violated
-
-    def __str__(self) -> str:
-        return f"{np.mean(self.costs):.2f} ({self.violations / len(self.costs):.2f})"
+#: What a shipped plan costs, and whether its true loss is above the limit.
+Outcome = tuple[float, bool]
+#: Outcomes of each way, run by run, by world and number of samples.
+Kept = dict[str, list[dict[str, Outcome]]]
 
 
 def many_looks(plan: ChosenPlan, misses: Callable[[str], int], n: int) -> str | None:
@@ -92,23 +85,21 @@ def plain_ladder(plan: ChosenPlan, misses: Callable[[str], int], n: int) -> str 
 WAYS: dict[str, Way] = {"many looks": many_looks, "plain ladder": plain_ladder}
 
 
-def simulate(world: World, samples: int, runs: int, space: Space) -> dict[str, Tally]:
-    """Every way on the same samples."""
-    population, rng = world.population(), np.random.default_rng([samples, runs])
-    tallies = {name: Tally([]) for name in ("calibration", *WAYS)}
+def simulate(population: Population, samples: int, run: int, space: Space) -> dict[str, Outcome]:
+    """Every way on the same samples: one calibration."""
+    rng, outcomes = np.random.default_rng([samples, run]), {}
 
     def note(name: str, policy: str | None) -> None:
         found = None if policy is None or policy == "dense" else space.candidate(parse(policy))
         cost, loss = (1.0, 0.0) if found is None else (found.share, population.expected(found.schedule))
-        tallies[name].add(cost, loss > DEMAND.limit)
+        outcomes[name] = cost, loss > DEMAND.limit
 
-    for _ in range(runs):
-        plan = decided(population, samples, rng, DEMAND, space=space)
-        note("calibration", str(plan.policy))
-        for name, way in WAYS.items():
-            n = samples // 2 if name == "many looks" else sizes(samples, DEMAND.limit, DEMAND.confidence)[2]
-            note(name, way(plan, _misses(population, space, Drawn(population, n, rng)), n))
-    return tallies
+    plan = decided(population, samples, rng, DEMAND, space=space)
+    note("calibration", str(plan.policy))
+    for name, way in WAYS.items():
+        n = samples // 2 if name == "many looks" else sizes(samples, DEMAND.limit, DEMAND.confidence)[2]
+        note(name, way(plan, _misses(population, space, Drawn(population, n, rng)), n))
+    return outcomes
 
 
 def _misses(population: Population, space: Space, drawn: Drawn) -> Callable[[str], int]:
@@ -130,42 +121,68 @@ def space() -> Space:
     return Space(profile, Costing(SPEC, profile_workload(profile), Objective()))
 
 
-def report(sizes_: Sequence[int], runs: int) -> str:
+def add_runs(kept: Kept, run: int, cells: Sequence[tuple[World, int]], shared: Space) -> None:
+    """Run number `run` of each cell, where it is missing."""
+    for world, group in itertools.groupby(cells, lambda cell: cell[0]):
+        population = world.population()
+        for _, samples in group:
+            done = kept.setdefault(_cell(world, samples), [])
+            if len(done) == run:
+                done.append(simulate(population, samples, run, shared))
+
+
+def report(kept: Kept, cells: Sequence[tuple[World, int]]) -> str:
     """All worlds and sizes as Markdown."""
-    shared, begun = space(), time.perf_counter()
-    rows = []
-    for world in WORLDS:
-        for samples in sizes_:
-            tallies = simulate(world, samples, runs, shared)
-            rows.append(f"| {world.name} | {samples:,} | {' | '.join(map(str, tallies.values()))} |")
-    minutes = (time.perf_counter() - begun) / 60
     lines = [
         "# What decisions are worth",
         "",
-        f"Made by `python -m tests.simulate_decisions` in {minutes:.0f} minutes: {runs} runs each; an agreement of "
-        f"{DEMAND.agreement:g} with confidence {DEMAND.confidence:g}. Mean decoder FLOPs of the shipped plan (dense is "
-        "1), and in brackets the share of runs that ship a plan whose true loss is above the limit (promised: at most "
+        f"Made by `python -m tests.simulate_decisions`: an agreement of {DEMAND.agreement:g} with confidence "
+        f"{DEMAND.confidence:g}. Mean decoder FLOPs of the shipped plan (dense is 1), and in brackets the share of "
+        "runs that ship a plan whose true loss is above the limit (promised: at most "
         f"{1 - DEMAND.confidence:.2f}). What the columns and worlds are: `tests/simulate_decisions.py`.",
         "",
-        "| world | samples | calibration | " + " | ".join(WAYS) + " |",
-        "|---|---|" + "---|" * (1 + len(WAYS)),
-        *rows,
+        "| world | samples | runs | calibration | " + " | ".join(WAYS) + " |",
+        "|---|---|---|" + "---|" * (1 + len(WAYS)),
     ]
+    for world, samples in cells:
+        outcomes = kept.get(_cell(world, samples), [])
+        if outcomes:
+            shown = " | ".join(_spelled([one[name] for one in outcomes]) for name in outcomes[0])
+            lines.append(f"| {world.name} | {samples:,} | {len(outcomes)} | {shown} |")
     return "\n".join(lines) + "\n"
 
 
+def _spelled(outcomes: Sequence[Outcome]) -> str:
+    costs, violated = zip(*outcomes, strict=True)
+    return f"{np.mean(costs):.2f} ({np.mean(violated):.2f})"
+
+
+def _cell(world: World, samples: int) -> str:
+    return f"{world.name}, {samples}"
+
+
+def _code(shared: Space) -> str:
+    """A digest of what decides, and of what there is to decide on: outcomes of others are let go."""
+    sources = {path.name: path.read_text() for path in sorted(Path(calibrate.deciding.__path__[0]).glob("*.py"))}
+    return digest([sources, [[one.name, one.share] for family in shared.families for one in family.members]])
+
+
 def main() -> None:
-    """Print the report, or write it."""
+    """Write the report after every round of runs; what is in the file beside it is not run again."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"half as many above {_FEW} samples")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    text = report(given.sizes, given.runs)
-    if given.out is None:
-        print(text, end="")
-    else:
-        given.out.write_text(text)
+    cells, file = [(world, n) for world in WORLDS for n in given.sizes], given.out.with_suffix(".runs.json")
+    shared = space()
+    code = _code(shared)
+    state = json.loads(file.read_text()) if file.exists() else {}
+    kept: Kept = state["runs"] if state.get("code") == code else {}
+    for run in tqdm(range(given.runs)):
+        add_runs(kept, run, [cell for cell in cells if cell[1] <= _FEW or run < given.runs // 2], shared)
+        write_atomic(file, json.dumps({"code": code, "runs": kept}))
+        write_atomic(given.out, report(kept, cells))
 
 
 if __name__ == "__main__":

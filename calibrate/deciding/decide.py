@@ -207,13 +207,15 @@ def _settled(looking: Search, certify: int, misses: int, seed: int) -> list[Cand
     everything, lines = looking.levels[-1], looking.lines
     while True:
         usable = [one for line in lines for i, one in enumerate(line.members) if i >= line.lost and line.eligible[i]]
+        usable = [one for one in usable if looking.affordable(one.schedule, looking.measure)]
         rungs = ladder(lines, certify, misses, usable, seed)
         places = [(line, line.members.index(rung)) for rung in rungs for line in lines if rung in line.members]
         fresh = [(line, i) for line, i in places if i >= line.lost and len(line.seen.get(i, ())) < everything]
         if not fresh:
             return rungs
         for line, member in fresh:
-            looking.execute(line, member, everything)
+            if looking.affordable(line.members[member].schedule, looking.measure):
+                looking.execute(line, member, everything)
 
 
 def _trials(looking: Search, binary: bool) -> list[Trial]:

@@ -19,6 +19,7 @@ from scipy.special import betaincinv
 from calibrate.deciding.curve import FLOORS, Curve
 from calibrate.deciding.space import Candidate, Family, Space, parts
 from calibrate.deciding.trials import Trials
+from planner.schedule import Schedule
 
 FloatArray = NDArray[np.float64]
 #: Samples of the first round, and schedules that a family may execute in each.
@@ -29,8 +30,9 @@ HOPE, SAFE = 0.25, 0.75
 _LEVEL = 0.05
 #: Families of a round of compositions, those that come out of a round at the least, and those of the last.
 _BASES, _SURVIVORS = 6, 4
-#: Share of the runs after which what policies propose is through, and so are two rounds of compositions.
-_ALLOWANCES = (0.5, 0.8, 1.0)
+#: Share of the runs after which what policies propose is through, and so are two rounds of compositions. The others are
+#: for rungs.
+_ALLOWANCES = (0.5, 0.8, 0.95)
 #: A member about which more than this is known is not executed again.
 _SETTLED = 0.02
 
@@ -88,8 +90,11 @@ class Line:
 
     def doubtful(self, count: int, aim: float) -> int | None:
         """The member of which it is least known whether it keeps a loss, of those not executed on so many samples."""
-        sure = np.abs(self.curve.below(aim) - 0.5)
         left = [i for i in range(self.lost, len(self.members)) if len(self.seen.get(i, ())) < count]
+        unseen = [i for i in left if i not in self.seen]
+        if self.family.falls_at_once and unseen:
+            return unseen[0]
+        sure = np.abs(self.curve.below(aim) - 0.5)
         best = min(left, key=lambda i: (sure[i], i), default=None)
         return best if best is not None and sure[best] < 0.5 - _SETTLED else None
 
@@ -99,7 +104,7 @@ class Search:
 
     Args:
         limit: the largest expected loss that may be shipped. The search aims at half of it.
-        measure: schedules after which no further one is tried; parts of the one at hand, and rungs, run beside them.
+        measure: schedules that may be executed, parts of candidates and rungs among them.
         progress: told what was tried.
 
     Attributes:
@@ -127,18 +132,24 @@ class Search:
             self.lines += fresh
             self._race(fresh, int(allowance * self.measure))
         best = self._ranked(self.lines)[:_SURVIVORS]
-        self._turns(best, self.levels[-1], self.measure)
+        self._turns(best, self.levels[-1], int(_ALLOWANCES[-1] * self.measure))
         return self._ranked(best)
 
     def eligible(self, candidate: Candidate) -> bool:
         """Whether it meets the constraints, as far as they can be told without executing it."""
         return not self.space.costing.breaches(candidate.figures)
 
+    def affordable(self, schedule: Schedule, allowance: int) -> bool:
+        """Whether it may be executed, if so many may be in all."""
+        return self.trials.known(schedule) or self.trials.executed < allowance
+
     def execute(self, line: Line, member: int, count: int) -> None:
-        """Execute a member on the first samples, as many as needed to see that it is hopeless."""
+        """Execute a member, which must be affordable, on the first samples, as many as needed to see that it is
+        hopeless."""
         candidate = line.members[member]
         for part in parts(candidate.schedule):
-            if hopeless(self.trials.losses(part, self.levels[0]), self.limit):
+            others = self.measure - (not self.trials.known(candidate.schedule))
+            if self.affordable(part, others) and hopeless(self.trials.losses(part, self.levels[0]), self.limit):
                 line.give_up(member)
                 return
         for level in self.levels:
@@ -193,11 +204,11 @@ class Search:
 
     def _turn(self, line: Line, level: int, allowance: int) -> None:
         while (member := line.doubtful(level, self._visible(level))) is not None:
-            new = not self.trials.known(line.members[member].schedule)
-            if new and self.trials.executed >= allowance:
+            if not self.affordable(line.members[member].schedule, allowance):
                 return
             self.execute(line, member, level)
-            if member in line.seen:  # given up without a run otherwise, because of a part
+            ran = member in line.seen  # given up without a run otherwise, because of a part
+            if ran and not line.family.falls_at_once:
                 return
 
     def _visible(self, count: int) -> float:

@@ -21,6 +21,10 @@ from planner.schedule import Count, Schedule, Select, Stage, dense
 
 #: What saves less than this share of the dense model's cost is no candidate.
 TIE = 0.005
+#: What withdraws the image at a layer loses its answers over so much smaller a part of the depth than other selections
+#: over the share of tokens: a layer too early and most are gone, a layer later and none.
+_DEPTH = 8.0
+_WITHDRAWS = {"exit"}
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Candidate:
 
     Attributes:
         share: of the minimised quantity, to dense.
-        dose: logarithm of the share of visual tokens that the decoder's layers compute, of a composition the nested
-            part's: what answers are lost by.
+        dose: logarithm of the share of visual tokens that the decoder's layers compute, stretched where that share is a
+            depth; of a composition the nested part's: what answers are lost by.
         parts: of a composition: what it is made of, each of which loses no more.
     """
 
@@ -75,6 +79,12 @@ class Family:
     def tends_to_dense(self) -> bool:
         """Whether nothing but its budget changes the model, so that the dearest members change hardly anything."""
         return self.origin is None and not any("rule" in member.kinds for member in self.members)
+
+
+    @cached_property
+    def falls_at_once(self) -> bool:
+        """Whether answers are lost from one member to the next, so that each must be looked at: layers of withdrawal."""
+        return self.origin is None and self.kinds == _WITHDRAWS
 
 
 class Space:
@@ -133,6 +143,8 @@ class Space:
     def _costed(self, policy: AnyPolicy, schedule: Schedule) -> Candidate:
         figures, whole = self.costing.figures(schedule), max(self.costing.dense.visual_tokens, 1.0)
         dose = math.log(max(figures.visual_tokens, 1 / self.costing.spec.layers) / whole)
+        if set(_kinds(schedule)) == _WITHDRAWS:
+            dose *= _DEPTH
         return Candidate(policy, schedule, figures, self.costing.share(figures), dose)
 
     def again(self, candidate: Candidate) -> Candidate:

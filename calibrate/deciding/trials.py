@@ -61,6 +61,7 @@ class Trials:
     ) -> None:
         self.runner, self._path, self._run, self._told = runner, path, digest(run), told
         self._kept = _read(path, self._run)
+        self._names: dict[Schedule, str] = {}
         self._used: dict[str, int] = {}
         self._saved = time.monotonic()
 
@@ -74,11 +75,11 @@ class Trials:
 
     def known(self, schedule: Schedule) -> bool:
         """Whether this run has executed it."""
-        return digest(schedule.model_dump(mode="json")) in self._used
+        return self._name(schedule) in self._used
 
     def losses(self, schedule: Schedule, count: int) -> FloatArray:
         """Of the first `count` samples; only those that are missing are executed."""
-        name = digest(schedule.model_dump(mode="json"))
+        name = self._name(schedule)
         have = self._kept.get(name, [])
         if len(have) < count:
             missing = list(range(len(have), count))
@@ -100,6 +101,11 @@ class Trials:
         if self._path is not None:
             write_atomic(self._path, json.dumps({"run": self._run, "losses": self._kept}))
         self._saved = time.monotonic()
+
+    def _name(self, schedule: Schedule) -> str:
+        if schedule not in self._names:
+            self._names[schedule] = digest(schedule.model_dump(mode="json"))
+        return self._names[schedule]
 
 
 def _read(path: Path | None, run: str) -> dict[str, list[float]]:

@@ -7,6 +7,7 @@ shards, processes and resumed runs give bit for bit the numbers of one uninterru
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -142,6 +143,7 @@ def bootstrap(values: Array, statistic: str | float = "mean", confidence: float 
     return bounds[0].reshape(values.shape[1:]), bounds[1].reshape(values.shape[1:])
 
 
+@functools.cache
 def wilson(hits: int, n: int, confidence: float = 0.95, one_sided: bool = False) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927); ``(0, 1)`` for no trials.
 

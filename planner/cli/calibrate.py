@@ -70,7 +70,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     type=click.IntRange(1),
     default=MEASURE,
     show_default=True,
-    help="Schedules after which the search ends; what the ladder needs beside them is executed too.",
+    help="Schedules that the search may execute, at most; a plan may be cheaper with more.",
 )
 @click.option("--profile-only", is_flag=True, help="Measure only; decide on no plan.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted run from its state in --out.")

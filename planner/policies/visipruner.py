@@ -50,7 +50,7 @@ class VisiPruner(Policy):
     * ``[0, filter)``: visual tokens see the text before them and themselves, text does not see them, decoding finds
       none of them in the cache;
     * layer `filter`: all tokens, as the model has it; those with the most influence on the last token are kept, in
-      its cache too;
+      and decoding finds all of them in its cache;
     * ``[filter + 1, exit)``: the kept ones; ``[exit, L)``: none. Without `exit` they stay to the end.
 
     Layers count from 0 (the paper counts from 1). Fractional bounds and budgets are a paper's means over samples:
@@ -63,8 +63,10 @@ class VisiPruner(Policy):
             themselves (``self``); its released code lets them see the text before them as well (``prefix``), without
             which a pretrained model loses most answers. ``prefix`` unless something is merged, which takes ``self``.
         merge_first: layer 0 puts all of the text's attention to the image on one visual token, instead of none.
-        filter_cache: what decoding finds in the filtering layer: the kept tokens, or all that the prompt's text saw.
-        probe: score layer `filter` before it runs, so that it runs on the kept tokens only.
+        filter_cache: what decoding finds in the filtering layer: all that the prompt's text saw, or, as in the paper,
+            the kept tokens alone. That is another model for answers than for prompts: it is told where it was not
+            measured.
+        probe: score layer `filter` before it runs, so that it runs on the kept tokens only, and its cache holds those.
         rank_by: influence as an L2 change, as 1 - cosine, or at random; attention of the last token, the same less its
             trend over positions, of the text after the image, or of the visual tokens (table 4).
         threshold: keep tokens that reach this score, at most `at_most`, in place of a fixed `keep`.
@@ -81,7 +83,7 @@ class VisiPruner(Policy):
     visual_attention: Literal["prefix", "self", "full"] | None = None
     text_to_visual: Literal["none", "merge", "full"] = "none"
     merge_first: bool = False
-    filter_cache: Literal["kept", "all"] = "kept"
+    filter_cache: Literal["kept", "all"] = "all"
     probe: bool = False
     rank_by: Literal["l2", "cos", "attention", "detrended", "text", "visual", "random"] = "l2"
     threshold: float | None = None
@@ -101,7 +103,7 @@ class VisiPruner(Policy):
             raise ValueError("merge_first changes layer 0 of visual_attention=self,text_to_visual=none")
         if self.text_to_visual == "merge" and self.shallow_attention != "self":
             raise ValueError("text_to_visual=merge needs visual_attention=self")
-        if self.probe and self.filter_cache == "all":
+        if self.probe and self.filter_cache == "all" and "filter_cache" in self.model_fields_set:
             raise ValueError("a probed filtering layer runs on the kept tokens: filter_cache must be kept")
         if self.probe and self.rank_by in ("text", "visual"):
             raise ValueError("a probe computes one query row: rank_by must be l2, cos, attention or detrended")
@@ -154,12 +156,7 @@ class VisiPruner(Policy):
             starts += [(layer, rule) for layer in sorted({depth, (depth + 1) // 2}) if layer]
         for layer, rule in starts:
             for rank_by in ("l2", "attention"):
-                settings = {
-                    "filter": layer,
-                    "rank_by": rank_by,
-                    "filter_cache": "all",
-                    **(dict(rule.settings) if layer else {}),
-                }
+                settings = {"filter": layer, "rank_by": rank_by, **(dict(rule.settings) if layer else {})}
                 yield from (cls.make({**settings, "keep": keep}) for keep in budgets(profile))
 
     @classmethod
@@ -190,7 +187,7 @@ class VisiPruner(Policy):
             workload, 0, first, visual, cached_visual=0, alone=True, prefix=True, reads=False,
             streamed=workload.image_stream_cached, scorings=scoring if probe else (),
         )  # fmt: skip
-        filtering = segment(workload, first, middle, visual, cached_visual=left, scorings=() if probe else scoring)
+        filtering = segment(workload, first, middle, visual, scorings=() if probe else scoring)
         rest = segment(workload, middle, last, left), segment(workload, last, spec.layers, 0)
         return SweepLayout((shallow, filtering, *rest), streams=True)
 

@@ -196,7 +196,7 @@ def test_visipruner_stages() -> None:
     select = Select(rank_by="influence_l2", keep=Count(count=10))
     assert made("visipruner:filter=8,keep=10,exit=24").stages == (
         shallow,
-        Stage(first=8, last=9, cache_visual="kept", selects=(select,)),
+        Stage(first=8, last=9, selects=(select,)),
         Stage(first=9, last=24, selects=(NOTHING,)),
         Stage(first=24, last=32),
     )
@@ -223,6 +223,7 @@ def test_visipruner_options() -> None:
     assert adaptive.keep == Threshold(threshold=0.2, relative=True, at_most=64, expected=10.3)
     assert made("visipruner:filter=8,rank_by=attention").stages[1].selects[0].rank_by == "last_attention"
     assert made("visipruner:filter=8,text_to_visual=full").stages[0].cache_visual == "all"
+    assert made("visipruner:filter=8,filter_cache=kept").stages[1].cache_visual == "kept"
     assert made("visipruner:filter=8,keep=0.1").stages[1].selects[0].keep == Fraction(fraction=0.1)
 
 

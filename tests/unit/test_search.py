@@ -162,7 +162,7 @@ EASY = World("easy", entry={"": (0.03, 4.0)}, inner={"": (0.1, 4.0)}, exit=(6.5,
 
 def test_runs_are_bounded_and_the_same_under_one_seed(space: Space) -> None:
     one, other = (searched(space, EASY, measure=60) for _ in range(2))
-    assert one.trials.executed <= 60 + 3 * len(parts(made("prellm+visipruner:filter=3,keep=10,exit=7")))
+    assert one.trials.executed <= 60
     assert [line.seen.keys() for line in one.lines] == [line.seen.keys() for line in other.lines]
 
 
