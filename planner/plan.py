@@ -125,6 +125,21 @@ class Plan(Document):
         rung = None if promise is None else promise.rung(self.decision.policy)
         return promise is not None and promise.proven and rung is not None and rung.proven
 
+    @property
+    def measured(self) -> bool:
+        """Whether its answers were compared with the dense model's."""
+        if self.evidence is None:
+            return False
+        promise = self.evidence.promise
+        tested = promise is not None and promise.rung(self.decision.policy) is not None
+        return tested or self.evidence.row("plan") is not None
+
+    @property
+    def assumes_image_cache(self) -> bool:
+        """Whether it was chosen for several questions about each image, whose shallow layers a cache keeps."""
+        several = self.evidence is not None and self.evidence.questions > 1
+        return several and self.decision.schedule.stages[0].visual_attention in ("prefix", "self")
+
     def check(self, config: Mapping[str, Any] | str | os.PathLike[str]) -> None:
         """Refuse a model this plan was not made for.
 
@@ -196,6 +211,9 @@ class Plan(Document):
     def attach(self, model: Any, *, allow_other_weights: bool = False, **options: Any) -> Handle:
         """Apply this plan to a loaded transformers model until ``handle.detach()``.
 
+        A plan that was chosen for several questions about each image (`plan calibrate --questions`) gets an image cache
+        of the default size, unless one is passed, or None.
+
         Args:
             model: an unmodified transformers model in evaluation mode.
             allow_other_weights: take a fine-tune of the model; it is logged as a warning where weights differ.
@@ -206,11 +224,22 @@ class Plan(Document):
             UnsupportedModelError: the model lacks a part the runtime needs.
             InputError: weights are not finite.
         """
-        from planner.runtime import attach
+        from planner.policies.on_model import warn_of_kept
+        from planner.runtime import ImageCache, attach
 
         note = self.check_model(model, allow_other_weights)
         if note:
             _log.log(logging.WARNING if self.model.weights else logging.INFO, note)
+        if not self.measured:
+            warn_of_kept(self.decision.schedule)
+        if self.assumes_image_cache and not {"image_cache", "image_stream"} & options.keys():
+            options["image_cache"] = ImageCache()
+            _log.warning(
+                "the plan was chosen for %d questions about each image: an image cache of up to %.2g GB keeps what "
+                "they share (image_cache=None: none)",
+                self.evidence.questions if self.evidence else 1,
+                options["image_cache"].max_bytes / 1e9,
+            )
         return attach(model, self.decision.schedule, seed=self.decision.seed, **options)
 
     @contextlib.contextmanager
@@ -241,7 +270,7 @@ class Plan(Document):
             InputError: the prompt holds no image, the plan's visual tokens do not start isolated, or the model lets
                 text before the image see the question.
         """
-        with self.apply(model, allow_other_weights=allow_other_weights) as handle:
+        with self.apply(model, allow_other_weights=allow_other_weights, image_cache=None) as handle:
             return handle.encode_image(**inputs)
 
 

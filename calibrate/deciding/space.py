@@ -80,10 +80,9 @@ class Family:
         """Whether nothing but its budget changes the model, so that the dearest members change hardly anything."""
         return self.origin is None and not any("rule" in member.kinds for member in self.members)
 
-
     @cached_property
     def falls_at_once(self) -> bool:
-        """Whether answers are lost from one member to the next, so that each must be looked at: layers of withdrawal."""
+        """Whether answers are lost from one member to the next, so that each is looked at: layers of withdrawal."""
         return self.origin is None and self.kinds == _WITHDRAWS
 
 

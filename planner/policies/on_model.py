@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,18 @@ if TYPE_CHECKING:
     from planner.schedule import Schedule
     from planner.spec import ModelSpec
     from planner.workload import Workload
+
+_log = logging.getLogger(__name__)
+
+
+def warn_of_kept(schedule: Schedule) -> None:
+    """Warn where decoding finds fewer visual tokens in a layer than the prompt's text saw there: what that does to
+    answers shows in no prefill, so that only executed answers tell."""
+    if any(stage.cache_visual == "kept" for stage in schedule.stages):
+        _log.warning(
+            "filter_cache=kept: decoding finds fewer visual tokens than the prompt saw, and its answers were not "
+            "measured; take filter_cache=all, or calibrate"
+        )
 
 
 class OnModel:
@@ -40,8 +53,9 @@ class OnModel:
         from planner.runtime import attach
         from planner.spec import ModelSpec
 
-        spec = ModelSpec.from_config(model.config.to_dict())
-        return attach(model, self.schedule(spec, workload, profile), **options)
+        schedule = self.schedule(ModelSpec.from_config(model.config.to_dict()), workload, profile)
+        warn_of_kept(schedule)
+        return attach(model, schedule, **options)
 
     @contextlib.contextmanager
     def apply(
