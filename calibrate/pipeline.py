@@ -187,12 +187,15 @@ def _split(options: Options, samples: SampleSet, say: Callable[[str], None]) -> 
 
 
 def _settings(options: Options, split: Split | None) -> dict[str, dict[str, Any]]:
-    """Probe settings, with masking curves on the samples that propose, where a decision follows.
+    """Probe settings: where a decision follows, masking curves and thresholds are those of the samples that propose.
 
     Raises:
-        InputError: a decision is to follow, and the curves were asked to see more samples.
+        InputError: a decision is to follow, and they were asked to see more samples.
     """
     settings = {name: dict(chosen) for name, chosen in options.settings.items()}
+    if "influence" in options.probes and split is not None:
+        influence = settings.setdefault("influence", {})
+        influence["proposing"] = min(int(influence.get("proposing", len(split.propose))), len(split.propose))
     if "masking" in options.probes and split is not None:
         masking = settings.setdefault("masking", {})
         masking.setdefault("samples", min(MaskingProbe.default_samples, len(split.propose)))

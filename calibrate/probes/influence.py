@@ -26,6 +26,8 @@ from planner.errors import InputError
 NEVER = -1
 LEVELS = (0.5, 0.75, 0.9, 0.95)
 _SPREAD = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+#: Shares of the tokens that adaptive thresholds are proposed for: of each, one less is in `_SPREAD`.
+_SHARES = (0.01, 0.05, 0.25)
 
 
 class InfluenceProbe(OnePassProbe):
@@ -37,6 +39,7 @@ class InfluenceProbe(OnePassProbe):
         keep_l2: absolute threshold on the L2 change (the paper's; it depends on the model's scale).
         keep_relative: thresholds on the L2 change over the norm of the last token's attention output.
         levels: shares of the samples that suggestions should fit.
+        proposing: the first samples, from which alone thresholds are proposed for a plan.
 
     Raises:
         InputError: a threshold that can never or always trigger, or a level outside 0..1.
@@ -52,6 +55,7 @@ class InfluenceProbe(OnePassProbe):
         keep_l2: float = 0.2,
         keep_relative: Sequence[float] = (0.01, 0.02, 0.05, 0.1),
         levels: Sequence[float] = LEVELS,
+        proposing: int = 0,
     ) -> None:
         super().__init__()
         if not filter_cos or not all(-1 < threshold < 1 for threshold in (*filter_cos, exit_cos)):
@@ -61,7 +65,7 @@ class InfluenceProbe(OnePassProbe):
         if not levels or not all(0 <= level <= 1 for level in levels):
             raise InputError("levels are shares of the samples, between 0 and 1", "Such as 0.5 and 0.9")
         self.filter_cos, self.exit_cos, self.levels = tuple(filter_cos), exit_cos, tuple(levels)
-        self.keep_l2, self.keep_relative = keep_l2, tuple(keep_relative)
+        self.keep_l2, self.keep_relative, self.proposing = keep_l2, tuple(keep_relative), proposing
         #: Smallest cosines of each batch's first sample by itself, until the batch is through.
         self._alone: dict[int, list[float]] = {}
 
@@ -73,6 +77,7 @@ class InfluenceProbe(OnePassProbe):
             "keep_l2": self.keep_l2,
             "keep_relative": list(self.keep_relative),
             "levels": list(self.levels),
+            "proposing": self.proposing,
         }
 
     def measure(self, capture: Capture) -> dict[str, torch.Tensor]:
@@ -154,9 +159,23 @@ class InfluenceProbe(OnePassProbe):
                 proportion(int(hits), len(min_cos)) for hits in (min_cos < self.filter_cos[0]).sum(axis=0)
             ],
             "noise": self._noise(),
+            "adaptive": self._adaptive(),
             "stages": by_threshold,
             "suggested": by_threshold[f"{self.filter_cos[0]:g}"]["absolute"]["suggested"],
         }
+
+    def _adaptive(self) -> dict[str, Any]:
+        """Relative thresholds that keep about a share of the tokens, per layer: the mean of the samples' quantiles, and
+        the shares that it keeps of them, on average and at most."""
+        spreads = self.table.column("relative_quantiles")[[one < self.proposing for one in self.table.ids]]
+        found = {}
+        for share in _SHARES if len(spreads) else ():
+            thresholds = spreads[:, :, _SPREAD.index(1 - share)].mean(axis=0)
+            pairs = [list(zip(thresholds, one, strict=True)) for one in spreads]
+            kept = np.array([[1 - np.interp(at, layer, _SPREAD) for at, layer in one] for one in pairs])
+            values = {"threshold": thresholds, "kept": kept.mean(axis=0), "most": kept.max(axis=0)}
+            found[f"{share:g}"] = {name: plain(value) for name, value in values.items()}
+        return found
 
     def _noise(self) -> dict[str, Any]:
         """How far a sample's smallest cosine moves with its company in a batch: per layer, and the largest of any

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -148,7 +149,8 @@ class VisiPruner(Policy):
     @classmethod
     def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[VisiPruner]:
         """Windows to the last layer: `VTW`, laid over them, ends them earlier. After shallow layers that are untouched,
-        and after each rule as deep as its curve lets it reach, or half as deep."""
+        and after each rule as deep as its curve lets it reach, or half as deep. Of each window fixed budgets, and where
+        the influence probe proposes them thresholds: each sample then keeps its own number."""
         starts = [(layer, UNTOUCHED) for layer in {0, *(spec.layers * share // 8 for share in (1, 2, 4))}]
         for rule in SHALLOW_RULES:
             points = proposing(profile, rule.curve)
@@ -158,6 +160,13 @@ class VisiPruner(Policy):
             for rank_by in ("l2", "attention"):
                 settings = {"filter": layer, "rank_by": rank_by, **(dict(rule.settings) if layer else {})}
                 yield from (cls.make({**settings, "keep": keep}) for keep in budgets(profile))
+                if rank_by == "l2":
+                    yield from (cls.make({**settings, **adaptive}) for adaptive in _thresholds(profile, layer))
+
+    def family(self) -> str:
+        if self.threshold is None:
+            return super().family()
+        return self.model_copy(update=dict.fromkeys(("threshold", "at_most", "expected"))).family()
 
     @classmethod
     def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:
@@ -217,6 +226,20 @@ class VisiPruner(Policy):
         if filter_layer <= 1:
             return (Stage(first=0, last=filter_layer, selects=selects, **merging),)
         return (Stage(first=0, last=1, **merging), Stage(first=1, last=filter_layer, selects=selects, **rule))
+
+
+def _thresholds(profile: Profile, layer: int) -> Iterator[dict[str, Any]]:
+    """Adaptive forms of the filter, as the influence probe proposes them for a layer."""
+    probe, visual = profile.probes.get("influence"), profile.prompt.visual_tokens
+    for found in probe.values.get("adaptive", {}).values() if probe is not None else ():
+        threshold, kept, most = (found[name][layer] for name in ("threshold", "kept", "most"))
+        if threshold > 0:
+            yield {
+                "threshold": float(f"{threshold:.4g}"),
+                "relative": True,
+                "at_most": max(1, math.ceil(most * visual)),
+                "expected": round(max(1.0, kept * visual), 2),
+            }
 
 
 #: What decoding may read in shallow layers, by what the prompt's text could.

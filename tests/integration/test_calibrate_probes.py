@@ -113,6 +113,22 @@ def test_influence_is_the_papers_procedure_token_by_token(exit_cos):
                 assert (row["kept"][t, r], row["exit"][t, r]) == (len(kept), left)
 
 
+def test_thresholds_are_those_of_the_samples_that_propose():
+    """Of one sample: the quantile itself, which keeps what is above it; of two: the mean of theirs."""
+    seen = []
+    for sample in range(2):
+        attention, value, visual = literal(model(), sample)
+        tokens = np.flatnonzero(visual)
+        table = np.array([[zeroed(attention[k], value[k], t) for t in tokens] for k in range(LAYERS)])
+        seen.append(np.quantile(table[..., 0] / table[..., 2], 0.75, axis=1))
+    one, two, none = (measure([InfluenceProbe(proposing=n)], model())[0].summary()["adaptive"] for n in (1, 2, 0))
+    np.testing.assert_allclose(one["0.25"]["threshold"], seen[0], rtol=1e-6)
+    np.testing.assert_allclose(one["0.25"]["kept"], 0.25, atol=1e-6)
+    np.testing.assert_allclose(two["0.25"]["threshold"], np.mean(seen, axis=0), rtol=1e-6)
+    assert all(most >= kept for most, kept in zip(two["0.05"]["most"], two["0.05"]["kept"], strict=True))
+    assert list(one) == ["0.01", "0.05", "0.25"] and none == {}
+
+
 @contextmanager
 def image_read_only_in(built, first, last):
     """Values of visual tokens are nothing outside layers [first, last)."""

@@ -72,6 +72,24 @@ def test_context_is_pruned_around_the_rate_that_was_measured() -> None:
     assert not list(Context.candidates(PROFILE, SPEC))
 
 
+def test_thresholds_are_proposed_for_each_window_from_what_influence_saw() -> None:
+    values = {"threshold": [0.1 * (i + 1) for i in range(LAYERS)], "kept": [0.05] * LAYERS, "most": [0.21] * LAYERS}
+    tighter = {"threshold": [1.0] * LAYERS, "kept": [0.001] * LAYERS, "most": [0.01] * LAYERS}
+    influence = PROFILE.probes["influence"]
+    told = influence.model_copy(update={"values": {**influence.values, "adaptive": {"0.05": values, "0.01": tighter}}})
+    profile = PROFILE.model_copy(update={"probes": {**PROFILE.probes, "influence": told}})
+    found = [one for one in VisiPruner.candidates(profile, SPEC) if one.threshold is not None]
+    assert {one.filter for one in found} == {one.filter for one in VisiPruner.candidates(PROFILE, SPEC)}
+    for one in found:
+        assert one.relative and one.rank_by == "l2"
+        loose = (0.1 * (one.filter + 1), 31, 7.2)  # 0.21 and 0.05 of 144 tokens
+        assert (one.threshold, one.at_most, one.expected) in ((pytest.approx(loose[0]), *loose[1:]), (1.0, 2, 1.0))
+    space = Space(profile, Costing(SPEC, WORKLOAD, Objective()))
+    adaptive = [family for family in space.families if "threshold=" in family.members[0].name]
+    assert adaptive and all(len(family.members) == 2 for family in adaptive if "filter=9" not in family.name)
+    assert not any(one.threshold for one in VisiPruner.candidates(PROFILE, SPEC))
+
+
 def test_windows_follow_the_curves() -> None:
     found = list(VisiPruner.candidates(PROFILE, SPEC))
     closed = {one.filter for one in found if (one.visual_attention, one.text_to_visual) == ("self", "none")}
