@@ -136,7 +136,7 @@ class Policy(OnModel, BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _split_lists(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, str) and cls.takes_list(info.field_name):
+        if isinstance(value, str) and value != "auto" and cls.takes_list(info.field_name):
             return [part for part in value.split("/") if part]
         return value
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from planner.errors import InputError
 from planner.policies.base import Policy, check_layer
 from planner.schedule import Redistribute, Schedule, Stage
 
@@ -35,7 +36,7 @@ class VAR(Policy):
     about quality.
 
     Attributes:
-        dims: the model's sink dimensions, as calibration finds them.
+        dims: the model's sink dimensions; ``auto`` takes those that calibration found from the profile.
         tau: from which value on a token is a sink; None for `sink_threshold`, as calibration has it.
         rho, p, min_visual: as `planner.schedule.Redistribute` says.
         first, last: layers ``[first, last)`` in which it happens; from layer 2 to all but the last by default.
@@ -46,7 +47,7 @@ class VAR(Policy):
     budget: ClassVar[str] = "p"
     quality: ClassVar[bool] = True
 
-    dims: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    dims: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | Literal["auto"]
     tau: Annotated[float, Field(gt=0)] | None = None
     rho: _Share = 0.8
     p: _Share = 0.6
@@ -54,7 +55,20 @@ class VAR(Policy):
     first: Annotated[int, Field(ge=0)] = 2
     last: Annotated[int, Field(ge=1)] | None = None
 
+    def resolve(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> VAR:
+        if self.dims != "auto":
+            return self
+        dims, tau = _found(profile)
+        if not dims:
+            raise InputError(
+                "policy 'var': dims=auto needs the sink dimensions that calibration finds, and there are none",
+                "Give a profile whose probe `sinks` found some, or give dims",
+            )
+        return self.model_copy(update={"dims": dims, "tau": tau if self.tau is None else self.tau})
+
     def schedule(self, spec: ModelSpec, workload: Workload | None = None, profile: Any = None) -> Schedule:
+        if self.dims == "auto":
+            return self.resolve(spec, workload, profile).schedule(spec)
         last = self.last if self.last is not None else spec.layers - 1
         check_layer(self.name, "last", last - 1, spec.layers)
         check_layer(self.name, "first", self.first, last)
@@ -72,9 +86,14 @@ class VAR(Policy):
     @classmethod
     def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[VAR]:
         """The sink dimensions that calibration found, with several rho and p."""
-        sinks = profile.probes.get("sinks")
-        if sinks is None or not sinks.values["sink_dims"]:
-            return
-        dims, tau = tuple(sinks.values["sink_dims"]), float(sinks.values["tau"])
-        for rho in (0.5, 0.8):
+        dims, tau = _found(profile)
+        for rho in (0.5, 0.8) if dims else ():
             yield from (cls(dims=dims, tau=tau, rho=rho, p=p) for p in (0.3, 0.6, 0.9))
+
+
+def _found(profile: Profile | None) -> tuple[tuple[int, ...], float | None]:
+    """The sink dimensions that calibration found, and its threshold; none where it found none or was not asked."""
+    sinks = None if profile is None else profile.probes.get("sinks")
+    if sinks is None or not sinks.values["sink_dims"]:
+        return (), None
+    return tuple(sinks.values["sink_dims"]), float(sinks.values["tau"])

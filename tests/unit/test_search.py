@@ -14,7 +14,7 @@ from calibrate.deciding.ladder import ladder
 from calibrate.deciding.objective import Costing, Objective, profile_workload
 from calibrate.deciding.space import Space, parts
 from calibrate.deciding.trials import Trials
-from planner.errors import ExtensionError
+from planner.errors import ExtensionError, InputError
 from planner.policies import VAR, Context, FastV, VisiPruner, parse
 from planner.policies.proposals import budgets, deepest, earliest
 from planner.profile import ProbeResult
@@ -57,6 +57,12 @@ def test_policies_of_quality_are_searched_for_accuracy_alone() -> None:
     profile = PROFILE.model_copy(update={"probes": {**PROFILE.probes, "sinks": sinks}})
     found = list(VAR.candidates(profile, SPEC))
     assert {one.dims for one in found} == {(5,)} and {one.tau for one in found} == {4.0} and len(found) == 6
+    auto = parse("var:dims=auto,p=0.3")
+    assert auto.resolve(SPEC, WORKLOAD, profile) == parse("var:dims=5,tau=4,p=0.3") and parse(str(auto)) == auto
+    assert auto.schedule(SPEC, None, profile) == parse("var:dims=5,tau=4,p=0.3").schedule(SPEC)
+    for lacking in (None, PROFILE):
+        with pytest.raises(InputError, match="sink dimensions"):
+            auto.schedule(SPEC, None, lacking)
     costing = Costing(SPEC, WORKLOAD, Objective())
     kinds = [{k for f in Space(profile, costing, goal).families for k in f.kinds} for goal in (False, True)]
     assert "weights" not in kinds[0] and "weights" in kinds[1]
