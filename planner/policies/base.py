@@ -11,7 +11,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
@@ -232,6 +232,8 @@ def _spell(value: Any) -> str:
 
 
 def _is_list(annotation: Any) -> bool:
+    if typing.get_origin(annotation) is Annotated:
+        return _is_list(typing.get_args(annotation)[0])
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return any(_is_list(part) for part in typing.get_args(annotation))
     return typing.get_origin(annotation) is tuple

@@ -190,6 +190,12 @@ def test_runs_are_bounded_and_the_same_under_one_seed(space: Space) -> None:
     assert [line.seen.keys() for line in one.lines] == [line.seen.keys() for line in other.lines]
 
 
+def test_every_layer_of_withdrawal_is_looked_at(space: Space) -> None:
+    found = searched(space, EASY)
+    (line,) = (line for line in found.lines if line.family.falls_at_once)
+    assert line.members[0].name.startswith("vtw") and line.seen.keys() >= set(range(line.lost, len(line.members)))
+
+
 def test_few_samples_first_and_nothing_is_run_twice(space: Space) -> None:
     found = searched(space, EASY)
     counts = {len(losses) for line in found.lines for losses in line.seen.values()}
