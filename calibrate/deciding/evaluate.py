@@ -176,7 +176,8 @@ def _time(bench: LossRunner, executed: dict[str, _Executed], rounds: int) -> Non
     timed = [(one, one.schedule) for one in executed.values() if one.schedule is not None]
     if rounds:
         first = bench.batches.place(bench.batches.encoder([bench.batches.samples[0]]))
-        times = prefill_ms(bench.batches.model, first, [schedule for _, schedule in timed], rounds)
+        schedules = [schedule for _, schedule in timed]
+        times = prefill_ms(bench.batches.model, first, schedules, rounds, bench.batches.watch)
         for (one, _), milliseconds in zip(timed, times, strict=True):
             one.prefill_ms = milliseconds
 
