@@ -223,9 +223,10 @@ def _write(options: Options, outcome: Outcome, fmt: str) -> None:
     if outcome.decision is not None:
         plan: Plan = freeze(outcome, options.seed)
         plan.save(out / "plan.json")
-        write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials))
+        path = str(out / "plan.json")
+        write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials, path))
         written.append("plan.json")
-        click.echo(canonical(plan.content()) if fmt == "json" else describe(plan, fmt), nl=fmt != "json")
+        click.echo(canonical(plan.content()) if fmt == "json" else describe(plan, fmt, path), nl=fmt != "json")
     else:
         write_atomic(out / "report.html", profile_page(profile))
     took = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())

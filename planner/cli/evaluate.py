@@ -92,7 +92,8 @@ def command(
     from planner.errors import InputError
     from planner.plan import load_plan
     from planner.policies import parse
-    from planner.report.evidence_view import KIND_HEADERS, filled, kind_rows, rows_table
+    from planner.report.evidence_view import KIND_HEADERS, kind_rows
+    from planner.report.rows_view import filled, rows_table
     from planner.report.tables import table
 
     plan = load_plan(plan_path)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def command(path: Path, beside: Path | None, fmt: str, output: Path | None) -> None:
     """Print a plan or a profile.
 
-    Of a PLAN: its stages, predicted cost and measured accuracy. Of a PROFILE: the findings of each probe. As HTML, the
-    report that `plan calibrate` writes.
+    Of a PLAN: the verdict, its stages, predicted cost and what was measured. Of a PROFILE: the findings of each probe.
+    As HTML, the report that `plan calibrate` writes.
     """
     from planner.document import read_json, write_atomic
 
@@ -57,11 +57,11 @@ def _plan(path: Path, beside: Path | None, fmt: str) -> str:
     if fmt == "html":
         from planner.report.page import page
 
-        return page(plan, profile)
+        return page(plan, profile, path=str(path))
     from planner.report.plan_view import describe
     from planner.report.profile_view import describe_profile
 
-    parts = [describe(plan, fmt)] + ([] if profile is None else [describe_profile(profile, fmt)])
+    parts = [describe(plan, fmt, str(path))] + ([] if profile is None else [describe_profile(profile, fmt)])
     return "\n\n".join(parts) + "\n"
 
 

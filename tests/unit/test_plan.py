@@ -130,7 +130,7 @@ def test_missing_and_broken_files(tmp_path):
 def test_description_tells_stages_evidence_and_notes():
     text = describe(make_plan())
     assert "keep 20 by influence_l2" in text and "drop the image" in text
-    assert "0.980 (0.960-0.990)" in text
+    assert "98.0 % (96.0-99.0)" in text
     assert "the cosine threshold fires in layer 0" in text
     assert [line.split()[0] for line in text.splitlines() if line[:1].isdigit()] == ["0-2", "3", "4-6", "7-9"]
 
