@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.deciding.equal_cost import EqualCost, Shapes, comparable, mean_flops, workloads
-from calibrate.inputs.samples import Sample
+from calibrate.inputs.samples import Sample, SampleSet
 from calibrate.probes.stats import mean, proportion
 from calibrate.running.controls import blind_answers, floor_answers, floor_losses, floor_name
 from calibrate.running.forced import Answer
@@ -39,6 +39,7 @@ class Evaluation:
         rows: dense, the plan, the floor, blind, the baselines.
         kinds: the plan by kind of question, where samples have kinds.
         by_kind: accuracy by kind of question, per policy, where samples have kinds and answers.
+        samples: what was asked.
         answers: every policy's answers, in the samples' order.
         metric: of accuracy.
     """
@@ -46,6 +47,7 @@ class Evaluation:
     rows: tuple[Row, ...]
     kinds: tuple[Kind, ...]
     by_kind: dict[str, dict[str, Measured]]
+    samples: SampleSet
     answers: dict[str, list[str]]
     digest: str
     n: int
@@ -103,6 +105,7 @@ def evaluate(
         rows=tuple(rows),
         kinds=() if planned is None else tuple(_kinds(planned, whole, samples)),
         by_kind={name: _accuracy_by_kind(one, samples) for name, one in executed.items()} if samples.answered else {},
+        samples=samples,
         answers={name: [answer.text for answer in one.answers] for name, one in executed.items()},
         digest=samples.digest,
         n=len(samples),

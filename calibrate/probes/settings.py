@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from calibrate.probes.base import Probe, probe_class
 from planner.errors import InputError
-from planner.policies.base import nearest
+from planner.text import nearest
 
 AUTO = "auto"
 

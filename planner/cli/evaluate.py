@@ -7,37 +7,41 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import fits, judging, load_for, loading, other_weights, sampling
+from planner.cli.logged import log_answers
+from planner.cli.options import fits, judging, load_for, loading, max_new_tokens, other_weights, sampling
+from planner.cli.words import Verb, option
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
     from planner.evidence import LossName
 
 
-@click.command("evaluate")
+@click.command(
+    "evaluate",
+    cls=Verb,
+    examples=[
+        "plan evaluate plan.json                                  # the bundled model's plan, on its test set",
+        "plan evaluate plan.json --data others.jsonl --policy all",
+        "plan evaluate plan.json --data others.jsonl --log-samples answers.jsonl",
+    ],
+)
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
-@click.option("--data", help="Samples: JSONL, an image folder or a datasets id. [default: the bundled test set]")
-@click.option("--num-samples", type=click.IntRange(1), help="Draw this many samples. [default: all]")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning."
-)
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Samples per forward pass.")
-@click.option(
-    "--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer that is compared."
-)
-@click.option(
+@option("--model", help="Hub id or directory. [default: the model that the plan names]")
+@option("--data", help="Samples: JSONL, an image folder or a datasets id. [default: the bundled test set]")
+@option("--num-samples", aliases=["--limit"], type=click.IntRange(1), help="Draw this many samples. [default: all]")
+@option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning.")
+@option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Samples per forward pass.")
+@max_new_tokens
+@option(
     "--policy",
     "against",
     multiple=True,
     help="Policy to compare with: a name (scaled to the plan's decoder FLOPs), all, or a full spelling; repeatable. "
     "Controls are always there. [default: fastv]",
 )
-@judging
-@click.option(
-    "--rounds", type=click.IntRange(0), default=15, show_default=True, help="Rounds of timing; 0 measures no time."
-)
-@click.option(
+@judging()
+@option("--rounds", type=click.IntRange(0), default=15, show_default=True, help="Rounds of timing; 0 measures no time.")
+@option(
     "--format",
     "fmt",
     type=click.Choice(["table", "md", "json"]),
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Plain text, Markdown or JSON; JSON adds accuracy by question type.",
 )
+@option("--log-samples", type=click.Path(path_type=Path), help="Write every answer, dense and planned, as JSONL.")
 @other_weights
 @sampling
 @loading
@@ -60,12 +65,13 @@ def command(
     num_samples: int | None,
     seed: int,
     batch_size: int,
-    answer_tokens: int,
+    max_new_tokens: int,
     against: tuple[str, ...],
     rounds: int,
     fmt: str,
     loss: LossName | None,
     metric: str | None,
+    log_samples: Path | None,
     allow_other_weights: bool,
     loading_options: LoadOptions,
 ) -> None:
@@ -119,13 +125,16 @@ def command(
     encoder = Encoder(loaded.processor, known.visual_ids)
     fits(plan, loaded, encoder, allow_other_weights)
     found = evaluate(
-        LossRunner(Batches(samples, encoder, loaded.model, batch_size), judged_by, answer_tokens, judged, seed),
+        LossRunner(Batches(samples, encoder, loaded.model, batch_size), judged_by, max_new_tokens, judged, seed),
         known.spec,
         (parse(plan.decision.policy), plan.decision.schedule),
         against=[name for item in against or BASELINES for name in (comparable() if item == "all" else (item,))],
         rounds=rounds,
         progress=lambda line: click.echo(line, err=True),
     )
+    if log_samples is not None:
+        log_answers(log_samples, found)
+        click.echo(f"wrote {log_samples}", err=True)
     if fmt == "json":
         by_kind = {
             name: {kind: value.model_dump() for kind, value in kinds.items()} for name, kinds in found.by_kind.items()

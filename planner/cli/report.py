@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from planner.cli.words import option
+
 FORMATS = ("table", "md", "csv", "json", "html")
 
 
@@ -41,6 +43,17 @@ class _Video(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
             return width, height, frames, float(rate) if rate else None
         except ValueError:
             self.fail(f"'{value}' is not a video like 1280x720x16 or 1280x720x300@30", param, ctx)
+
+
+class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
+    """The size of an element that kernels exist for."""
+
+    name = "BITS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if str(value) not in ("32", "16", "8", "4"):
+            self.fail(f"elements of {value} bits are not computed with: give 32, 16, 8 or 4", param, ctx)
+        return int(value)
 
 
 @click.command("report")
@@ -79,9 +92,9 @@ class _Video(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 @click.option("--system-tokens", type=int, help="Text tokens before the image.")
 @click.option("--context-tokens", type=int, help="How many of the text tokens are prunable context.")
 @click.option("--output-tokens", type=int, help="Tokens of the answer.")
-@click.option("--batch", type=int, help="Batch size.")
-@click.option("--weight-bits", type=int, help="Bits per weight: 16, 8 or 4.")
-@click.option("--kv-bits", type=int, help="Bits per cached key or value element.")
+@option("--batch-size", "batch", aliases=["--batch"], type=int, help="Requests that run together.")
+@click.option("--weight-bits", type=_Bits(), help="Bits per weight: 32, 16, 8 or 4.")
+@click.option("--kv-bits", type=_Bits(), help="Bits per cached key or value element: 32, 16, 8 or 4.")
 @click.option(
     "--image-stream-cached", is_flag=True, help="Cost a further question about an image that is in the image cache."
 )
@@ -192,6 +205,8 @@ def command(
     from planner.report.targets import asked_workload, read_target
 
     given = {name: value for name, value in sizes.items() if value is not None and value is not False}
+    if (images or videos) and "visual_tokens" in given:
+        raise click.UsageError("--image and --video decide the visual tokens: leave --visual-tokens out")
     parsed = [(text, parse(text)) for text in policies]
     row = _hardware(device, engine, {"tp": tp, "pp": pp, "ep": ep})
     reports, sheets = [], []
@@ -204,12 +219,27 @@ def command(
             sheets.append(sweep_csv(target, workload, swept, convention, row))
             continue
         settled = [(name, policy.resolve(target.spec, workload, target.profile)) for name, policy in parsed]
+        _refuse_without_context(settled, workload)
         for (_, policy), (name, found) in zip(parsed, settled, strict=True):
             if found != policy:
                 click.echo(f"{name} is {found}", err=True)
         chosen = [(name, policy.schedule(target.spec, workload, target.profile)) for name, policy in settled]
         reports.append(report(target, workload, [*target.plans, *chosen], convention, row, head, alone))
     _write("\n".join(sheets) if swept is not None else render(reports, fmt), output)
+
+
+def _refuse_without_context(policies: list[tuple[str, Any]], workload: Any) -> None:
+    """Context pruning without a context is the dense model, and its row would say that it saves nothing.
+
+    Raises:
+        InputError: naming the policy.
+    """
+    from planner.errors import InputError
+    from planner.report.rows_view import base_name
+
+    for name, policy in policies:
+        if not workload.context_tokens and "context" in base_name(str(policy)).split("+"):
+            raise InputError(f"'{name}' prunes context, and there is none", "Give --context-tokens")
 
 
 def _refuse_beside_check(ctx: click.Context, fmt: str) -> None:

@@ -48,6 +48,7 @@ def command(
     from planner.errors import InputError
     from planner.files import is_file
     from planner.plan import load_plan
+    from planner.report.tables import layer_runs
     from planner.runtime import attach
     from planner.text import printable
 
@@ -72,7 +73,7 @@ def command(
         click.echo(printable(answer))
         report, kept = handle.report, handle.kept
     if report is not None:
-        click.echo(f"visual tokens per layer: {_runs([layer[0] for layer in report.visual])}", err=True)
+        click.echo(f"visual tokens per layer: {layer_runs([layer[0] for layer in report.visual])}", err=True)
     if overlay is not None and grid is not None:
         choices = [
             (title, positions[0])
@@ -80,17 +81,6 @@ def command(
             if of == "visual" and positions[0]
         ]
         _draw(overlay, sample.pictures()[0], grid, choices)
-
-
-def _runs(counts: list[int]) -> str:
-    """``144 x 4, 20 x 3, 0 x 3``."""
-    parts: list[list[int]] = []
-    for count in counts:
-        if parts and parts[-1][0] == count:
-            parts[-1][1] += 1
-        else:
-            parts.append([count, 1])
-    return ", ".join(f"{count} x {layers}" for count, layers in parts)
 
 
 def _titles(schedule: Any) -> list[tuple[str, str]]:

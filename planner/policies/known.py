@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from planner import extensions
 from planner.errors import ExtensionError, InputError
-from planner.policies.base import REGISTRY, Policy, nearest
+from planner.policies.base import REGISTRY, Policy
 from planner.policies.compose import AnyPolicy, Composition
+from planner.text import nearest
 
 
 def names() -> tuple[str, ...]:

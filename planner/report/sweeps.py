@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from planner.errors import InputError
 from planner.policies import AnyPolicy, Composition, Policy, policy_class
-from planner.policies.base import nearest
 from planner.report.targets import Target
-from planner.text import csv_text
+from planner.text import csv_text, nearest
 from planner.workload import Workload
 
 if TYPE_CHECKING:

@@ -17,6 +17,8 @@ _TEXT_COLUMNS = frozenset(
 WIDTH = 100
 #: A column is not folded to less than this; a header is wider than its name.
 _NARROW, _PADDING = 16, 2
+#: Runs of layers that are shown; of more, the first and the last.
+_MOST_RUNS = 8
 _TABULATE = {"table": "simple", "md": "github"}
 
 
@@ -61,4 +63,6 @@ def folded(text: str, width: int) -> str:
 
 def layer_runs(counts: Iterable[float]) -> str:
     """Tokens per layer: ``144 x 4, 20 x 3`` is 144 tokens in each of four layers, then 20 in three."""
-    return ", ".join(f"{count:g} x {len(list(layers))}" for count, layers in groupby(counts))
+    runs = [(count, len(list(layers))) for count, layers in groupby(counts)]
+    shown = [f"{count:.4g} x {layers}" if count % 1 else f"{count:.0f} x {layers}" for count, layers in runs]
+    return ", ".join(shown if len(shown) <= _MOST_RUNS else [*shown[:4], "...", *shown[-3:]])

@@ -86,9 +86,14 @@ def test_an_interrupt_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("calibrate.pipeline.calibrate_and_plan", interrupted)
-    found = CliRunner().invoke(cli, ["calibrate", "-o", str(out)])
+    found = CliRunner().invoke(cli, ["calibrate", "-o", str(out), "--overwrite"], prog_name="plan")
     assert found.exit_code == 130
-    assert f"{out / f'0-of-1{SUFFIX}'} keeps what was measured, of up to 4 samples: go on with --resume" in found.output
+    assert f"{out / f'0-of-1{SUFFIX}'} keeps what was measured, of up to 4 samples" in found.output
+    assert f"Go on with: plan calibrate -o {out} --resume\n" in found.output
+    assert "trials" not in found.output and (out / "run.yaml").read_text() == f"output: {out}\n"
+    (out / "trials.json").write_text("{}")
+    (out / "profile.json").write_text("{}")
+    assert "the finished profile" in kept_state(out) and "losses of the candidates that ran" in kept_state(out)
     assert kept_state(tmp_path / "none") == f"Interrupted before anything was written into {tmp_path / 'none'}"
 
 

@@ -135,6 +135,7 @@ def test_long_cells_of_any_column_are_folded_and_nothing_is_lost():
 def test_tokens_per_layer_are_runs():
     assert layer_runs([144, 144, 20, 0, 0, 0, 20]) == "144 x 2, 20 x 1, 0 x 3, 20 x 1"
     assert layer_runs([]) == "" and layer_runs([3.5]) == "3.5 x 1"
+    assert layer_runs(range(9)) == "0 x 1, 1 x 1, 2 x 1, 3 x 1, ..., 6 x 1, 7 x 1, 8 x 1"
 
 
 def test_a_plan_is_proven_if_its_own_rung_is():
