@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.options import fits, load_for, loading, other_weights
-from planner.cli.words import option
+from planner.cli.words import Verb, option
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from planner.runtime.bench import BenchResult
 
 
-@click.command("bench")
+@click.command(
+    "bench",
+    cls=Verb,
+    examples=[
+        "plan bench plan.json",
+        "plan bench plan.json --batch-size 8 --rounds 30",
+    ],
+)
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
 @click.option(

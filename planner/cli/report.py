@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from planner.cli.words import option
+from planner.cli.words import Verb, option
 
 FORMATS = ("table", "md", "csv", "json", "html")
 
@@ -56,7 +56,15 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
         return int(value)
 
 
-@click.command("report")
+@click.command(
+    "report",
+    cls=Verb,
+    examples=[
+        "plan report llava-1.5-7b --policy fastv:k=2,ratio=0.75 --hardware h100-sxm",
+        "plan report llava-hf/llava-1.5-7b-hf --image 640x480 --text-tokens 50",
+        "plan report llava-1.5-7b --sweep prellm:keep=0.1..0.9..0.1 -o sweep.csv",
+    ],
+)
 @click.argument("targets", metavar="TARGET...", nargs=-1)
 @click.option(
     "--policy",

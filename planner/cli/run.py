@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.options import fits, load_for, loading, other_weights
+from planner.cli.words import Verb
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
 
 
-@click.command("run")
+@click.command(
+    "run",
+    cls=Verb,
+    examples=[
+        'plan run plan.json --image photo.jpg --prompt "What is this?"',
+        'plan run plan.json --image photo.jpg --prompt "What is this?" --dense --overlay kept.png',
+    ],
+)
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option(
     "--image", "images", type=click.Path(path_type=Path), multiple=True, required=True, help="Image file; repeatable."

@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.words import Verb
+
 if TYPE_CHECKING:
     from planner.plan import Plan
     from planner.profile import Profile
 
 
-@click.command("show")
+@click.command(
+    "show",
+    cls=Verb,
+    examples=[
+        "plan show calibration                                    # the plan in a folder",
+        "plan show plan.json --format md",
+        "plan show plan.json --profile profile.json --format html -o report.html",
+    ],
+)
 @click.argument("path", metavar="PLAN|PROFILE", type=click.Path(path_type=Path))
 @click.option(
     "--profile", "beside", type=click.Path(path_type=Path), help="Also show this profile, from which PLAN was derived."
@@ -33,7 +43,9 @@ def command(path: Path, beside: Path | None, fmt: str, output: Path | None) -> N
     As HTML, the report that `plan calibrate` writes.
     """
     from planner.document import read_json, write_atomic
+    from planner.files import document_in
 
+    path = document_in(path)
     body = read_json(path)
     is_profile = isinstance(body, dict) and "profile_sha256" in body
     if beside is not None and (is_profile or fmt == "json"):

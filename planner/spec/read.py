@@ -29,6 +29,8 @@ def read(config: Mapping[str, Any] | str | os.PathLike[str], processor: Mapping[
         entry = shipped_model(text)
         return _from_values(entry["config"], text, entry.get("processor", {}) if processor is None else processor)
     path = Path(text)
+    if text.startswith("reference/") and not is_folder(path):  # a bundled model
+        path = Path(str(resources.files("planner.profiles"))) / text
     if is_folder(path):
         path = path / "config.json"
     if not is_file(path):

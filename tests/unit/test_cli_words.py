@@ -14,6 +14,7 @@ from planner.cli.config import configured, save
 from planner.cli.words import Option, Verb, again, given, option
 from planner.errors import InputError
 from planner.text import nearest
+from tests.unit.test_plan import make_plan
 
 
 def plan(*arguments: object) -> Result:
@@ -147,3 +148,14 @@ def test_pruning_a_context_that_is_not_there_is_refused():
         found = plan("report", "llava-1.5-7b", "--policy", policy)
         assert isinstance(found.exception, InputError) and "prunes context, and there is none" in str(found.exception)
     assert plan("report", "llava-1.5-7b", "--policy", policy, "--context-tokens", 60).exit_code == 0
+
+
+def test_bundled_models_and_folders_are_taken_where_files_are(tmp_path):
+    make_plan().save(tmp_path / "plan.json")
+    by_folder, by_file = plan("show", tmp_path), plan("show", tmp_path / "plan.json")
+    assert by_folder.exit_code == 0 and by_folder.stdout == by_file.stdout
+    assert "windowed" in plan("report", "reference/windowed").stdout
+    committed = Path(__file__).parents[2] / "reports" / "reference" / "windowed"
+    assert plan("report", committed).stdout == plan("report", committed / "plan.json").stdout != ""
+    missing = plan("report", "reference/none")
+    assert isinstance(missing.exception, InputError) and "hub" not in str(missing.exception)
