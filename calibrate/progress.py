@@ -1,9 +1,9 @@
 """One bar over a whole calibration. Its unit is a second of work: what was spent, of that and what is still expected.
 
 Work comes in **tasks** (masking curves, the search, the evaluation), and a task in **steps** of so many units: samples
-that run once, as a rule. What is left of a task is its units times their pace: an estimate until the first step is
-done, then what was measured, of this task or of one that it is like. So the time that is shown as left is estimated
-anew with every step, and a task that ends early takes its rest along.
+that run once, as a rule. What is left of a task is its units times their pace: at first an estimate, or the pace of a
+task that it is like, then ever more what was measured. So the time that is shown as left is estimated anew with every
+step, and a task that ends early takes its rest along.
 
 On a terminal a bar is drawn, and a step that takes long moves it while it runs. In a log a line says now and then how
 far things are.
@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 #: Seconds between two movements of the bar, and between two lines in a log.
 _TICK_S, _LINE_S = 1.0, 30.0
+#: What the first estimate of a task weighs: as much as this share of its units when they are measured.
+_TRUST = 0.1
 #: A step that takes longer than expected is not counted as done before it is.
 _AT_MOST = 0.95
 
@@ -46,10 +48,10 @@ class _Task:
 
     @property
     def pace_s(self) -> float:
-        """Seconds of a unit."""
-        if self.done:
-            return self.spent_s / self.done
-        return self.unit_s if self.like is None else self.like.pace_s
+        """Seconds of a unit: what was expected counts as much as `_TRUST` of all units that are measured."""
+        expected_s = self.unit_s if self.like is None else self.like.pace_s
+        trust = _TRUST * (self.done + self.left)
+        return (self.spent_s + trust * expected_s) / (self.done + trust) if self.done + trust else expected_s
 
     @property
     def left_s(self) -> float:

@@ -45,9 +45,10 @@ def test_what_is_left_is_units_times_their_pace(progress, clock):
     assert progress.expect("measuring", 10, 2.0) == 20
     assert progress.expect("searching", 100, 0.5) == 50
     assert progress.left_s == 70 and progress.share == 0
-    work(progress, clock, "measuring", 2, 2.0)  # twice as fast as was thought
-    assert progress.left_s == 8 * 1.0 + 50
-    assert progress.share == pytest.approx(2 / (2 + 58))
+    work(progress, clock, "measuring", 2, 2.0)  # twice as fast as was thought, which weighs as much as 1 unit of 10
+    left = 8 * (2 * 1.0 + 1 * 2.0) / 3 + 50
+    assert progress.left_s == pytest.approx(left)
+    assert progress.share == pytest.approx(2 / (2 + left))
     work(progress, clock, "measuring", 8, 8.0)
     assert progress.left_s == 50
 
@@ -56,10 +57,10 @@ def test_a_task_takes_the_pace_of_one_it_is_like_until_it_has_its_own(progress, 
     progress.expect("searching", 10, 1.0)
     progress.expect("evaluating", 100, like="searching")
     assert progress.left_s == 110
-    work(progress, clock, "searching", 5, 15.0)
-    assert progress.left_s == 5 * 3 + 100 * 3
-    work(progress, clock, "evaluating", 10, 5.0)
-    assert progress.left_s == 5 * 3 + 90 * 0.5
+    work(progress, clock, "searching", 5, 17.0)
+    assert progress.left_s == pytest.approx(5 * 3 + 100 * 3)  # 17 s and one unit of 1 s over 6
+    work(progress, clock, "evaluating", 10, 10.0)
+    assert progress.left_s == pytest.approx(5 * 3 + 90 * 2)  # 10 s and ten units of 3 s over 20
 
 
 def test_a_task_that_ends_early_takes_its_rest_along(progress, clock):
