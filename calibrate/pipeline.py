@@ -272,19 +272,23 @@ class _Deciding:
         trials = Trials(look, self._kept_trials(), self._run(look, profile), lambda ran: self._tell_search(trials))
         with _Clock(self.seconds, "decide"):
             notes = [*self._cut_off, *beyond_floor(look, options.demand.limit)]
-            decision = decide(
-                profile,
-                self.known.spec,
-                trials,
-                Certify(
-                    self._runner(split.certify, _PROOF).judged_by(look.loss),
-                    split.pictures,
-                    tuple(sample.kind for sample in split.certify),
-                ),
-                options.demand,
-                options.objective,
-                Effort(options.measure, options.answer_tokens, options.seed, self._timer(look), self._tell),
-            )
+            try:
+                decision = decide(
+                    profile,
+                    self.known.spec,
+                    trials,
+                    Certify(
+                        self._runner(split.certify, _PROOF).judged_by(look.loss),
+                        split.pictures,
+                        tuple(sample.kind for sample in split.certify),
+                    ),
+                    options.demand,
+                    options.objective,
+                    Effort(options.measure, options.answer_tokens, options.seed, self._timer(look), self._tell),
+                )
+            except KeyboardInterrupt:
+                trials.save()
+                raise
         self.progress.left_now(_SEARCH, 0)
         self.progress.left_now(_PROOF, 0)
         decision = replace(decision, notes=(*notes, *decision.notes))

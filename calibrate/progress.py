@@ -11,6 +11,7 @@ far things are.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -170,7 +171,8 @@ class Progress:
         if self._watched:
             if self._stream.isatty():
                 form = "{percentage:3.0f}%|{bar:40}| {desc}"
-                self._bar = tqdm(total=1000, file=self._stream, bar_format=form, leave=False)
+                width = shutil.get_terminal_size().columns  # 80 where the terminal does not tell, as tqdm would not
+                self._bar = tqdm(total=1000, file=self._stream, bar_format=form, leave=False, ncols=width)
             threading.Thread(target=self._tick, daemon=True).start()
         return self
 

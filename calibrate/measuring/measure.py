@@ -1,8 +1,8 @@
 """The measurement loop: per batch, all one-pass probes in one forward pass, then the probes that run the model.
 
 Work goes in steps after each of which the probes hold whole rows, so that the state can be written between any two: a
-batch of a probe, or a single sample of a probe that takes samples alone. A killed run loses the current step and
-what was finished in the last `STATE_INTERVAL_S` seconds.
+batch of a probe, or a single sample of a probe that takes samples alone. An interrupted run loses the current step; a
+killed one also what was finished in the last `STATE_INTERVAL_S` seconds.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def measure(job: Job, units: Sequence[range], save: Callable[[], None] | None, p
     """Bring every probe up to date on all units.
 
     Args:
-        save: writes the state; called between steps and at the end.
+        save: writes the state; called between steps, at the end, and at an interrupt.
         progress: told of every step.
 
     Raises:
@@ -87,13 +87,18 @@ def measure(job: Job, units: Sequence[range], save: Callable[[], None] | None, p
         SampleError: a sample cannot be read.
     """
     saved = time.monotonic()
-    for unit in units:
-        for name, count, step in _steps(job, unit):
-            with progress.step(name, count), torch.inference_mode():
-                step()
-            if save is not None and time.monotonic() - saved > STATE_INTERVAL_S:
-                save()
-                saved = time.monotonic()
+    try:
+        for unit in units:
+            for name, count, step in _steps(job, unit):
+                with progress.step(name, count), torch.inference_mode():
+                    step()
+                if save is not None and time.monotonic() - saved > STATE_INTERVAL_S:
+                    save()
+                    saved = time.monotonic()
+    except KeyboardInterrupt:
+        if save is not None:
+            save()  # probes take in whole rows, whenever they are interrupted
+        raise
     if save is not None:
         save()
 

@@ -35,11 +35,18 @@ def save(ctx: click.Context, folder: Path) -> None:
 
     names = {one.name: _spelled(one) for one in ctx.command.params if one.name not in _OF_ONE_RUN}
     body = {
-        names[name]: [*value] if isinstance(value, (list, tuple)) else value
+        names[name]: _plain(value, ctx.params.get(name))
         for name, value in given(ctx).items()
         if name in names and value is not None
     }
     write_atomic(folder / FILE, yaml.safe_dump(body, sort_keys=False) if body else "{}\n")
+
+
+def _plain(written: Any, understood: Any) -> Any:
+    """A value as YAML has it: a number where it was one."""
+    if isinstance(understood, (int, float)):
+        return understood
+    return [*written] if isinstance(written, (list, tuple)) else written
 
 
 def _read(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Protocol
@@ -33,6 +34,8 @@ from planner.report.verdict import verdict
 
 #: Tables up to this long are open, beside a picture and below; longer ones are folded.
 OPEN_BESIDE, OPEN_BELOW = 12, 6
+#: The space between a number and its unit, at which no line is broken.
+_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|[KMGTP]?(?:FLOP|B))\b)")
 
 
 class TrialRow(Protocol):
@@ -100,7 +103,7 @@ def _render(**values: Any) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     numbers = itertools.count(1)
     environment.filters["inline"] = lambda svg, title: inline(svg, next(numbers), title)
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    environment.filters["unbroken"] = lambda text: _UNIT.sub("\u00a0", text)
     return environment.from_string(template).render(open_beside=OPEN_BESIDE, open_below=OPEN_BELOW, **values)
 
 

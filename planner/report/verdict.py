@@ -166,7 +166,7 @@ class _Judged:
             parts.append(f"{named} ran faster than the plan ({_ms(row)}) at its FLOPs: choosing tokens takes time.")
         share = row.decoder_flops_ratio
         if share is not None and self._time_ratio > share + _LAGGING:
-            parts.append(f"it falls less than FLOPs do: {self._why_slow()}.")
+            parts.append(f"prefill time falls less than FLOPs do: {self._why_slow()}.")
         return " ".join(map(_sentence, parts))
 
     @property

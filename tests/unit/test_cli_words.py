@@ -33,7 +33,7 @@ def toy(ctx: click.Context, **values: object) -> None:
     """Try it."""
     shown = {**values, "given": given(ctx), "again": again(ctx, without=["--x"], adding=["--resume"])}
     click.echo(yaml.safe_dump(shown))
-    if isinstance(values["out"], str):
+    if isinstance(values["out"], str) and Path(values["out"]).is_dir():
         save(ctx, Path(values["out"]))
 
 
@@ -71,7 +71,7 @@ def test_a_file_of_options_counts_less_than_the_command_line(tmp_path):
 def test_what_was_given_is_saved_and_repeats_the_run(tmp_path):
     first = tried("mine", "--size", 5, "--set", "a=1", "--set", "b=2", "--resume", "--out", tmp_path)
     body = yaml.safe_load((tmp_path / "run.yaml").read_text())
-    assert {**body, "size": int(body["size"])} == {
+    assert body == {
         "model": "mine", "size": 5, "set": ["a=1", "b=2"], "output": str(tmp_path),
     }  # fmt: skip
     second = tried("--config", tmp_path / "run.yaml", "--resume")
