@@ -71,7 +71,7 @@ class SampleSet(Sequence[Sample]):
             raise SampleError(f"{count} samples were asked for", "Ask for at least one")
         drawn = random.Random(seed).sample(self.samples, len(self.samples))
         if count is not None and count < len(drawn):
-            asked: Counter[tuple[Path, ...]] = Counter()
+            asked: Counter[tuple[Path | Image.Image, ...]] = Counter()
             turns = []
             for sample in drawn:
                 turns.append(asked[sample.images])
