@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from calibrate.deciding.objective import decoder_flops
-from planner.errors import ExtensionError, InputError
+from planner.errors import ExtensionError, InputError, nearest
 from planner.policies import AnyPolicy, Policy, names, policy_class, usable
 from planner.schedule import Schedule
 from planner.spec import ModelSpec
-from planner.text import nearest
 from planner.workload import Workload
 
 #: Prompts counted by their tokens before the image, of the image and after it.

@@ -24,10 +24,9 @@ import torch
 from calibrate.inputs.batches import Batch, segments
 from calibrate.probes.stats import Array, SampleTable
 from planner import extensions
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 from planner.profile import ProbeResult, PromptShape
 from planner.spec import ModelSpec
-from planner.text import nearest
 
 if TYPE_CHECKING:
     from planner.runtime import Influence, LayerView

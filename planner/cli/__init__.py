@@ -46,7 +46,7 @@ class _Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in VERBS:
-            from planner.text import nearest
+            from planner.errors import nearest
 
             ctx.fail(f"There is no verb '{args[0]}'. {nearest(args[0], VERBS)}Verbs: {', '.join(VERBS)}.")
         return super().resolve_command(ctx, args)

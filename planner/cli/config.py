@@ -59,9 +59,8 @@ def _read(ctx: click.Context, parameter: click.Parameter, path: Path | None) -> 
         return
     import yaml
 
-    from planner.errors import InputError
+    from planner.errors import InputError, nearest
     from planner.files import read_text
-    from planner.text import nearest
 
     try:
         body = yaml.safe_load(read_text(path)) or {}

@@ -18,9 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from planner import extensions
 from planner.cost.constants import Constants, EngineName
 from planner.cost.parallel import Parallel
-from planner.errors import ExtensionError, InputError, PlannerError
+from planner.errors import ExtensionError, InputError, PlannerError, nearest
 from planner.files import is_file, parse_json, read_text
-from planner.text import nearest
 
 
 class Hardware(BaseModel):

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 from planner.policies.on_model import OnModel
 from planner.schedule import Count, Fraction, Keep, Schedule
-from planner.text import nearest
 
 if TYPE_CHECKING:
     from planner.cost.sweep_layout import SweepColumns, SweepLayout

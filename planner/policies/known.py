@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner import extensions
-from planner.errors import ExtensionError, InputError
+from planner.errors import ExtensionError, InputError, nearest
 from planner.policies.base import REGISTRY, Policy
 from planner.policies.compose import AnyPolicy, Composition
-from planner.text import nearest
 
 
 def names() -> tuple[str, ...]:

@@ -12,8 +12,7 @@ from click.testing import CliRunner, Result
 from planner.cli import VERBS, cli
 from planner.cli.config import configured, save
 from planner.cli.words import Option, Verb, again, given, option
-from planner.errors import InputError
-from planner.text import nearest
+from planner.errors import InputError, nearest
 from tests.unit.test_plan import make_plan
 
 
