@@ -12,7 +12,8 @@ from typing import Any
 
 from calibrate.deciding.decide import Certify, ChosenPlan, Effort, decide
 from calibrate.deciding.demand import Demand
-from calibrate.deciding.evaluate import Evaluation, evaluate
+from calibrate.deciding.evaluate import evaluate
+from calibrate.deciding.executed import Evaluation
 from calibrate.deciding.halving import FIRST
 from calibrate.deciding.ladder import LARGEST
 from calibrate.deciding.objective import Objective
@@ -108,6 +109,7 @@ class Outcome:
 
     Attributes:
         split: of the calibration samples.
+        asked: the evaluation's samples.
         answer_tokens: mean length of the dense model's answers; `longest_answer`: where they were cut off.
     """
 
@@ -116,6 +118,7 @@ class Outcome:
     evaluation: Evaluation | None
     seconds: dict[str, float]
     split: Split | None = None
+    asked: SampleSet | None = None
     answer_tokens: float | None = None
     longest_answer: int | None = None
 
@@ -183,7 +186,7 @@ def _steps(options: Options, ranks: Ranks, progress: Progress) -> Outcome:
         return Outcome(profile, None, None, seconds)
     decision = deciding.decision(profile)
     found = None if evaluation is None else deciding.evaluation(decision, evaluation)
-    return Outcome(profile, decision, found, seconds, split, deciding.answer_tokens, options.answer_tokens)
+    return Outcome(profile, decision, found, seconds, split, evaluation, deciding.answer_tokens, options.answer_tokens)
 
 
 def _split(options: Options, samples: SampleSet, say: Callable[[str], None]) -> Split | None:

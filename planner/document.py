@@ -55,7 +55,7 @@ class Document(BaseModel):
         class Plan(Document):
             KIND: ClassVar[str] = "plan"
             DIGEST_FIELD: ClassVar[str] = "plan_sha256"
-            REMAKE: ClassVar[str] = "Make it again with `plan export`"
+            REMAKE: ClassVar[str] = "Make it again with `plan freeze`"
             plan_sha256: str = ""
     """
 

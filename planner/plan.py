@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from planner.document import Document
 from planner.errors import PlanMismatchError
 from planner.evidence import Evidence, upgraded
+from planner.hub import local
 from planner.profile import Json, ModelIdentity, without_absent
 from planner.schedule import Schedule, dense
 from planner.weights import compare
@@ -100,7 +101,7 @@ class Plan(Document):
 
     KIND: ClassVar[str] = "plan"
     DIGEST_FIELD: ClassVar[str] = "plan_sha256"
-    REMAKE: ClassVar[str] = "Plans are not edited: make a new one with `plan export` or `plan calibrate`"
+    REMAKE: ClassVar[str] = "Plans are not edited: make a new one with `plan freeze` or `plan calibrate`"
     SCHEMA_VERSION: ClassVar[int] = 2
     UPGRADES: ClassVar[Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]]] = {1: _with_evidence_upgraded}
 
@@ -272,11 +273,14 @@ def predict(spec: ModelSpec, workload: Workload, schedule: Schedule, convention:
 def load_plan(path: str | Path) -> Plan:
     """Read a plan and check that it is whole.
 
+    Args:
+        path: a file, or ``hf://user/repo@revision`` on the Hugging Face Hub.
+
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or had from the hub.
         PlanError: it is not a plan, was edited, or is of a newer schema; the message says which and what to do.
     """
-    return Plan.load(path)
+    return Plan.load(local(path))
 
 
 def created_with(packages: Sequence[str] = ("vlm-planner", "torch", "transformers", "numpy")) -> dict[str, str]:

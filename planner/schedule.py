@@ -156,6 +156,21 @@ class Select(_Frozen):
             raise ValueError(f"probe computes one query row, which cannot give the score '{self.rank_by}'")
         return self
 
+    @property
+    def in_words(self) -> str:
+        """What it does, a phrase."""
+        if self.rank_by == "none":
+            return "drop the image" if self.of == "visual" else "drop the context"
+        keep = self.keep
+        if isinstance(keep, Count):
+            amount = f"keep {keep.count:g}"
+        elif isinstance(keep, Fraction):
+            amount = f"keep {keep.fraction:.3g} of them"
+        else:
+            amount = f"keep score >= {keep.threshold:g}{' of |O|' if keep.relative else ''}, at most {keep.at_most}"
+        what = "" if self.of == "visual" else " context tokens"
+        return f"{amount}{what} by {self.rank_by}{' (probe)' if self.probe else ''}"
+
 
 class Redistribute(_Frozen):
     """Move attention weight from visual sink tokens to the other visual tokens in image-centric heads (VAR).
@@ -281,9 +296,9 @@ class Schedule(_Frozen):
     @property
     def executable(self) -> bool:
         """True when bounds and counts are whole numbers."""
-        bounds_whole = all(float(stage.last).is_integer() for stage in self.stages)
-        counts_whole = all(float(s.keep.count).is_integer() for s in self.selects if isinstance(s.keep, Count))
-        return bounds_whole and counts_whole
+        counts = (select.keep.count for select in self.selects if type(select.keep) is Count)
+        numbers = (*(stage.last for stage in self.stages), *counts)
+        return all(type(number) is int or float(number).is_integer() for number in numbers)
 
     @property
     def empty(self) -> bool:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.deciding.equal_cost import EqualCost, Shapes, comparable, mean_flops, workloads
-from calibrate.inputs.samples import Sample, SampleSet
-from calibrate.probes.stats import mean, proportion
+from calibrate.deciding.equal_cost import EqualCost, Shapes, comparable
+from calibrate.deciding.executed import Evaluation, Executed, Ran
+from calibrate.inputs.batches import Batches
+from calibrate.inputs.samples import SampleSet
 from calibrate.running.controls import blind_answers, floor_answers, floor_losses, floor_name
 from calibrate.running.forced import Answer
 from calibrate.running.losses import LossRunner
 from calibrate.running.timing import prefill_ms
-from planner.cost import cost
 from planner.errors import PlannerError, RuntimeStateError
-from planner.evidence import Kind, Measured, Role, Row
+from planner.evidence import Role
 from planner.policies import AnyPolicy, parse
 from planner.schedule import Schedule, dense
 from planner.spec import ModelSpec
@@ -29,29 +28,6 @@ BASELINES, CONTROLS = ("fastv",), ("random", "resize")
 BLIND = "no picture"
 #: Losses that answers alone do not tell.
 _ALONG_ANSWER = ("tokens", "nll")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Executed policies on an evaluation set.
-
-    Attributes:
-        rows: dense, the plan, the floor, blind, the baselines.
-        kinds: the plan by kind of question, where samples have kinds.
-        by_kind: accuracy by kind of question, per policy, where samples have kinds and answers.
-        samples: what was asked.
-        answers: every policy's answers, in the samples' order.
-        metric: of accuracy.
-    """
-
-    rows: tuple[Row, ...]
-    kinds: tuple[Kind, ...]
-    by_kind: dict[str, dict[str, Measured]]
-    samples: SampleSet
-    answers: dict[str, list[str]]
-    digest: str
-    n: int
-    metric: str
 
 
 @dataclass
@@ -64,6 +40,19 @@ class _Executed:
     losses: NDArray[np.float64] | None = None
     prefill_ms: float | None = None
     scores: list[float] = field(default_factory=list)
+
+    def ran(self, name: str) -> Ran:
+        """As it is kept."""
+        return Ran(
+            policy=name,
+            role=self.role,
+            schedule=self.schedule,
+            answers=tuple(answer.text for answer in self.answers),
+            ended=tuple(answer.ended for answer in self.answers),
+            scores=tuple(map(float, self.scores)),
+            losses=None if self.losses is None else tuple(map(float, self.losses)),
+            prefill_ms=self.prefill_ms,
+        )
 
 
 def evaluate(
@@ -86,30 +75,51 @@ def evaluate(
     Raises:
         InputError: a policy of `against` is unknown, or a metric of the user's own fails.
     """
-    samples = bench.batches.samples
-    shapes: Shapes = Counter(bench.batches.shapes())
-    chosen = baselines([*against, *CONTROLS], spec, plan, shapes)
+    return execute(bench, spec, plan, against=against, rounds=rounds, progress=progress).evaluation(spec)
+
+
+def execute(
+    bench: LossRunner,
+    spec: ModelSpec,
+    plan: tuple[AnyPolicy, Schedule],
+    *,
+    against: Sequence[str] = BASELINES,
+    rounds: int = 15,
+    progress: Callable[[str], None] = lambda line: None,
+    part: Sequence[int] | None = None,
+) -> Executed:
+    """`evaluate` before anything is summed up.
+
+    Args:
+        part: positions of the samples that run; None: all. What other policies cost, and so which they are, is that of
+            all samples.
+    """
+    samples, shapes = bench.batches.samples, bench.batches.shapes()
+    chosen = baselines([*against, *CONTROLS], spec, plan, Counter(shapes))
+    ids = range(len(samples)) if part is None else part
+    if part is not None:
+        batches = bench.batches
+        some = SampleSet(tuple(samples[i] for i in part), samples.source)
+        some_batches = Batches(some, batches.encoder, batches.model, batches.batch_size, batches.watch)
+        bench = LossRunner(some_batches, bench.loss, bench.answer_tokens, bench.metric, bench.seed)
     executed = _executed(bench, chosen, str(plan[0]), progress)
     _time(bench, executed, rounds)
-    whole = executed["dense"]
     for one in executed.values():
         if one.role == "floor" and bench.loss in _ALONG_ANSWER:
             one.losses = floor_losses(bench)
         if samples.answered:
             one.scores = [
-                bench.metric(answer.text, sample) for answer, sample in zip(one.answers, samples, strict=True)
+                bench.metric(answer.text, sample)
+                for answer, sample in zip(one.answers, bench.batches.samples, strict=True)
             ]
-    rows = [_row(name, one, whole, bench, spec, shapes) for name, one in executed.items()]
-    planned = next((one for one in executed.values() if one.role == "plan"), None)
-    return Evaluation(
-        rows=tuple(rows),
-        kinds=() if planned is None else tuple(_kinds(planned, whole, samples)),
-        by_kind={name: _accuracy_by_kind(one, samples) for name, one in executed.items()} if samples.answered else {},
-        samples=samples,
-        answers={name: [answer.text for answer in one.answers] for name, one in executed.items()},
+    return Executed(
         digest=samples.digest,
-        n=len(samples),
+        ids=tuple(ids),
+        shapes=tuple(shapes[i] for i in ids),
+        kinds=tuple(samples[i].kind for i in ids),
+        loss=bench.loss,
         metric=bench.metric.name,
+        runs=tuple(one.ran(name) for name, one in executed.items()),
     )
 
 
@@ -183,73 +193,3 @@ def _time(bench: LossRunner, executed: dict[str, _Executed], rounds: int) -> Non
         times = prefill_ms(bench.batches.model, first, schedules, rounds, bench.batches.watch)
         for (one, _), milliseconds in zip(timed, times, strict=True):
             one.prefill_ms = milliseconds
-
-
-def _row(name: str, one: _Executed, whole: _Executed, bench: LossRunner, spec: ModelSpec, shapes: Shapes) -> Row:
-    figures, full = (_figures(spec, of.schedule, shapes) if of.schedule is not None else None for of in (one, whole))
-    losses = one.losses
-    if bench.loss == "score" and one.scores:
-        losses = np.array(whole.scores) - np.array(one.scores)
-    return Row(
-        policy=name,
-        role=one.role,
-        accuracy=_measured(one.scores) if one.scores else None,
-        agreement=_measured(_same(one, whole)),
-        loss=None if losses is None else _measured(losses),
-        runaway=_measured([not answer.ended for answer in one.answers]),
-        prefill_ms=one.prefill_ms,
-        decoder_flops=None if figures is None else figures[0],
-        decoder_flops_ratio=None if figures is None or full is None else figures[0] / full[0],
-        visual_attention_ratio=None if figures is None or full is None else figures[1] / full[1],
-        kv_cache_bytes=None if figures is None else figures[2],
-        kv_cache_ratio=None if figures is None or full is None else figures[2] / full[2],
-    )
-
-
-def _figures(spec: ModelSpec, schedule: Schedule, shapes: Shapes) -> tuple[float, float, float]:
-    """Decoder FLOPs, visual attention FLOPs and KV-cache bytes, means over samples."""
-    visual_attention = kv_cache_bytes = 0.0
-    for request, count in workloads(shapes):
-        found = cost(spec, request, schedule)
-        visual_attention += float(found.visual_attention) * count
-        kv_cache_bytes += found.kv_cache_bytes * count
-    n = shapes.total()
-    return mean_flops(spec, schedule, shapes), visual_attention / n, kv_cache_bytes / n
-
-
-def _same(one: _Executed, whole: _Executed) -> list[bool]:
-    """Whole answers, and whether they end, as dense."""
-    return [(a.text, a.ended) == (b.text, b.ended) for a, b in zip(one.answers, whole.answers, strict=True)]
-
-
-def _kinds(planned: _Executed, whole: _Executed, samples: Sequence[Sample]) -> list[Kind]:
-    same = _same(planned, whole)
-    found = []
-    for kind, chosen in _by_kind(samples).items():
-        found.append(
-            Kind(
-                kind=kind,
-                accuracy=_measured([planned.scores[i] for i in chosen]) if planned.scores else None,
-                dense_accuracy=_measured([whole.scores[i] for i in chosen]) if whole.scores else None,
-                agreement=_measured([same[i] for i in chosen]),
-                loss=None if planned.losses is None else _measured(planned.losses[chosen]),
-            )
-        )
-    return found
-
-
-def _accuracy_by_kind(one: _Executed, samples: Sequence[Sample]) -> dict[str, Measured]:
-    return {kind: _measured([one.scores[i] for i in chosen]) for kind, chosen in _by_kind(samples).items()}
-
-
-def _by_kind(samples: Sequence[Sample]) -> dict[str, list[int]]:
-    kinds = sorted({sample.kind for sample in samples if sample.kind})
-    return {kind: [i for i, sample in enumerate(samples) if sample.kind == kind] for kind in kinds}
-
-
-def _measured(values: Any) -> Measured:
-    """Mean and 95 % interval: Wilson's for shares, of resampled means for anything else."""
-    found = np.asarray(values, np.float64)
-    if np.isin(found, (0, 1)).all():
-        return Measured.model_validate(proportion(int(found.sum()), len(found)))
-    return Measured.model_validate(mean(found))

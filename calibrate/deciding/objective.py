@@ -11,6 +11,7 @@ from planner.cost import Cost, cost
 from planner.cost.formulas import DECODER_COMPONENTS
 from planner.cost.hardware import hardware
 from planner.cost.roofline import latency
+from planner.engines import engine
 from planner.errors import InputError
 from planner.profile import Profile
 from planner.schedule import Schedule, dense
@@ -20,8 +21,6 @@ from planner.workload import Workload
 Quantity = Literal["flops", "kv", "prefill-ms", "latency"]
 #: Of --hardware: time the finalists on this machine in place of estimating.
 MEASURED = "measured"
-#: Engines, and whether they can run a schedule.
-PORTABLE: dict[str, Callable[[Schedule], bool]] = {"vllm": lambda schedule: schedule.before_decoder}
 #: Milliseconds of a prefill, of many schedules on the machine at hand.
 Timer = Callable[[list[Schedule]], list[float]]
 
@@ -66,7 +65,7 @@ class Objective:
         max_kv_mb: largest KV cache after the prefill, in 10^6 bytes.
         max_latency_ms: longest time of a request, estimated for `hardware`, or the prefill measured here.
         hardware: a row of `plan ls hardware`, or `MEASURED`.
-        portable: an engine that must be able to run the plan.
+        portable: an engine that must be able to carry the plan (`planner.engines`).
         questions: asked about each image, on average. More than one counts on an image cache that answers all but the
             first (`planner.runtime.ImageCache`).
     """
@@ -82,8 +81,8 @@ class Objective:
     def __post_init__(self) -> None:
         if self.minimise not in get_args(Quantity):
             raise InputError(f"'{self.minimise}' cannot be minimised", f"Choose {', '.join(get_args(Quantity))}")
-        if self.portable is not None and self.portable not in PORTABLE:
-            raise InputError(f"there is no engine '{self.portable}'", f"Engines: {', '.join(PORTABLE)}")
+        if self.portable is not None:
+            engine(self.portable)  # refuses one that is not there
         if self.questions < 1:
             raise InputError(f"{self.questions} questions about an image make no sense", "Give 1 or more")
         for name in ("max_flops", "max_kv_mb", "max_latency_ms"):

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from calibrate.deciding.objective import PORTABLE, Costing, Figures
+from calibrate.deciding.objective import Costing, Figures
+from planner.engines import carried, engine
 from planner.errors import ExtensionError, InputError
 from planner.policies import AnyPolicy, Composition, Policy, usable
 from planner.profile import Profile
@@ -94,9 +95,10 @@ class Space:
         self._together: dict[tuple[str, str], Family | None] = {}
         proposed: dict[str, list[Candidate]] = {}
         for policy in self._proposed(accuracy):
-            found = self.candidate(policy)
-            if found is not None and self._portable(found):
-                proposed.setdefault(policy.family(), []).append(found)
+            fitted = self._portable(policy)
+            found = None if fitted is None else self.candidate(fitted)
+            if fitted is not None and found is not None:
+                proposed.setdefault(fitted.family(), []).append(found)
         families = (_family(name, members) for name, members in proposed.items())
         self.families = [family for family in families if family is not None]
 
@@ -111,9 +113,13 @@ class Space:
             elif accuracy or not known.quality:
                 yield from known.candidates(self.profile, self.costing.spec)
 
-    def _portable(self, candidate: Candidate) -> bool:
-        engine = self.costing.objective.portable
-        return engine is None or PORTABLE[engine](candidate.schedule)
+    def _portable(self, policy: Policy) -> Policy | None:
+        """A policy as the engine carries it that was asked for; None where it cannot."""
+        name, found = self.costing.objective.portable, self.candidate(policy)
+        if name is None or found is None:
+            return policy
+        route = carried(engine(name), found.schedule, self.costing.spec, self.costing.workload.visual_tokens).route
+        return None if route is None else policy.adapted(route.settings)
 
     def candidate(self, policy: AnyPolicy) -> Candidate | None:
         """A policy as a candidate; None where it does not fit the model, or changes nothing."""

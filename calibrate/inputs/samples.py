@@ -71,11 +71,12 @@ class SampleSet(Sequence[Sample]):
             raise SampleError(f"{count} samples were asked for", "Ask for at least one")
         drawn = random.Random(seed).sample(self.samples, len(self.samples))
         if count is not None and count < len(drawn):
-            asked: Counter[tuple[Path | Image.Image, ...]] = Counter()
+            asked: Counter[tuple[str | int, ...]] = Counter()
             turns = []
             for sample in drawn:
-                turns.append(asked[sample.images])
-                asked[sample.images] += 1
+                pictures = tuple(str(image) if isinstance(image, Path) else id(image) for image in sample.images)
+                turns.append(asked[pictures])
+                asked[pictures] += 1
             drawn = [drawn[i] for i in sorted(range(len(drawn)), key=turns.__getitem__)[:count]]
         return SampleSet(tuple(drawn), self.source)
 

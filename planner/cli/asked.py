@@ -78,7 +78,7 @@ _WHAT_IS_SAVED: tuple[Callable[[Any], Any], ...] = (
         "--hardware",
         help="Where times are estimated: a row of `plan ls hardware`; measured: prefills on this machine.",
     ),
-    option("--portable", help="Only what this engine can run: vllm."),
+    option("--portable", help="Only what this engine can carry: vllm, openvino, trt-edge, llamacpp."),
     option(
         "--questions",
         type=click.IntRange(1),

@@ -13,7 +13,7 @@ import click
 from planner.cli.asked import MEASURE, asked
 from planner.cli.config import configured, save
 from planner.cli.logged import ANSWERS, log_answers
-from planner.cli.options import MEASURING, SAMPLES, loading, max_new_tokens, sampling
+from planner.cli.options import MEASURING, SAMPLES, loading, max_new_tokens, sampling, shard_of
 from planner.cli.words import Verb, again, option
 
 if TYPE_CHECKING:
@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
     from calibrate.pipeline import Options, Outcome
     from planner.plan import Plan
-
-
-def _shard(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
-    index, slash, count = value.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()):
-        raise click.BadParameter("expected i/n, such as 0/4")
-    return int(index), int(count)
 
 
 def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -120,7 +113,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     "--shard",
     default="0/1",
     show_default=True,
-    callback=_shard,
+    callback=shard_of,
     help="Measure part i of n only; unite the parts with `plan merge`.",
     group=MEASURING,
 )
@@ -269,8 +262,8 @@ def _write(options: Options, outcome: Outcome, fmt: str, log_samples: bool) -> N
         path = str(out / "plan.json")
         write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials, path))
         written.append("plan.json")
-        if log_samples and outcome.evaluation is not None:
-            log_answers(out / ANSWERS, outcome.evaluation)
+        if log_samples and outcome.evaluation is not None and outcome.asked is not None:
+            log_answers(out / ANSWERS, outcome.asked, outcome.evaluation.answers)
             written.append(ANSWERS)
         click.echo(canonical(plan.content()) if fmt == "json" else describe(plan, fmt, path), nl=fmt != "json")
     else:

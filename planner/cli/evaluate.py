@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from planner.cli.logged import log_answers
-from planner.cli.options import fits, judging, load_for, loading, max_new_tokens, other_weights, sampling
+from planner.cli.options import fits, judging, load_for, loading, max_new_tokens, other_weights, sampling, shard_of
 from planner.cli.words import Verb, option
 
 if TYPE_CHECKING:
+    from calibrate.deciding.executed import Evaluation
     from calibrate.inputs.load_options import LoadOptions
     from planner.evidence import LossName
 
@@ -50,6 +51,21 @@ if TYPE_CHECKING:
     help="Plain text, Markdown or JSON; JSON adds accuracy by question type.",
 )
 @option("--log-samples", type=click.Path(path_type=Path), help="Write every answer, dense and planned, as JSONL.")
+@option(
+    "--shard",
+    default="0/1",
+    show_default=True,
+    callback=shard_of,
+    help="Evaluate part i of n only; unite the parts with `plan merge`.",
+)
+@option(
+    "-o",
+    "--output",
+    "out",
+    aliases=["--out"],
+    type=click.Path(path_type=Path),
+    help="Where a shard goes. [default: evaluation-i-of-n.json]",
+)
 @other_weights
 @sampling
 @loading
@@ -69,6 +85,8 @@ def command(
     against: tuple[str, ...],
     rounds: int,
     fmt: str,
+    shard: tuple[int, int],
+    out: Path | None,
     loss: LossName | None,
     metric: str | None,
     log_samples: Path | None,
@@ -82,10 +100,9 @@ def command(
     Controls: the dense model against itself, the questions without their pictures, random pruning, smaller pictures.
     The plan itself is not changed.
     """
-    import json
-
     from calibrate.deciding.equal_cost import comparable
-    from calibrate.deciding.evaluate import BASELINES, evaluate
+    from calibrate.deciding.evaluate import BASELINES, execute
+    from calibrate.deciding.evaluation_shards import EvaluationShard, part_of
     from calibrate.inputs.batches import Batches
     from calibrate.inputs.bundled import reference
     from calibrate.inputs.encode import Encoder
@@ -98,9 +115,6 @@ def command(
     from planner.errors import InputError
     from planner.plan import load_plan
     from planner.policies import parse
-    from planner.report.evidence_view import KIND_HEADERS, kind_rows
-    from planner.report.rows_view import filled, rows_table
-    from planner.report.tables import table
 
     plan = load_plan(plan_path)
     promise = None if plan.evidence is None else plan.evidence.promise
@@ -120,21 +134,53 @@ def command(
     refuse_known(plan.evidence.calibration_questions if plan.evidence is not None else None, samples)
     if metric is not None or judged_by == "score":
         check_answers(samples)
+    part = part_of(len(samples), batch_size, shard) if shard != (0, 1) else None
     loaded = load_for(plan.model.id, model, loading_options)
     known = identify(loaded.model, loaded.id)
     encoder = Encoder(loaded.processor, known.visual_ids)
     fits(plan, loaded, encoder, allow_other_weights)
-    found = evaluate(
+    compared = [name for item in against or BASELINES for name in (comparable() if item == "all" else (item,))]
+    executed = execute(
         LossRunner(Batches(samples, encoder, loaded.model, batch_size), judged_by, max_new_tokens, judged, seed),
         known.spec,
         (parse(plan.decision.policy), plan.decision.schedule),
-        against=[name for item in against or BASELINES for name in (comparable() if item == "all" else (item,))],
-        rounds=rounds,
+        against=compared,
+        rounds=rounds if shard[0] == 0 else 0,  # one prefill is timed, that of the first sample
         progress=lambda line: click.echo(line, err=True),
+        part=part,
     )
     if log_samples is not None:
-        log_answers(log_samples, found)
+        asked = [samples[i] for i in executed.ids]
+        log_answers(log_samples, asked, {run.policy: run.answers for run in executed.runs})
         click.echo(f"wrote {log_samples}", err=True)
+    if part is None:
+        show(executed.evaluation(known.spec), fmt)
+        return
+    target = out or Path(f"evaluation-{shard[0]}-of-{shard[1]}.json")
+    EvaluationShard(
+        plan_sha256=plan.plan_sha256,
+        config=plan.model.config,
+        settings={
+            "seed": seed,
+            "batch size": batch_size,
+            "answer tokens": max_new_tokens,
+            "number format": str(loaded.model.dtype),
+        },
+        samples=len(samples),
+        shard=shard,
+        executed=executed,
+    ).save(target)
+    click.echo(f"wrote {target}, {len(part)} of {len(samples)} samples; unite all shards with `plan merge`", err=True)
+
+
+def show(found: Evaluation, fmt: str) -> None:
+    """Print an evaluation: tables, or JSON with accuracy by question type."""
+    import json
+
+    from planner.report.evidence_view import KIND_HEADERS, kind_rows
+    from planner.report.rows_view import filled, rows_table
+    from planner.report.tables import table
+
     if fmt == "json":
         by_kind = {
             name: {kind: value.model_dump() for kind, value in kinds.items()} for name, kinds in found.by_kind.items()
@@ -143,7 +189,7 @@ def command(
             "samples": found.n,
             "digest": found.digest,
             "metric": found.metric,
-            "loss": judged_by,
+            "loss": found.loss,
             "rows": [row.model_dump() for row in found.rows],
             "kinds": [kind.model_dump() for kind in found.kinds],
             "by_kind": by_kind,
@@ -153,4 +199,4 @@ def command(
     click.echo(rows_table(found.rows, fmt))
     if found.kinds:
         click.echo("\n" + table(*filled(KIND_HEADERS, kind_rows(found.kinds)), fmt))
-    click.echo(f"{found.n} samples ({found.digest[:12]}), accuracy by '{found.metric}', loss '{judged_by}'", err=True)
+    click.echo(f"{found.n} samples ({found.digest[:12]}), accuracy by '{found.metric}', loss '{found.loss}'", err=True)

@@ -1,4 +1,4 @@
-"""`plan export`: a plan for a given policy and a profiled model."""
+"""`plan export`: a plan as an inference engine is told of it."""
 
 from __future__ import annotations
 
@@ -8,54 +8,27 @@ import click
 
 
 @click.command("export")
-@click.argument("profile_path", metavar="PROFILE", type=click.Path(path_type=Path))
-@click.option(
-    "--policy", required=True, help="Policy, spelled as in `plan report`: visipruner:filter=3,keep=20,exit=7."
-)
-@click.option(
-    "--context-tokens",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Tokens of long context before the question, beside those of the profile's prompts.",
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random selections.")
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("plan.json"),
-    show_default=True,
-    help="Where the plan goes.",
-)
-def command(profile_path: Path, policy: str, context_tokens: int, seed: int, out: Path) -> None:
-    """Write a plan for a policy of your choice.
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option("--to", "name", required=True, help="vllm, openvino, trt-edge, llamacpp or transformers.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the document goes. [default: ENGINE.json]")
+def command(plan_path: Path, name: str, out: Path | None) -> None:
+    """Hand a plan to an inference engine.
 
-    The plan applies --policy to the model of PROFILE and states the predicted cost. Its accuracy is not measured, and
-    the plan says so; `plan calibrate` measures it. Parameters that a policy takes from the profile (context:rate=auto)
-    are written into the plan as values.
+    Writes a JSON document that says how the engine is told of PLAN (flags, environment, plugin, versions) and what is
+    lost on the way. The ready command goes to stdout. A plan that the engine cannot carry is refused; the nearest one
+    that it can is named, if one was measured.
     """
-    from planner.plan import Decision, Plan, created_with, predict
-    from planner.policies import parse
-    from planner.profile import Profile
-    from planner.report.plan_view import describe
-    from planner.spec import ModelSpec
-    from planner.workload import Workload
+    from planner.engines import engine, hand_over
+    from planner.hub import reference
+    from planner.plan import load_plan
+    from planner.text import printable
 
-    profile = Profile.load(profile_path)
-    spec = ModelSpec.from_config(profile.model.config)
-    prompt = profile.prompt.model_dump()
-    prompt["text_tokens"] += context_tokens
-    workload = Workload(**prompt, context_tokens=context_tokens)
-    chosen = parse(policy).resolve(spec, workload, profile)
-    schedule = chosen.schedule(spec, workload, profile)
-    plan = Plan(
-        model=profile.model,
-        decision=Decision(policy=str(chosen), schedule=schedule, seed=seed),
-        prediction=(predict(spec, workload, schedule),),
-        processor=profile.processor,
-        created_with=created_with(),
-    ).sealed()
-    plan.save(out)
-    click.echo(describe(plan))
-    click.echo(f"wrote {out}", err=True)
+    told = hand_over(load_plan(plan_path), engine(name), str(reference(plan_path) or plan_path))
+    target = Path(f"{name}.json") if out is None else out
+    told.save(target)
+    click.echo(told.command)
+    installed = told.versions + (f" with {told.plugin}" if told.plugin else "")
+    how = "as it was made" + (", but:" if told.lost else "")
+    click.echo(f"wrote {target}: {installed} carries the plan {how}", err=True)
+    for loss in told.lost:
+        click.echo(printable(f"  {loss}"), err=True)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from calibrate.deciding.evaluate import Evaluation
+    from calibrate.inputs.sample import Sample
 
 #: What a calibration writes beside its results.
 ANSWERS = "answers.jsonl"
 
 
-def log_answers(path: Path, found: Evaluation) -> None:
+def log_answers(path: Path, samples: Sequence[Sample], answers: Mapping[str, Sequence[str]]) -> None:
     """Write a line for each sample: where it is from, question, accepted answers, kind, and what every policy answered,
     by its spelling.
 
@@ -23,13 +24,13 @@ def log_answers(path: Path, found: Evaluation) -> None:
     from planner.document import write_atomic
 
     lines = []
-    for i, sample in enumerate(found.samples):
+    for i, sample in enumerate(samples):
         body = {
             "sample": sample.where,
             "prompt": sample.prompt,
             "accepted": list(sample.answers),
             "kind": sample.kind,
-            "answers": {policy: answers[i] for policy, answers in found.answers.items()},
+            "answers": {policy: said[i] for policy, said in answers.items()},
         }
         lines.append(json.dumps(body, ensure_ascii=False))
     write_atomic(path, "".join(f"{line}\n" for line in lines))

@@ -1,4 +1,4 @@
-"""`plan merge`: merge the shards of a calibration."""
+"""`plan merge`: merge the shards of a calibration or of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,30 @@ from planner.cli.words import option
     type=click.Path(path_type=Path),
     default=Path("profile.json"),
     show_default=True,
-    help="Where the profile goes.",
+    help="Where the profile of a calibration goes.",
 )
-def command(shards: tuple[Path, ...], out: Path) -> None:
-    """Merge the shards of a calibration.
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["table", "md", "json"]),
+    default="table",
+    show_default=True,
+    help="How an evaluation is printed.",
+)
+def command(shards: tuple[Path, ...], out: Path, fmt: str) -> None:
+    """Merge the shards of a calibration or an evaluation.
 
     SHARDS are the states that `plan calibrate --shard i/n` writes. The result is the profile that one process would
     have made; `plan calibrate MODEL --profile PROFILE` then decides on a plan.
+
+    Or they are the JSON files of `plan evaluate --shard i/n`, whose tables are printed as one process would have.
     """
+    if all(path.suffix == ".json" for path in shards):
+        from calibrate.deciding.evaluation_shards import merged
+        from planner.cli.evaluate import show
+
+        show(merged(shards), fmt)
+        return
     from calibrate.measuring.run import merge_states
 
     profile = merge_states(shards)

@@ -106,6 +106,14 @@ def loading(function: F) -> F:
     )
 
 
+def shard_of(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int]:
+    """``i/n`` as two numbers."""
+    index, slash, count = value.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise click.BadParameter("expected i/n, such as 0/4")
+    return int(index), int(count)
+
+
 def _processor_settings(
     ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[tuple[str, Any], ...]:

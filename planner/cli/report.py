@@ -77,7 +77,7 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     "--convention",
     default="exact",
     show_default=True,
-    help="How FLOPs are counted: exact, causal, pdrop, fastv, sparsevlm or mean-token.",
+    help="How FLOPs are counted: exact, causal, pdrop, cdpruner, fastv, sparsevlm or mean-token.",
 )
 @click.option("--visual-tokens", type=int, help="Visual tokens of all images together.")
 @click.option(
@@ -96,6 +96,11 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     "takes of it; repeatable.",
 )
 @click.option("--max-pixels", type=int, help="The processor's limit on an image's pixels, in place of the model's own.")
+@click.option(
+    "--decoder-only",
+    is_flag=True,
+    help="Cost the text decoder alone, whatever stands in front of it; --visual-tokens says how many reach it.",
+)
 @click.option("--text-tokens", type=int, help="Text tokens after the image.")
 @click.option("--system-tokens", type=int, help="Text tokens before the image.")
 @click.option("--context-tokens", type=int, help="How many of the text tokens are prunable context.")
@@ -126,6 +131,9 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     type=click.Choice(["hf", "vllm", "ideal"]),
     help="What runs the model, for --hardware: transformers, a serving engine, or good kernels without overhead. "
     "[default: the row's, which is hf]",
+)
+@click.option(
+    "--eager", is_flag=True, help="For --hardware: attention weights are written out, as no fused kernel does."
 )
 @click.option("--tp", type=click.IntRange(1, 1024), default=1, show_default=True, help="Devices that cut every matrix.")
 @click.option(
@@ -169,12 +177,14 @@ def command(
     images: tuple[tuple[int, int], ...],
     videos: tuple[tuple[int, int, int, float | None], ...],
     max_pixels: int | None,
+    decoder_only: bool,
     device: str | None,
     swept: str | None,
     checked: str | None,
     published: bool,
     published_latency: bool,
     engine: Any,
+    eager: bool,
     tp: int,
     pp: int,
     ep: int,
@@ -186,7 +196,8 @@ def command(
 ) -> None:
     """Compute what policies cost, without weights.
 
-    TARGET is a shipped model (see plan ls models), a config.json, a model directory, a hub id, a profile or a plan.
+    TARGET is a shipped model (see plan ls models), a config.json, a model directory, a hub id, a bundled model such as
+    reference/plain, a profile or a plan.
     The first row of each table is the dense model.
     """
     if published:
@@ -219,7 +230,7 @@ def command(
     row = _hardware(device, engine, {"tp": tp, "pp": pp, "ep": ep})
     reports, sheets = [], []
     for text in targets:
-        target = read_target(text, max_pixels)
+        target = read_target(text, max_pixels, decoder_only)
         workload = asked_workload(target, images, given, videos)
         if swept is not None:
             from planner.report.sweeps import sweep_csv
@@ -232,7 +243,7 @@ def command(
             if found != policy:
                 click.echo(f"{name} is {found}", err=True)
         chosen = [(name, policy.schedule(target.spec, workload, target.profile)) for name, policy in settled]
-        reports.append(report(target, workload, [*target.plans, *chosen], convention, row, head, alone))
+        reports.append(report(target, workload, [*target.plans, *chosen], convention, row, head, alone, eager))
     _write("\n".join(sheets) if swept is not None else render(reports, fmt), output)
 
 

@@ -6,15 +6,19 @@ import click
 
 
 @click.command("schema")
-@click.argument("document", metavar="[plan|profile]", type=click.Choice(["plan", "profile"]), default="plan")
+@click.argument(
+    "document", metavar="[plan|profile|export]", type=click.Choice(["plan", "profile", "export"]), default="plan"
+)
 def command(document: str) -> None:
-    """Print the JSON Schema of a plan or profile.
+    """Print the JSON Schema of a plan, profile or export.
 
-    The default is that of a plan.
+    The default is that of a plan; an export is what `plan export` writes.
     """
-    from planner.document import canonical
+    from planner.document import Document, canonical
+    from planner.engines import Handover
     from planner.plan import Plan
     from planner.profile import Profile
 
-    model = Plan if document == "plan" else Profile
+    models: dict[str, type[Document]] = {"plan": Plan, "profile": Profile, "export": Handover}
+    model = models[document]
     click.echo(canonical(model.model_json_schema()), nl=False)

@@ -44,8 +44,9 @@ def command(path: Path, beside: Path | None, fmt: str, output: Path | None) -> N
     """
     from planner.document import read_json, write_atomic
     from planner.files import document_in
+    from planner.hub import local
 
-    path = document_in(path)
+    path = document_in(local(path))
     body = read_json(path)
     is_profile = isinstance(body, dict) and "profile_sha256" in body
     if beside is not None and (is_profile or fmt == "json"):

@@ -74,6 +74,15 @@ CONVENTIONS: dict[str, Convention] = {
             ffn_matrices=3,
         ),
         Convention(
+            name="cdpruner",
+            source="CDPruner (Zhang et al., 2025), TOPS, and others that count the same work",
+            formula="as pdrop, and 2 per multiply-add: 2 * sum over layers of 4nd^2 + 2n^2d + 3ndm, n visual tokens",
+            omits="text tokens, grouped key/value heads, vision tower, head, selector",
+            flops_per_mac=2,
+            rows="visual",
+            ffn_matrices=3,
+        ),
+        Convention(
             name="fastv",
             source="FastV (Chen et al., 2024), the figures of its table (its text's formula gives others)",
             formula="mean over layers of 4nd^2 + 2n^2d + 2ndm, n = 36 system tokens + visual tokens",

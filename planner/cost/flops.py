@@ -236,18 +236,19 @@ def _scorings(spec: ModelSpec, segment: Segment, generic: bool) -> Number:
     total: Number = 0
     for scoring in segment.scorings:
         rows = segment.system + scoring.text + (0 if spec.decoder.cross else scoring.visual)
+        ranked = scoring.visual if scoring.ranked is None else scoring.ranked
         for layer, prefix in spec.decoder.kinds:
-            here = between(prefix, scoring.layer, scoring.layer + 1)
-            total += here * score_macs(
+            macs = score_macs(
                 scoring.select,
                 layer.attention,
                 spec.hidden_size,
                 rows,
-                scoring.visual if scoring.ranked is None else scoring.ranked,
+                ranked,
                 scoring.text,
                 generic,
                 scoring.repeated,
             )
+            total += between(prefix, scoring.layer, scoring.layer + 1) * macs
     return total
 
 
@@ -316,7 +317,7 @@ def cache_elements(spec: ModelSpec, cells: Sequence[Cell], tokens: int) -> Numbe
 def cache_bits(spec: ModelSpec, cells: Sequence[Cell], tokens: int, kv_bits: int) -> Number:
     """Bits cached for one request after `tokens` generated ones, recurrent states in float32 included. Arrays in,
     arrays out."""
-    states = sum(layer.attention.float_state_elements for layer in spec.decoder.layers)
+    states = sum(prefix[-1] * layer.attention.float_state_elements for layer, prefix in spec.decoder.kinds)
     return cache_elements(spec, cells, tokens) * kv_bits + 32 * states
 
 

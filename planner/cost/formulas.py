@@ -9,7 +9,7 @@ from __future__ import annotations
 from planner.cost.conventions import FASTV_SYSTEM_TOKENS, Convention
 from planner.cost.selector import Number, redistribute_macs
 from planner.cost.staircase import Segment
-from planner.spec.facts import Attention, Decoder, LayerSpec
+from planner.spec.facts import Attention, Decoder, FeedForward, LayerSpec
 
 #: Decoder components in the order tables show them.
 DECODER_COMPONENTS = ("attention_projections", "attention_scores", "ffn", "selector")
@@ -42,10 +42,17 @@ def layer_macs(
     return (
         rows * attention.projection_macs,
         pairs * attention.pair_macs,
-        rows * ffn.macs,
+        _fed(ffn, words, visual),
         edited,
         visual_pairs * attention.pair_macs,
     )
+
+
+def _fed(ffn: FeedForward, words: Number, visual: Number) -> Number:
+    """Feed-forward of text rows and visual ones, which may have experts of their own."""
+    if not ffn.visual_expert_macs:
+        return (words + visual) * ffn.macs
+    return words * ffn.macs + visual * ffn.visual_macs
 
 
 def _state_macs(attention: Attention, rows: Number) -> Number:
@@ -74,7 +81,7 @@ def _isolated_macs(
     return (
         words * attention.projection_macs + visual * per_row,
         (text_pairs + visual_pairs + ahead) * attention.pair_macs,
-        (words + computed) * layer.ffn.macs,
+        _fed(layer.ffn, words, computed),
         edited,
         visual_pairs * attention.pair_macs,
     )

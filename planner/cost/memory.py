@@ -99,7 +99,7 @@ def _elements(spec: ModelSpec) -> dict[str, int]:
         "lm_head": spec.decoder.head_macs,
         "attention_projections": sum(count * attention.projection_macs for attention, _, count in kinds),
         "ffn": sum(count * ffn.dense_macs for _, ffn, count in kinds),
-        "experts": sum(count * ffn.experts * ffn.expert_macs for _, ffn, count in kinds),
+        "experts": sum(count * ffn.experts * (ffn.expert_macs + ffn.visual_expert_macs) for _, ffn, count in kinds),
         "vision": 0,
         "projector": 0,
     }

@@ -46,12 +46,13 @@ class Latency:
     estimate: bool = True
 
 
-def latency(cost: Cost, hardware: Hardware) -> Latency:
+def latency(cost: Cost, hardware: Hardware, eager: bool = False) -> Latency:
     """Estimate the time of a cost on a device, under the engine that its row names.
 
     Args:
         cost: under `causal` (what a causal kernel executes) or `exact`.
         hardware: a row, see `planner.cost.hardware`.
+        eager: attention weights are written out, which takes memory.
     """
     machine = Machine(hardware)
     workload, rule = cost.workload, CONVENTIONS[cost.convention]
@@ -71,5 +72,5 @@ def latency(cost: Cost, hardware: Hardware) -> Latency:
         decode_bound=machine.bound(step),
         prefill_ms_by_class=vision.ms_by_class | prefill.ms_by_class,
         decode_ms_by_class=step.ms_by_class,
-        memory=memory(cost, hardware),
+        memory=memory(cost, hardware, eager),
     )

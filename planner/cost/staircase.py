@@ -7,10 +7,10 @@ and budgets), or NumPy arrays with one entry per schedule in a sweep: the formul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from planner.cost.selector import BY_LAST_ROW, Number
-from planner.schedule import Count, Fraction, Keep, Schedule, Select, kept
+from planner.schedule import Count, Fraction, Keep, Schedule, Select, Stage, kept
 from planner.workload import Workload
 
 
@@ -40,16 +40,16 @@ class Segment(NamedTuple):
         system, text, visual: rows present: before the image, after it, and visual.
         cached_visual: visual tokens the cache holds for decoding.
         prompt_text, prompt_visual: such tokens in the prompt before anything was dropped.
+        between: text after the first image that stands before another one, of what `text` was in the prompt.
+        scorings: selections at the end.
         alone: visual rows are isolated: each attends to itself, apart from the text, or with `prefix` to the text
             before it too.
-        between: text after the first image that stands before another one, of what `text` was in the prompt.
         skip: visual rows pass by as they are.
         merge: the text's attention to the image falls on one visual token.
         reads: text after the image attends to visual tokens (other than through `merge`).
         streamed: the visual rows of these layers come from a cached image stream, or skip them: they cost what text
             reads of them.
         redistributes: attention weights are moved (VAR).
-        scorings: selections at the end.
     """
 
     first: Number
@@ -60,15 +60,15 @@ class Segment(NamedTuple):
     cached_visual: Number
     prompt_text: int
     prompt_visual: int
+    between: int = 0
+    scorings: tuple[Scoring, ...] = ()
     alone: bool = False
     prefix: bool = False
-    between: int = 0
     skip: bool = False
     merge: bool = False
     reads: bool = True
     streamed: bool = False
     redistributes: bool = False
-    scorings: tuple[Scoring, ...] = ()
 
     @property
     def rows(self) -> Number:
@@ -86,50 +86,53 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
     visual, text = _whole(workload.visual_tokens), _whole(workload.text_tokens)
     if schedule.entry is not None:
         visual = sum(survivor_count(schedule.entry.keep, piece, rounds) for piece in pieces or (visual,))
+    system, between = workload.system_tokens, workload.between_tokens
+    prompt = (workload.text_tokens, workload.visual_tokens)
     streamed = schedule.image_stream_layers() if workload.image_stream_cached else 0
     segments = []
     for stage in schedule.stages:
-        alone = stage.isolated
-        scorings, left_visual, left_text, weighed = [], visual, text, False
-        # Isolated visual rows that are not read have no keys that a score could meet.
-        seen = 0 * visual if alone and stage.text_to_visual == "none" else visual
-        for select in stage.selects:
-            ranked = left_visual if select.of == "visual" else max(left_text - select.protect, 0)
-            # A probe runs in the next layer, on what the selections before it have left.
-            rows = (left_visual, left_text, stage.last) if select.probe else (seen, text, stage.last - 1)
-            by_last_row = select.rank_by in BY_LAST_ROW and not select.probe
-            scorings.append(Scoring(select, *rows, ranked, by_last_row and weighed))
-            weighed = weighed or (by_last_row and ranked > 0)
-            if select.of == "visual":
-                left_visual = survivor_count(select.keep, left_visual, rounds)
-            else:
-                left_text = left_text - ranked + survivor_count(select.keep, ranked, rounds)
-        merge = stage.text_to_visual == "merge"
-        kept_ones = min(1, visual) if merge else left_visual
+        scorings, left_visual, left_text = _select(stage, visual, text, rounds) if stage.selects else ((), visual, text)
+        kept_ones = min(1, visual) if stage.text_to_visual == "merge" else left_visual
         cached = {"none": 0, "kept": kept_ones, "all": visual}[stage.cache_visual]
-        segments.append(
-            Segment(
-                first=_whole(stage.first),
-                last=_whole(stage.last),
-                system=workload.system_tokens,
-                text=text,
-                visual=visual,
-                cached_visual=cached,
-                prompt_text=workload.text_tokens,
-                prompt_visual=workload.visual_tokens,
-                alone=alone,
-                prefix=stage.visual_attention == "prefix",
-                between=workload.between_tokens,
-                skip=stage.visual_attention == "skip",
-                merge=merge,
-                reads=stage.text_to_visual == "full",
-                streamed=stage.last <= streamed or stage.visual_attention == "skip",
-                redistributes=stage.redistribute is not None,
-                scorings=tuple(scorings),
-            )
+        segment = Segment(
+            _whole(stage.first), _whole(stage.last), system, text, visual, cached, *prompt, between, scorings
         )
+        usual = stage.visual_attention == "full" and stage.text_to_visual == "full" and stage.redistribute is None
+        segments.append(segment if usual else segment._replace(**_rules(stage, streamed)))
         visual, text = left_visual, left_text
     return tuple(segments)
+
+
+def _rules(stage: Stage, streamed: Number) -> dict[str, Any]:
+    """What is unlike the model in a stage, of layers the first `streamed` of which take visual rows from a cache."""
+    return {
+        "alone": stage.isolated,
+        "prefix": stage.visual_attention == "prefix",
+        "skip": stage.visual_attention == "skip",
+        "merge": stage.text_to_visual == "merge",
+        "reads": stage.text_to_visual == "full",
+        "streamed": stage.last <= streamed or stage.visual_attention == "skip",
+        "redistributes": stage.redistribute is not None,
+    }
+
+
+def _select(stage: Stage, visual: Number, text: Number, rounds: bool) -> tuple[tuple[Scoring, ...], Number, Number]:
+    """What the selections of a stage read, and the visual and text rows that they leave."""
+    scorings, left_visual, left_text, weighed = [], visual, text, False
+    # Isolated visual rows that are not read have no keys that a score could meet.
+    seen = 0 * visual if stage.isolated and stage.text_to_visual == "none" else visual
+    for select in stage.selects:
+        ranked = left_visual if select.of == "visual" else max(left_text - select.protect, 0)
+        # A probe runs in the next layer, on what the selections before it have left.
+        rows = (left_visual, left_text, stage.last) if select.probe else (seen, text, stage.last - 1)
+        by_last_row = select.rank_by in BY_LAST_ROW and not select.probe
+        scorings.append(Scoring(select, *rows, ranked, by_last_row and weighed))
+        weighed = weighed or (by_last_row and ranked > 0)
+        if select.of == "visual":
+            left_visual = survivor_count(select.keep, left_visual, rounds)
+        else:
+            left_text = left_text - ranked + survivor_count(select.keep, ranked, rounds)
+    return tuple(scorings), left_visual, left_text
 
 
 def survivor_count(keep: Keep, present: float, rounds: bool = True) -> float:
@@ -137,8 +140,9 @@ def survivor_count(keep: Keep, present: float, rounds: bool = True) -> float:
     fraction."""
     if not rounds and isinstance(keep, Fraction):
         return _whole(keep.fraction * present)
-    if isinstance(keep, Count) and isinstance(keep.count, int):
-        return min(keep.count, present)
+    # Not isinstance: pydantic's classes answer that slowly, and this is asked of every selection.
+    if type(keep) is Count and type(keep.count) is int:
+        return keep.count if keep.count < present else present
     return _whole(kept(keep, present))
 
 

@@ -75,7 +75,7 @@ def tower_macs(tower: Tower, images: Sequence[Encoded], batch: int = 1) -> int:
     }
     macs = tower.patch_macs * _embedded(tower, tiles)
     for block in tower.blocks:
-        counts = [count // block.patches for count in lengths[block.span]]
+        counts = [count // block.patches + block.extra for count in lengths[block.span]]
         together = batch if block.span == "batch" else 1  # requests in one sequence
         pairs = together * sum(count * count for count in counts)
         macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * pairs)

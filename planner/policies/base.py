@@ -110,6 +110,10 @@ class Policy(OnModel, BaseModel):
             for form in cls.scaled(round(1 - share, 4)):
                 yield from (form, *(form.model_copy(update=dict(of)) for of in cls.variants.values()))
 
+    def adapted(self, settings: Mapping[str, Any]) -> Policy:
+        """This member with those of some settings that it has, such as how an engine counts positions."""
+        return self.model_copy(update={key: settings[key] for key in settings if key in type(self).model_fields})
+
     def family(self) -> str:
         """What this member shares with those that differ in `budget` alone."""
         shared = {key: getattr(self, key) for key in type(self).model_fields if key != self.budget}

@@ -58,14 +58,18 @@ class FitPrune(Policy):
             )
         visual, hidden, width = workload.visual_tokens, spec.hidden_size, spec.decoder.intermediate_size
 
-        def flops(tokens: float) -> float:
-            return 4 * tokens * hidden**2 + 2 * tokens**2 * hidden + 3 * tokens * hidden * width
+        linear = (4 * hidden**2 + 3 * hidden * width) * visual
+        squared = 2 * hidden * visual**2
+        budget = (1 - self.reduction) * spec.layers * (linear + squared)
 
-        budget = (1 - self.reduction) * spec.layers * flops(visual)
+        def series(ratio: float) -> float:
+            """The sum over layers of its powers."""
+            return (1 - ratio**spec.layers) / (1 - ratio)
+
         low, high = 0.0, 1.0
-        for _ in range(60):
+        for _ in range(50):
             middle = (low + high) / 2
-            if sum(flops(visual * middle**layer) for layer in range(spec.layers)) > budget:
+            if linear * series(middle) + squared * series(middle * middle) > budget:
                 high = middle
             else:
                 low = middle

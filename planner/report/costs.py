@@ -28,6 +28,7 @@ def report(
     hardware: Any = None,
     head: Head = "last",
     alone: Alone = "fast",
+    eager: bool = False,
 ) -> dict[str, Any]:
     """Figures of a dense model and of policies beside it.
 
@@ -36,6 +37,7 @@ def report(
         convention: how FLOPs are counted.
         hardware: a `planner.cost.hardware.Hardware` adds roofline estimates, or None.
         head, alone: as in `cost`.
+        eager: attention weights are written out, which takes memory.
 
     Returns:
         ``model``, ``convention``, ``workload`` and ``rows``, and ``modelled`` where no counter would measure just that;
@@ -63,7 +65,7 @@ def report(
             "visual_tokens_per_layer": list(found.visual_tokens_per_layer),
         }
         if hardware is not None:
-            row["latency_estimate"] = _estimate(priced(schedule, "causal"), hardware)
+            row["latency_estimate"] = _estimate(priced(schedule, "causal"), hardware, eager)
         rows.append(row)
     return {
         "model": target.name,
@@ -78,11 +80,11 @@ def _ratio(value: float, whole: float) -> float:
     return value / whole if whole else 1.0
 
 
-def _estimate(found: Cost, hardware: Any) -> dict[str, Any]:
+def _estimate(found: Cost, hardware: Any, eager: bool) -> dict[str, Any]:
     """Roofline figures, from what a causal kernel executes."""
     from planner.cost import latency
 
-    time = latency(found, hardware)
+    time = latency(found, hardware, eager)
     return {
         "hardware": time.hardware,
         "devices": hardware.parallel.devices,

@@ -24,7 +24,7 @@ from planner.report.evidence_view import (
     worst_kind,
 )
 from planner.report.inline import inline
-from planner.report.plan_view import STAGE_HEADERS, stage_legend, stage_rows
+from planner.report.plan_view import ENGINE_HEADERS, STAGE_HEADERS, engine_rows, stage_legend, stage_rows
 from planner.report.probes import sections
 from planner.report.probes.masking import window
 from planner.report.profile_view import measured_on
@@ -74,6 +74,8 @@ def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] 
         stage_headers=STAGE_HEADERS,
         stages=stage_rows(plan.decision.schedule),
         stage_legend=stage_legend(plan.decision.schedule),
+        engine_headers=ENGINE_HEADERS,
+        engines=engine_rows(plan),
         charts=_plan_charts(plan, trials),
         model=plan.model,
         title=f"Plan for {plan.model.id}",

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
+from planner.engines import portability
 from planner.plan import Plan, Prediction
 from planner.report.evidence_view import evidence_text, promised, provenance
 from planner.report.tables import layer_runs, table
 from planner.report.units import flops, percent, size
 from planner.report.verdict import as_text, verdict
-from planner.schedule import Count, Fraction, Schedule, Select
+from planner.schedule import Schedule
 from planner.text import printable
 
 STAGE_HEADERS = ("layers", "image sees image", "text sees image", "decoding sees", "then")
+#: Letters of a line that says what an engine does otherwise.
+WHY_WIDTH = 84
+ENGINE_HEADERS = ("engine", "carries it", "why")
 #: What the values of a stage mean, under the table that shows them.
 STAGE_VALUES = {
     "full": "as in the dense model",
@@ -38,6 +44,8 @@ def describe(plan: Plan, fmt: str = "table", path: str = "plan.json") -> str:
         parts.append(promised(plan.evidence, plan.decision.policy))
     parts.append(stages_table(plan.decision.schedule, fmt))
     parts.append(stage_legend(plan.decision.schedule))
+    if engines := engine_rows(plan):
+        parts.append(engines_table(engines, fmt))
     parts.extend(prediction_table(prediction, fmt) for prediction in plan.prediction)
     if plan.evidence is None:
         parts.append("No evidence: this plan's accuracy was not measured. `plan calibrate` measures it.")
@@ -66,10 +74,10 @@ def stage_rows(schedule: Schedule) -> list[list[str]]:
     """Cells under `STAGE_HEADERS`."""
     rows: list[list[str]] = []
     if schedule.entry is not None:
-        rows.append(["before 0", "", "", "", select_text(schedule.entry)])
+        rows.append(["before 0", "", "", "", schedule.entry.in_words])
     for stage in schedule.stages:
         layers = f"{stage.first:g}" if stage.last - stage.first == 1 else f"{stage.first:g}-{stage.last - 1:g}"
-        then = "; ".join(select_text(select) for select in stage.selects)
+        then = "; ".join(select.in_words for select in stage.selects)
         if stage.redistribute is not None:
             then = "; ".join(filter(None, [then, f"redistribute {stage.redistribute.p:.0%} of sink attention"]))
         rows.append([layers, stage.visual_attention, stage.text_to_visual, stage.cache_visual, then])
@@ -82,19 +90,18 @@ def stage_legend(schedule: Schedule) -> str:
     return "; ".join(f"{value}: {meaning}" for value, meaning in STAGE_VALUES.items() if value in shown) + "."
 
 
-def select_text(select: Select) -> str:
-    """One selection in words."""
-    keep = select.keep
-    if select.rank_by == "none":
-        return "drop the image" if select.of == "visual" else "drop the context"
-    if isinstance(keep, Count):
-        amount = f"keep {keep.count:g}"
-    elif isinstance(keep, Fraction):
-        amount = f"keep {keep.fraction:.3g} of them"
-    else:
-        amount = f"keep score >= {keep.threshold:g}{' of |O|' if keep.relative else ''}, at most {keep.at_most}"
-    what = "" if select.of == "visual" else " context tokens"
-    return f"{amount}{what} by {select.rank_by}{' (probe)' if select.probe else ''}"
+def engines_table(rows: list[list[str]], fmt: str = "table") -> str:
+    """What each engine can carry of a plan, and why not more."""
+    if fmt == "table":
+        rows = [[name, level, "\n".join(wrap(why, WHY_WIDTH))] for name, level, why in rows]
+    return "Portable (`plan export PLAN --to ENGINE` says how)\n\n" + table(ENGINE_HEADERS, rows, fmt)
+
+
+def engine_rows(plan: Plan) -> list[list[str]]:
+    """Cells under `ENGINE_HEADERS`; none of a plan that changes nothing, which any engine carries."""
+    if plan.decision.schedule.empty:
+        return []
+    return [[one.engine.name, one.level, "; ".join(one.why)] for one in portability(plan)]
 
 
 def prediction_table(prediction: Prediction, fmt: str = "table") -> str:

@@ -19,7 +19,13 @@ from planner.workload import Workload
 
 #: A difference up to this share of the printed figure is a rounding somewhere in the paper, not another formula.
 NEAR = 0.015
-_UNITS = {"prefill_tera": "T", "per_layer_giga": "G a layer", "prefill_change": "%", "attention_change": "%"}
+_UNITS = {
+    "prefill_tera": "T",
+    "per_layer_giga": "G a layer",
+    "prefill_change": "%",
+    "attention_change": "%",
+    "cache_mega": "MB",
+}
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,8 @@ def _value(figure: dict[str, Any], convention: str, x: float | None) -> float | 
             return float(100 * (ours / theirs - 1))
         case "attention_change":
             return float(100 * (planned.visual_attention / whole.visual_attention - 1))
+        case "cache_mega":
+            return float(planned.kv_cache_bytes / 1e6)
     raise InputError(f"published figure of unknown quantity '{figure['quantity']}'", f"Known: {', '.join(_UNITS)}")
 
 
@@ -140,10 +148,18 @@ convention. `plan report --published -o reports/published.md` writes this file.
 * Papers: VisiPruner ("Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal LLMs"); FastV (Chen et al.,
   "An Image is Worth 1/2 Tokens After Layer 2"); PyramidDrop (Xing et al., "Accelerating Your Large Vision-Language
   Models via Pyramid Visual Redundancy Reduction"); SparseVLM (Zhang et al., "Visual Token Sparsification for Efficient
-  Vision-Language Model Inference"). The rows of FitPrune are those of VisiPruner's table 6. `docs/papers.md` lists the
-  papers.
+  Vision-Language Model Inference"); CDPruner (Zhang et al., "Beyond Attention or Similarity: Maximizing Conditional
+  Diversity for Token Pruning in MLLMs"). The rows of FitPrune are those of VisiPruner's table 6. `docs/papers.md` lists
+  the papers.
 * FastV's table follows from `n = 612 - R * 576` tokens after layer K; the formula in its text, `n = (1 - R) * 612`,
   gives other figures. Layers are as the papers count them.
+* SparseVLM's rows of FastV run one layer on all tokens, although FastV is to drop behind its second. Its cache figures
+  are of visual tokens alone, at 0.525 MB each; one of LLaVA-1.5-7B takes 0.524288.
+* CDPruner's convention counts what `pdrop` counts, a multiply-add as two. Its FastV has as many tokens as the others in
+  the mean over layers: 149.3 of 2,880 behind the second.
+* Those rows of SparseVLM's tables and of CDPruner's were reported to this project; the printed pages were not at hand.
+* Not recomputed: VisionDrop's reductions (arXiv 2506.22283), as how many tokens it keeps at which stage of tower and
+  decoder was not at hand either, and RVSD's, of which no paper was found.
 * SparseVLM's layers 2, 6 and 15 count from 0, run on all tokens and drop behind themselves: `layers=3/7/16` here.
 """
 

@@ -1,9 +1,9 @@
 """Sweeps for a spreadsheet: every combination of a policy's parameters, one line each.
 
 A sweep is spelled like a policy with ranges: ``visipruner:filter=2..12,keep=5/10/20,exit=20..30``; both ends belong
-to a range, and its step, which fractional ends need, follows a second ``..``. Where a parameter is a list itself, ``|``
-stands between alternatives: ``sparsevlm:keep=300/200/110|66/30/17``. Compositions are swept over the parameters of all
-their parts.
+to a range, and its step follows a second ``..``. Without one it is 1 between whole ends, and a range with a fractional
+end is ten values at equal distances. Where a parameter is a list itself, ``|`` stands between alternatives:
+``sparsevlm:keep=300/200/110|66/30/17``. Compositions are swept over the parameters of all their parts.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise, product
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 from planner.policies import AnyPolicy, Composition, Policy, policy_class
 from planner.report.targets import Target
-from planner.text import csv_text, nearest
+from planner.text import csv_text
 from planner.workload import Workload
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: More lines than this are a mistake in a range.
 MOST_LINES = 5_000_000
+#: Values of a range of fractions that states no step.
+VALUES_OF_FRACTIONS = 10
 #: Values of each parameter.
 Axes = Mapping[str, Sequence[Any]]
 _WORDS = {"true": True, "false": False}
@@ -140,11 +142,14 @@ def _values(key: str, text: str) -> list[Any]:
         raise InputError(
             f"sweep: {key}={text} is not a number or a range", "Write it like 2..12 or 0.1..0.9..0.1"
         ) from None
-    if len(bounds) == 2 and not all(bound.is_integer() for bound in bounds):
-        raise InputError(f"sweep: {key}={text} has fractional ends and no step", f"Write it like {key}={text}..0.1")
-    first, last, step = (*bounds, 1.0)[:3]
-    if len(bounds) > 3 or step <= 0 or not all(a <= b for a, b in pairwise(bounds[:2])):
+    finite = all(map(math.isfinite, bounds))
+    if not finite or not 2 <= len(bounds) <= 3 or bounds[0] > bounds[1] or bounds[-1] <= 0 < len(bounds) - 2:
         raise InputError(f"sweep: {key}={text} is not a rising range", "Write it like 2..12 or 0.1..0.9..0.1")
+    first, last = bounds[:2]
+    whole = first.is_integer() and last.is_integer()
+    step = bounds[2] if len(bounds) == 3 else 1.0 if whole else (last - first) / (VALUES_OF_FRACTIONS - 1)
+    if not step:
+        return [_whole(first)]
     count = min(int((last - first) / step + 1e-9) + 1, MOST_LINES + 1)
     return [_whole(round(first + index * step, 12)) for index in range(count)]
 

@@ -11,7 +11,10 @@ from tabulate import tabulate
 
 #: Columns of words; numbers stand on the right.
 _TEXT_COLUMNS = frozenset(
-    {"policy", "", "layers", "image sees image", "text sees image", "decoding sees", "then", "rung", "kind of question"}
+    {
+        *("policy", "", "layers", "image sees image", "text sees image", "decoding sees", "then"),
+        *("rung", "kind of question", "engine", "carries it", "why"),
+    }
 )
 #: Letters of a line of plain text; longer cells go on in the next line, where they can be broken.
 WIDTH = 100

@@ -9,6 +9,7 @@ from typing import Any
 
 from planner.errors import InputError
 from planner.files import document_in, is_file, parse_json, read_text
+from planner.hub import local
 from planner.report.hub import hub_folder, is_hub_id
 from planner.schedule import Schedule
 from planner.spec import ModelSpec, shipped, shipped_model
@@ -41,16 +42,19 @@ class Target:
     profile: Any = None
 
 
-def read_target(text: str, max_pixels: int | None = None) -> Target:
+def read_target(text: str, max_pixels: int | None = None, decoder_only: bool = False) -> Target:
     """A target by name or path.
 
     Args:
         max_pixels: limit on an image's pixels in place of the processor's.
+        decoder_only: its text decoder alone, which may stand behind a tower or a projector that is not known.
 
     Raises:
         InputError: there is none, it cannot be read, or it has no such limit.
         PlanError: a plan or profile that was changed, or is of a newer schema.
     """
+    if decoder_only:
+        return _decoder(text)
     target = _found(text)
     if max_pixels is None or target.spec.images is None:
         return target
@@ -58,11 +62,20 @@ def read_target(text: str, max_pixels: int | None = None) -> Target:
     return dataclasses.replace(target, spec=spec, prompt={**target.prompt, "visual_tokens": _visual_tokens(spec)})
 
 
+def _decoder(text: str) -> Target:
+    """Visual tokens are those that the user gives, or none."""
+    from planner.spec.read import read_alone
+
+    spec = read_alone(hub_folder(text) if is_hub_id(text) else text)
+    name = f"{text if is_hub_id(text) or not spec.name else spec.name}, text decoder"
+    return Target(name, dataclasses.replace(spec, name=name), {"visual_tokens": 0})
+
+
 def _found(text: str) -> Target:
     if text in shipped():
         entry = shipped_model(text)
         return Target(text, ModelSpec.from_config(text), {"visual_tokens": entry["visual_tokens"]})
-    text = str(document_in(text))
+    text = str(document_in(local(text)))
     kind = _document_kind(Path(text))
     if kind == "plan":
         return _plan(text)

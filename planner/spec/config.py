@@ -8,6 +8,7 @@ of another package (`planner.extensions`):
                 configuration a function of `planner.spec.originals` rewrites (``rewrite``, and the ``text`` it takes)
     defaults    for what a configuration leaves out
     traits      what only its reader asks for
+    rewrite     of a vlm too: what its hub files have under other names, set right by such a function
     text, vision, projector      of a vlm: the model types of its parts, and the reader of its projector
     images, video                of a vlm: what of `ImageRule` its checkpoints on the hub have otherwise than the reader
                                  says, ``marks`` among it, and its `VideoRule`
@@ -43,6 +44,8 @@ _SAYS = {
     "tower": ("reader",),
     "original": ("rewrite",),
 }
+#: What there is for a whole model that is not known.
+_ALONE = "plan report --decoder-only costs its text decoder alone. "
 _KINDS = {"vlm": "model family", "decoder": "text decoder", "tower": "vision tower", "original": "original"}
 
 
@@ -66,7 +69,7 @@ def family(model_type: str, role: str) -> dict[str, Any]:
         hint = f"Did you mean '{near[0]}'? " if near else ""
         raise UnsupportedModelError(
             f"{_KINDS[role]} '{model_type}' is not known, and its cost is not guessed",
-            f"{hint}Known: {', '.join(known)}",
+            f"{hint}{_ALONE if role == 'vlm' else ''}Known: {', '.join(known)}",
         )
     if data["role"] != role:
         raise UnsupportedModelError(

@@ -6,7 +6,7 @@ What a family's file says of a decoder:
     experts                 which layers hold them, and the names of the fields that size them
     layer_pattern           kinds of layers where ``layer_types`` is left out; ``pattern_from_end`` counts from the last
     cross_attention         layers that ask the image alone
-    gated_attention, gated_output, fused_projections, global_heads, wide_where_borrowing, adjusted_width
+    gated_attention, gated_output, gated_heads, fused_projections, global_heads, wide_where_borrowing, adjusted_width
                             traits of single families, explained where they are read
     modelled                the cost leaves something out or guesses it, and says so
 """
@@ -14,11 +14,13 @@ What a family's file says of a decoder:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from planner.errors import InputError, UnsupportedModelError
 from planner.spec.config import Config, family
-from planner.spec.facts import Attention, Decoder, FeedForward, LayerSpec
+from planner.spec.facts import Attention, Decoder, LayerSpec
+from planner.spec.feed_forward import feed_forward, sparse_layers
 from planner.spec.recurrent import gated_delta, short_convolution
 
 #: ``layer_types`` entry -> kind of attention. Anything else is refused by name.
@@ -30,6 +32,7 @@ _KINDS = {
     "linear_attention": "linear",
     "conv": "conv",
     "cross_attention": "cross",
+    "minimax_m3_sparse": "indexed",
 }
 
 
@@ -52,17 +55,17 @@ def read_decoder(values: Mapping[str, Any], model_type: str, where: str = "text_
     attention_of = {}
     for kind in dict.fromkeys(types):
         attention_of[kind] = _attention(config, data, kind, window_of.get(kind, 0))
-    sparse = _sparse_layers(config, data, len(types))
+    sparse = sparse_layers(config, data, len(types))
     borrowing = config.size("num_kv_shared_layers", default=0, least=0)
     wide = 2 if data.get("wide_where_borrowing") and config.get("use_double_wide_mlp") else 1
-    blocks = {is_sparse: _feed_forward(config, data, is_sparse) for is_sparse in set(sparse)}
-    widened = {is_sparse: _feed_forward(config, data, is_sparse, wide) for is_sparse in set(sparse)}
+    blocks = {is_sparse: feed_forward(config, data, is_sparse) for is_sparse in set(sparse)}
+    widened = {is_sparse: feed_forward(config, data, is_sparse, wide) for is_sparse in set(sparse)}
     layers = []
     for index, (kind, is_sparse) in enumerate(zip(types, sparse, strict=True)):
         attention = attention_of[kind]
         borrows = index >= len(types) - borrowing
-        feed_forward = widened[is_sparse] if borrows else blocks[is_sparse]
-        layers.append(LayerSpec(_borrowing(attention) if borrows else attention, feed_forward))
+        block = widened[is_sparse] if borrows else blocks[is_sparse]
+        layers.append(LayerSpec(_borrowing(attention) if borrows else attention, block))
     return Decoder(
         family=model_type,
         hidden_size=config.size("hidden_size"),
@@ -139,6 +142,10 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
     if data["attention"] == "latent":
         return _latent(config, hidden, heads)
     head_dim = config.size("head_dim", default=max(hidden // heads, 1))
+    if kind == "indexed":
+        return _indexed(config, _attention(config, data, "full", window))
+    if kind == "sliding":
+        heads = config.size("num_sliding_attention_heads", default=heads)
     shared = False
     if data.get("global_heads") and kind == "full":
         head_dim, kv_heads, shared = _global_heads(config, kv_heads)
@@ -153,7 +160,8 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
         key_macs=hidden * kv_heads * head_dim,
         value_macs=0 if shared else hidden * kv_heads * head_dim,
         # A gate on the output with a projection of its own belongs to it: it runs whether or not queries do.
-        output_macs=(2 if data.get("gated_output") else 1) * heads * head_dim * hidden,
+        output_macs=(2 if data.get("gated_output") else 1) * heads * head_dim * hidden
+        + (heads * hidden if data.get("gated_heads") else 0),
         window=0 if window >= LARGEST_WINDOW else window,
         cached_elements=2 * kv_heads * head_dim,
         separable=gate == 1 and not shared and not data.get("fused_projections", False),
@@ -171,6 +179,19 @@ def _global_heads(config: Config, kv_heads: int) -> tuple[int, int, bool]:
     head_dim = own.size("head_dim", default=config.size("global_head_dim"))
     fewer = own.size("num_key_value_heads", default=config.size("num_global_key_value_heads", default=kv_heads))
     return head_dim, fewer if shared else kv_heads, shared
+
+
+def _indexed(config: Config, attention: Attention) -> Attention:
+    """MiniMax M3's sparse layers: small heads of their own score every key, and blocks of keys are chosen by that."""
+    hidden, heads, head_dim = config.size("hidden_size"), config.size("index_n_heads"), config.size("index_head_dim")
+    return replace(
+        attention,
+        query_macs=attention.query_macs + hidden * heads * head_dim,
+        key_macs=attention.key_macs + hidden * head_dim,
+        cached_elements=attention.cached_elements + head_dim,
+        index_macs=heads * head_dim,
+        separable=False,
+    )
 
 
 def _latent(config: Config, hidden: int, heads: int) -> Attention:
@@ -201,72 +222,4 @@ def _latent(config: Config, hidden: int, heads: int) -> Attention:
 
 def _borrowing(attention: Attention) -> Attention:
     """The same layer with keys and values taken from an earlier layer."""
-    from dataclasses import replace
-
     return replace(attention, key_macs=0, value_macs=0, cached_elements=0, shares_kv=True)
-
-
-def _sparse_layers(config: Config, data: Mapping[str, Any], count: int) -> tuple[bool, ...]:
-    """Which layers hold experts, by the family's rule."""
-    experts = data.get("experts")
-    if experts is None or not config.size(experts["count"], *experts.get("aliases", ()), least=0, default=0):
-        return (False,) * count
-    rule = experts["layers"]
-    if rule == "all":
-        return (True,) * count
-    if rule == "flagged":
-        return (bool(config.get(experts["flag"])),) * count
-    if rule == "stepped":
-        step, dense = config.size("decoder_sparse_step", default=1), config.numbers("mlp_only_layers")
-        return tuple(index not in dense and (index + 1) % step == 0 for index in range(count))
-    if rule == "after_dense":
-        if config.get("mlp_layer_types") is not None:
-            return tuple(name == "sparse" for name in config.get("mlp_layer_types"))
-        first = config.size("first_k_dense_replace", least=0)
-        return tuple(index >= first for index in range(count))
-    listed = config.get("moe_layers")
-    step = config.size("interleave_moe_layer_step", least=0)
-    return tuple(
-        (index in listed) if listed is not None else (step > 0 and (index + 1) % step == 0) for index in range(count)
-    )
-
-
-def _feed_forward(config: Config, data: Mapping[str, Any], sparse: bool, wide: int = 1) -> FeedForward:
-    """Of a dense or a sparse layer.
-
-    Args:
-        wide: how many times its width a dense block has.
-    """
-    hidden, matrices = config.size("hidden_size"), 3 if data["ffn"] == "gated" else 2
-    # Gemma 4's per-layer input: this layer's share of the projection in front of all, its gate, and the way back.
-    beside = 3 * hidden * config.size("hidden_size_per_layer_input", default=0, least=0)
-    experts = data.get("experts")
-    if not sparse or experts is None:
-        return FeedForward(dense_macs=beside + matrices * hidden * wide * _dense_width(config, data))
-    count = config.size(experts["count"], *experts.get("aliases", ()))
-    per_token = config.size(experts["per_token"])
-    width = config.size(experts["width"])
-    shared = config.size(experts["shared"], least=0) if "shared" in experts else 0
-    if "shared_count" in experts:
-        shared = config.size(experts["shared_count"], default=0, least=0) * width
-    if experts.get("beside_dense"):
-        shared += wide * _dense_width(config, data)
-    router = hidden * count + (hidden if experts.get("shared_gate") else 0)
-    return FeedForward(
-        dense_macs=beside + router + matrices * hidden * shared,
-        expert_macs=matrices * hidden * width,
-        experts=count,
-        experts_run=count if experts.get("runs_all") else per_token,
-        routed=per_token if experts.get("runs_all") else 0,
-    )
-
-
-def _dense_width(config: Config, data: Mapping[str, Any]) -> int:
-    experts = data.get("experts", {})
-    width = config.size(*((experts["dense"],) if "dense" in experts else ("intermediate_size", "ffn_dim")))
-    if not (data.get("adjusted_width") and config.get("block_auto_adjust_ff_dim")):
-        return width
-    # LFM2 states the width before two thirds are taken and rounded up to a multiple.
-    multiple = config.size("block_multiple_of")
-    width = int(float(config.get("block_ffn_dim_multiplier", default=1.0)) * int(2 * width / 3))
-    return -(-width // multiple) * multiple

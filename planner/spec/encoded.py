@@ -46,6 +46,7 @@ class Encoded:
         grids: how they lie, in prompt order: of each tile, or of what tiles are put together to; empty where they lie
             in no grid, or are only assumed.
         cut: rows and columns of tiles, where an image is cut into several.
+        rows: rows of visual tokens that a mark stands behind; 0: those of the first tile.
         projected: patches that reach the projector, where others were filling; 0: all.
     """
 
@@ -53,4 +54,5 @@ class Encoded:
     visual_tokens: int
     grids: tuple[Grid, ...] = ()
     cut: tuple[int, int] = (1, 1)
+    rows: int = 0
     projected: int = 0

@@ -75,6 +75,8 @@ def _slices(rule: ImageRule, width: int, height: int) -> Encoded:
         rows, columns = grid
         tall, wide = (max(round(side / parts), 1) for side, parts in ((height, rows), (width, columns)))
         tiles += [_scaled(rule, tall, wide, enlarge=True)] * (rows * columns)
+    if rule.tile_tokens:
+        return Encoded(tuple(tiles), rule.tile_tokens * len(tiles), cut=grid)
     tokens = sum(rows * columns for rows, columns in tiles) // rule.merge**2
     grids = tuple(Grid(rows // rule.merge, columns // rule.merge) for rows, columns in tiles)
     return Encoded(tuple(tiles), tokens, grids, grid)

@@ -34,8 +34,9 @@ def encode(spec: ModelSpec, width: int, height: int) -> Encoded:
             f"an image of {width} x {height} pixels makes no sense", f"Sides are 1 to {LARGEST_SIDE} pixels"
         )
     from planner.spec.fitting import FITTING
+    from planner.spec.views import VIEWS
 
-    return {**RULES, **FITTING}[spec.images.kind](spec.images, width, height)
+    return {**RULES, **FITTING, **VIEWS}[spec.images.kind](spec.images, width, height)
 
 
 def mark_tokens(spec: ModelSpec, image: Encoded) -> int:
@@ -43,8 +44,9 @@ def mark_tokens(spec: ModelSpec, image: Encoded) -> int:
     if spec.images is None:
         return 0
     marks, (rows, columns) = spec.images.marks, image.cut
-    token_rows = image.tiles[0][0] // spec.images.merge if marks.row else 0
+    token_rows = image.rows or image.tiles[0][0] // spec.images.merge
     cut = (marks.tile * columns + marks.tile_row) * rows if rows * columns > 1 else 0
+    cut += marks.between_rows * (rows - 1)
     return marks.before + marks.after + marks.row * token_rows + cut
 
 
@@ -84,15 +86,20 @@ def _grid(rule: ImageRule, width: int, height: int) -> Encoded:
     return _tiled(rule, rule.max_tiles)
 
 
-def _anyres(rule: ImageRule, width: int, height: int) -> Encoded:
-    """The resolution that keeps most pixels and wastes least; its tiles and a base view; padding rows or columns
-    leave again."""
+def best_resolution(rule: ImageRule, width: int, height: int) -> tuple[int, int]:
+    """Rows and columns in pixels of the resolution that keeps most pixels and wastes least."""
     best, kept, wasted = rule.resolutions[0], 0, math.inf
     for rows, columns in rule.resolutions:
         scale = min(columns / width, rows / height)
         effective = min(int(width * scale) * int(height * scale), width * height)
         if (effective, -(rows * columns - effective)) > (kept, -wasted):
             best, kept, wasted = (rows, columns), effective, rows * columns - effective
+    return best
+
+
+def _anyres(rule: ImageRule, width: int, height: int) -> Encoded:
+    """Tiles of the best resolution and a base view; padding rows or columns leave again."""
+    best = best_resolution(rule, width, height)
     across, down = best[1] // rule.side, best[0] // rule.side
     patches = rule.side // rule.patch
     rows, columns = down * patches, across * patches
@@ -179,14 +186,19 @@ def nearest_cut(rule: ImageRule, width: int, height: int, least: int = 1) -> tup
 
 
 def _fit(rule: ImageRule, width: int, height: int) -> Encoded:
-    """The grid that enlarges the image least, or if all shrink it, shrinks it least."""
+    return _with_thumbnail(rule, *nearest_in_size(rule.max_tiles, rule.side, width, height))
+
+
+def nearest_in_size(most: int, side: int, width: int, height: int) -> tuple[int, int]:
+    """Rows and columns of the grid that enlarges an image least, or if all shrink it, shrinks it least."""
     scales = [
-        (min(columns * rule.side / width, rows * rule.side / height), columns * rows, rows, columns)
-        for columns, rows in _grids(rule.max_tiles)
-    ]
+        (min(columns * side / width if width else math.inf, rows * side / height if height else math.inf),
+         columns * rows, rows, columns)
+        for columns, rows in _grids(most)
+    ]  # fmt: skip
     enlarging = [scale for scale in scales if scale[0] >= 1]
     best = min(enlarging) if enlarging else max(scales, key=lambda scale: (scale[0], -scale[1]))
-    return _with_thumbnail(rule, *best[2:])
+    return best[2], best[3]
 
 
 def _split(rule: ImageRule, width: int, height: int) -> Encoded:

@@ -87,13 +87,21 @@ def _said(rule: ImageRule, said: Config, size: Config) -> dict[str, Any]:
         return {"max_tiles": said.size("max_patches", default=rule.max_tiles)}
     if rule.kind == "navit":
         side = size.size("max_height", default=rule.longest_edge)
-        return {"max_patches": said.size("max_patches", default=rule.max_patches), "longest_edge": side}
+        return {
+            "max_patches": said.size("in_token_limit", "max_patches", default=rule.max_patches),
+            "longest_edge": side,
+        }
     if rule.kind == "budget":
         merge = rule.merge**2
         return {"max_patches": merge * said.size("max_soft_tokens", default=rule.max_patches // merge)}
     if rule.kind == "slices":
         scale = said.size("scale_resolution", default=rule.longest_edge)
         return {"max_tiles": said.size("max_slice_nums", default=rule.max_tiles), "longest_edge": scale}
+    if rule.kind == "masked":
+        return {"max_tiles": said.size("dynamic_hd", default=rule.max_tiles)}
+    if rule.kind == "overlapping":
+        margin = sum(said.numbers("overlap_margins")) or rule.margin
+        return {"max_tiles": said.size("max_crops", default=rule.max_tiles), "margin": margin}
     return _tiles_or_one(rule, said) if rule.kind == "large" else {}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -22,12 +22,53 @@ from planner.spec.storage import read_storage
 
 def read(config: Mapping[str, Any] | str | os.PathLike[str], processor: Mapping[str, Any] | None = None) -> ModelSpec:
     """See `ModelSpec.from_config`."""
+    values, name, beside = _loaded(config)
+    return _understood(lambda: _from_values(values, name, beside if processor is None else processor), name)
+
+
+def read_alone(config: Mapping[str, Any] | str | os.PathLike[str]) -> ModelSpec:
+    """The text decoder alone of any model, whatever stands in front of it.
+
+    Raises:
+        InputError: as `ModelSpec.from_config`, or there is no block that could be a text decoder.
+        UnsupportedModelError: the decoder's model type or a layer type is unknown.
+    """
+    values, name, _ = _loaded(config)
+    return _understood(lambda: _alone(values, name), name)
+
+
+#: Where a whole model keeps its text decoder's fields, the most common first.
+_TEXT_BLOCKS = ("text_config", "llm_config", "language_config", "thinker_config")
+
+
+def _alone(values: Mapping[str, Any], name: str) -> ModelSpec:
+    found = next((values[block] for block in _TEXT_BLOCKS if isinstance(values.get(block), Mapping)), None)
+    if found is not None:
+        return _alone(found, name)
+    model_type = values.get("model_type")
+    if role_of(str(model_type)) in ("vlm", "original"):
+        spec = _from_values(values, name, {})
+        return ModelSpec(family=spec.decoder.family, decoder=spec.decoder, name=spec.name, storage=spec.storage)
+    if not isinstance(model_type, str):
+        raise InputError("the text decoder has no field 'model_type'", "Give the model's complete config.json")
+    decoder = read_decoder(values, model_type)
+    return ModelSpec(model_type, decoder, name=name or model_type, storage=_storage(values, values, model_type))
+
+
+def _loaded(
+    config: Mapping[str, Any] | str | os.PathLike[str],
+) -> tuple[Mapping[str, Any], str, dict[str, Any]]:
+    """A configuration, what to call it, and the processor files beside it.
+
+    Raises:
+        InputError: there is no such file or shipped model, or it is no configuration.
+    """
     if isinstance(config, Mapping):
-        return _understood(config, "", processor or {})
+        return config, "", {}
     text = os.fspath(config)
     if text in shipped():
         entry = shipped_model(text)
-        return _from_values(entry["config"], text, entry.get("processor", {}) if processor is None else processor)
+        return entry["config"], text, entry.get("processor", {})
     path = Path(text)
     if text.startswith("reference/") and not is_folder(path):  # a bundled model
         path = Path(str(resources.files("planner.profiles"))) / text
@@ -42,8 +83,9 @@ def read(config: Mapping[str, Any] | str | os.PathLike[str], processor: Mapping[
         )
     if "config" in values and "model_type" not in values:
         values = values["config"]
-    name = path.parent.name if path.name == "config.json" else path.stem
-    return _understood(values, name, processor_beside(path) if processor is None else processor)
+    if not isinstance(values, Mapping):
+        raise InputError(f"{path.name} is not a block of fields", "Give a Hugging Face config.json")
+    return values, path.parent.name if path.name == "config.json" else path.stem, processor_beside(path)
 
 
 class _Recorded(Mapping[str, Any]):
@@ -107,16 +149,14 @@ def _suggestion(name: str) -> str:
     return f"{hint}Shipped models: {', '.join(shipped())}; or give a config.json or a model directory"
 
 
-def _understood(values: Any, name: str, processor: Mapping[str, Any]) -> ModelSpec:
-    """`_from_values` of what a user gave, in which a field may be anything.
+def _understood(read_it: Callable[[], ModelSpec], name: str) -> ModelSpec:
+    """What a user gave, in which a field may be anything.
 
     Raises:
         InputError: a field is of a kind that no reader expects.
     """
-    if not isinstance(values, Mapping):
-        raise InputError(f"{name or 'the configuration'} is not a block of fields", "Give a Hugging Face config.json")
     try:
-        return _from_values(values, name, processor)
+        return read_it()
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         cause = f"a field of {name or 'the configuration'} is not what it should be ({error})"
         raise InputError(cause, "Give the model's own config.json") from error
@@ -139,6 +179,8 @@ def _from_values(values: Mapping[str, Any], name: str, processor: Mapping[str, A
         rewritten = reader(data, "rewrite", "planner.spec.originals")(values, *extra)
         return _from_values(rewritten, name or model_type, processor)
     data = family(model_type, "vlm")
+    if "rewrite" in data:
+        values = reader(data, "rewrite", "planner.spec.originals")(values)
     config = Config(values, model_type, data)
     text, vision = _block(values, "text_config", data["text"]), _block(values, "vision_config", data["vision"])
     decoder = read_decoder(text, _type_of(text, data["text"]))
@@ -178,7 +220,10 @@ def _block(values: Mapping[str, Any], name: str, model_type: str) -> Mapping[str
     if block is None and name == "text_config" and "hidden_size" in values:
         return {key: value for key, value in values.items() if key not in ("model_type", "vision_config")}
     if block is None:
-        raise InputError(f"the configuration has no block '{name}'", "Give the whole model's config.json")
+        raise InputError(
+            f"the configuration has no block '{name}'",
+            "Give the whole model's config.json; plan report --decoder-only costs a text decoder alone",
+        )
     if not isinstance(block, Mapping):
         raise InputError(
             f"the configuration's {name} is not a block of fields but {block!r}",

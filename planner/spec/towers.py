@@ -6,7 +6,9 @@ still run in transformers, so they count.
 
 from __future__ import annotations
 
-from planner.spec.config import Config
+from dataclasses import replace
+
+from planner.spec.config import Config, family
 from planner.spec.facts import Block, Tower
 
 
@@ -37,6 +39,12 @@ def clip(config: Config, model_type: str) -> Tower:
         score_rows=class_token,
         score_macs=width,
     )
+
+
+def radio(config: Config, model_type: str) -> Tower:
+    """`clip` with several class tokens and registers ahead of the patches."""
+    ahead = config.size("num_cls_tokens") + config.size("num_registers", least=0)
+    return replace(clip(config, model_type), extra_tokens=ahead, score_rows=1)
 
 
 def _plain(config: Config, width: int, repeat: int, span: str = "tile") -> Block:
@@ -171,3 +179,37 @@ def embedder(config: Config, model_type: str) -> Tower:
     """No encoder: one matrix on every large patch."""
     width, side = config.size("mm_embed_dim"), config.side("patch_size") * config.size("pooling_kernel_size")
     return Tower(model_type, width, width * 3 * side * side, ())
+
+
+#: CLIP's second half of it; the first is GOT-OCR's encoder.
+_CLIP = {"defaults": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}}
+
+
+def sam_and_clip(config: Config, model_type: str) -> Tower:
+    """DeepSeek-OCR: `sam` and two convolutions that halve each side, and on what they make of sixteen patches CLIP's
+    layers. Smaller tiles have shorter relative positions than those counted here."""
+    first = Config(config.get("sam_config", default={}), "sam_config", family("got_ocr2_vision", "tower"))
+    second = Config(config.get("encoder_config", default={}), "encoder_config", _CLIP)
+    tower, layers = sam(first, model_type), clip(second, model_type).blocks[0]
+    neck = first.size("output_channels")
+    middle, out = first.numbers("downsample_channels") or (512, 1024)
+    blocks = (
+        *tower.blocks,
+        Block(1, 9 * neck * middle, 0, patches=4),
+        Block(1, 9 * middle * out, 0, patches=16),
+        replace(layers, patches=16, extra=1),
+    )
+    return replace(tower, blocks=blocks)
+
+
+def step3(config: Config, model_type: str) -> Tower:
+    """Plain layers, and two convolutions that halve each side and double the width."""
+    width = config.size("hidden_size")
+    # The class makes the inner width of the ratio, whatever else its file says.
+    inner = int(width * float(config.get("mlp_ratio")))
+    blocks = (
+        Block(config.layers("num_hidden_layers"), 4 * width * width + 2 * width * inner, 2 * width),
+        Block(1, 9 * width * 2 * width, 0, patches=4),
+        Block(1, 9 * 2 * width * 4 * width, 0, patches=16),
+    )
+    return Tower(model_type, width, _patch_macs(config, width), blocks, score_macs=width)

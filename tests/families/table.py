@@ -19,7 +19,8 @@ SAME = {"glm4v_moe": "", "glmga": "glm46v", "pp_chart2table": "got_ocr2"}
 #: Families whose tokens for pictures of nine sizes are compared with their processor's.
 TOKENS = (
     "gemma4", "glm4v", "idefics2", "idefics3", "internvl", "llava_next", "llava_onevision", "minicpmv4_6", "mistral3",
-    "mllama", "ovis2", "paddleocr_vl", "qwen2_vl", "smolvlm", "video_llama_3",
+    "mllama", "molmo2", "ovis2", "paddleocr_vl", "qwen2_vl", "smolvlm", "step3p7",
+    "video_llama_3",
 )  # fmt: skip
 #: In the order of the columns.
 COLUMNS = ("family", "cost", "counted forward", "weights of the class", "tokens of its processor", "a plan at run time")

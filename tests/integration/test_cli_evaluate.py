@@ -7,9 +7,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from calibrate.deciding.evaluation_shards import EvaluationShard
 from calibrate.inputs.bundled import reference_path
 from planner.cli import cli
-from planner.errors import InputError
+from planner.errors import CalibrationError, InputError, PlanDigestError
 from planner.plan import load_plan
 
 PLAN = "reports/reference/windowed/plan.json"
@@ -68,3 +69,69 @@ def test_samples_of_ones_own_are_needed_for_a_model_of_ones_own(plan_path):
 def test_a_misspelled_policy_is_refused_before_the_samples_run(plan_path):
     with pytest.raises(InputError, match="no form for a given cost"):
         run(plan_path, "--num-samples", 2, "--policy", "pyramidrop")
+
+
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+#: 22 samples in batches of 4: the last batch is not full, and shards have unlike numbers of samples.
+SHARDED = ("--num-samples", 22, "--batch-size", 4, "--rounds", 0, "--answer-tokens", 4)
+
+
+def merge(*arguments):
+    return CliRunner().invoke(cli, ["merge", *map(str, arguments)], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def shards(request, tmp_path_factory):
+    """Three shards and what one process makes of the same samples, judged token by token."""
+    folder, plan = tmp_path_factory.mktemp("shards"), str(request.config.rootpath / PLAN)
+    judged = (*SHARDED, "--loss", "tokens", "--policy", "prellm")
+    paths = [folder / f"{i}.json" for i in range(3)]
+    for i, path in enumerate(paths):
+        done = run(plan, *judged, "--shard", f"{i}/3", "-o", path)
+        assert done.exit_code == 0 and done.stdout == "" and f"wrote {path}" in done.stderr
+    return paths, run(plan, *judged, "--format", "json").stdout
+
+
+def test_merged_shards_are_the_evaluation_of_one_process(shards):
+    paths, whole = shards
+    assert json.loads(merge(*reversed(paths), "--format", "json").stdout) == json.loads(whole)
+    assert json.loads(whole)["samples"] == 22 and json.loads(whole)["rows"][1]["loss"] is not None
+    assert [len(EvaluationShard.load(path).executed.ids) for path in paths] == [8, 8, 6]
+
+
+def test_shards_that_do_not_belong_together_are_refused(shards, plan_path, tmp_path):
+    paths, _ = shards
+    with pytest.raises(CalibrationError, match="shard 1 of 3 is missing"):
+        merge(paths[0], paths[2])
+    with pytest.raises(CalibrationError, match="shard 0 is given twice"):
+        merge(paths[0], *paths)
+    run(
+        plan_path,
+        *SHARDED,
+        "--loss",
+        "tokens",
+        "--policy",
+        "prellm",
+        "--seed",
+        1,
+        "--shard",
+        "1/3",
+        "-o",
+        tmp_path / "1.json",
+    )
+    with pytest.raises(
+        CalibrationError, match=r"1\.json is of another evaluation than .*0\.json: samples, seed differ"
+    ):
+        merge(paths[0], tmp_path / "1.json", paths[2])
+    body = json.loads(paths[1].read_text())
+    body["executed"]["runs"][0]["answers"][0] = "red"
+    (tmp_path / "edited.json").write_text(json.dumps(body))
+    with pytest.raises(PlanDigestError, match="was changed after it was written"):
+        merge(paths[0], tmp_path / "edited.json", paths[2])
+
+
+@pytest.mark.parametrize(("shard", "says"), [("3/3", "shard 3/3 does not exist"), ("0/9", "too few for 9 shards")])
+def test_a_shard_that_cannot_be_is_refused(plan_path, shard, says):
+    with pytest.raises(InputError, match=says):
+        run(plan_path, *SHARDED, "--shard", shard)

@@ -59,7 +59,7 @@ def test_calibrate_writes_a_whole_plan_with_evidence(calibrated: Path) -> None:
 def fastv(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan for a policy that was chosen by hand."""
     target = tmp_path_factory.mktemp("exported") / "fastv.json"
-    done = plan("export", calibrated / "profile.json", "--policy", "fastv:k=2,ratio=0.5", "-o", target)
+    done = plan("freeze", calibrated / "profile.json", "--policy", "fastv:k=2,ratio=0.5", "-o", target)
     assert done.returncode == 0, done.stderr
     assert "not measured" in done.stdout
     return target

@@ -24,8 +24,8 @@ from tests.tiny.extra import EXTRA
 
 #: Families with layers, attention or inputs that the runtime refuses by name.
 REFUSED = (
-    "blip-2", "gemma4", "janus", "kimi_k25", "lfm2_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5",
-    "qwen3_5_moe",
+    "blip-2", "ernie4_5_vl_moe", "gemma4", "janus", "kimi_k25", "lfm2_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7",
+    "minimax_m3_vl", "qwen3_5", "qwen3_5_moe", "step3p7",
 )  # fmt: skip
 ATTACHED = [name for name in EXTRA if name not in REFUSED and tiny.transformers_has(name)]
 CHOSEN = ("visipruner", "fastv", "prefix-mixed")

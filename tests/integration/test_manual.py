@@ -40,6 +40,7 @@ def understood(line: str) -> None:
     Raises:
         click.UsageError: an option or argument that there is not.
     """
+    line = re.sub(r"\$\{?\w+\}?", "4", re.sub(r"\$\{?\w+\}?(?=/)", "0", line))  # a scheduler's variables
     words = shlex.split(line, comments=True)[1:]
     words = words[: words.index(">")] if ">" in words else words
     verb = cli.get_command(click.Context(cli), words[0]) if words else None

@@ -71,14 +71,14 @@ def _visual(checkpoint: Checkpoint, inputs: dict[str, torch.Tensor]) -> int:
 
 
 def calibration(checkpoint: Checkpoint) -> None:
-    """`plan calibrate`, then `plan export` of the policy that the other steps execute."""
+    """`plan calibrate`, then `plan freeze` of the policy that the other steps execute."""
     folder = checkpoint.folder
     checkpoint.command(
         *("calibrate", folder / "model", "--data", folder / "calibration.jsonl"),
         *("--eval-data", folder / "evaluation.jsonl", "--batch-size", "8", "-o", folder / "out"),
         *("--agreement", "0.4", "--answer-tokens", "2"),
     )
-    checkpoint.command("export", folder / "out" / "profile.json", "--policy", POLICY, "-o", checkpoint.plan)
+    checkpoint.command("freeze", folder / "out" / "profile.json", "--policy", POLICY, "-o", checkpoint.plan)
     load_plan(folder / "out" / "plan.json")
 
 

@@ -18,7 +18,7 @@ of the steps after `calibrate` is `{policy}`.
 
 * **visual tokens**: predicted from a picture's size and counted in the processor's output, for eight sizes;
 * **fallback**: what stands in for a processor that needs torchvision gives the same inputs, or refuses;
-* **calibrate**: `plan calibrate` on 16 samples of six picture sizes, every fourth with two pictures, and `plan export`;
+* **calibrate**: `plan calibrate` on 16 samples of six picture sizes, every fourth with two pictures, and `plan freeze`;
 * **run**, **two images**: `plan run` answers as generating by hand, and computes the planned tokens in each layer;
 * **overlay**: `plan run --overlay`; where an image's tokens are no grid it is refused before anything is generated;
 * **batch**: prompts of one and of two pictures, padded together, are answered as alone;

@@ -18,6 +18,9 @@ import transformers
 from tests.tiny.configs import FAMILIES, VOCAB
 from tests.tiny.extra import EXTRA
 from tests.tiny.prompts import TEXT_ONLY, inputs
+from tests.tiny.recent import RECENT
+
+EXTRA.update(RECENT)
 
 __all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "randomise", "transformers_has", "window_of"]
 

@@ -171,6 +171,8 @@ def _collate(family: str, samples: list[Sample], left_pad: int) -> dict[str, tor
     typed = family in _QWEN or (family in EXTRA and EXTRA[family].typed)
     if typed and _takes(family, "mm_token_type_ids"):
         batch["mm_token_type_ids"] = is_image.int()
+    if typed and _takes(family, "moe_mm_token_type_ids"):
+        batch["moe_mm_token_type_ids"] = is_image.int()
     if family in ("gemma3", "shieldgemma2"):
         batch["token_type_ids"] = is_image
     if family in ("paligemma", "paligemma2"):

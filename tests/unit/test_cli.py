@@ -57,7 +57,7 @@ def test_every_option_has_help_and_every_argument_is_named_in_it(verb):
             assert re.search(rf"\b{name}\b", command.help), f"the help of {verb} does not say what {name} is"
 
 
-@pytest.mark.parametrize("document", ["plan", "profile"])
+@pytest.mark.parametrize("document", ["plan", "profile", "export"])
 def test_committed_schema_is_the_code_s(document):
     committed = resources.files("planner.profiles") / "schema" / f"{document}.schema.json"
     done = plan("schema", document)

@@ -100,7 +100,7 @@ def test_probes_are_listed_with_their_settings() -> None:
 
 def test_export_settles_an_automatic_rate_and_states_it(calibrated: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
-    found = plan("export", calibrated, "--policy", "context:rate=auto", "--context-tokens", 400, "-o", out)
+    found = plan("freeze", calibrated, "--policy", "context:rate=auto", "--context-tokens", 400, "-o", out)
     assert found.exit_code == 0, found.output
     made = load_plan(out)
     policy = parse(made.decision.policy)

@@ -105,6 +105,13 @@ def test_papers_llava_7b(policy: str, convention: str, expected: float, printed_
     assert price("llava-1.5-7b", policy, convention).prefill_flops == pytest.approx(expected, abs=printed_to)
 
 
+@pytest.mark.parametrize(("tokens", "printed"), [(2880, 41.7e12), (320, 4.2e12)])
+def test_cdpruner_counts_two_for_a_multiply_add(tokens: int, printed: float) -> None:
+    """LLaVA-NeXT-7B in its efficiency table, to the digit that is printed."""
+    found = price("llava-next-7b", convention="cdpruner", workload=PROMPT.model_copy(update={"visual_tokens": tokens}))
+    assert found.prefill_flops == pytest.approx(printed, abs=5e10)
+
+
 def test_visipruner_saves_what_its_paper_says() -> None:
     planned = price("llava-1.5-7b", "visipruner:filter=14.94,keep=10.3,exit=23.9,visual_attention=self", "pdrop")
     assert planned.prefill_flops / price("llava-1.5-7b", convention="pdrop").prefill_flops - 1 == pytest.approx(

@@ -35,6 +35,18 @@ INTERNVL: dict[str, Any] = {
 }  # fmt: skip
 
 
+NEMOTRON: dict[str, Any] = {
+    "model_type": "Llama_Nemotron_Nano_VL",
+    "llm_config": {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+    "vision_config": {"model_type": "", "version": "c-radio_v2-vlm-h"},
+    "force_image_size": 512,
+    "patch_size": 16,
+    "downsample_ratio": 0.5,
+    "vit_hidden_size": 1280,
+    "projector_hidden_size": 4096,
+}
+
+
 def test_an_original_llava_is_the_same_computation_as_its_port() -> None:
     assert ModelSpec.from_config(LLAVA).digest == ModelSpec.from_config("llava-1.5-7b").digest
 
@@ -58,11 +70,21 @@ def test_original_internvl() -> None:
     assert len(encode(spec, 3000, 2000).tiles) == 6 + 1
 
 
+def test_nemotron_sees_as_internvl_does() -> None:
+    """Twelve tiles of 512 pixels at most and the whole image, 256 tokens each; ten tokens ahead of 1,024 patches."""
+    spec = ModelSpec.from_config(NEMOTRON)
+    image = encode(spec, 2048, 1536)
+    assert (len(image.tiles), image.visual_tokens) == (12 + 1, 13 * 256)
+    assert spec.vision is not None and (spec.vision.extra_tokens, spec.vision.blocks[0].repeat) == (10, 32)
+    assert spec.projector is not None and spec.projector.macs == 5120 * 4096 + 4096 * 4096
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
         ({**LLAVA, "mm_vision_tower": "someone/tower"}, "vision tower 'someone/tower'"),
         ({**LLAVA, "mm_projector_type": "ldp"}, "projector 'ldp'"),
+        ({**NEMOTRON, "vit_hidden_size": 1536}, "width of RADIO '1536'"),
         ({**INTERNVL, "llm_config": {"architectures": ["NewForCausalLM"]}}, "decoder class 'NewForCausalLM'"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic_core import PydanticUndefined
@@ -13,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from planner.cost import cost
 from planner.policies import Policy, names, parse, policy_class
 from planner.profile import Profile
+from planner.schedule import dense
 from planner.spec import ModelSpec
 from planner.workload import Workload
 
@@ -87,3 +89,15 @@ def test_examples_parse() -> None:
 
 def _parts(text: str) -> tuple[Policy, ...]:
     return tuple(policy_class(part.partition(":")[0]) for part in text.split("+"))  # type: ignore[misc]
+
+
+def test_a_schedule_of_ones_own_evicts_from_the_cache_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """64 visual tokens and 74 of text, in 32 layers of 524,288 bytes a token in all."""
+    (example,) = re.findall(r"```python\n(.*?)```", PARTS["What they cost"], re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(example, found)
+    assert int(capsys.readouterr().out) == (64 + 74) * 524_288
+    spec, workload = ModelSpec.from_config("llava-1.5-7b"), Workload(visual_tokens=576)
+    dear, cheap = (cost(spec, workload, schedule).prefill for schedule in (dense(32), found["schedule"]))
+    assert {**cheap, "selector": 0} == {**dear, "selector": 0} and cheap["selector"] > 0
+    assert f"{(64 + 74) / 650:.3f}" in PARTS["What they cost"]

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from click.testing import CliRunner
 
 from planner.cli.ls import command as ls
 from planner.cli.report import command as report
-from planner.cost import COMPONENTS
+from planner.cost import COMPONENTS, CONVENTIONS
 from planner.errors import PlannerError
 from planner.policies import FastV, PreLLM
+from planner.policies.base import REGISTRY
 from planner.report.published import comparisons, markdown
 from planner.report.sweeps import parse_sweep
 from planner.report.tables import layer_runs
@@ -177,11 +179,56 @@ def test_sweep_is_csv(tmp_path: Path) -> None:
     assert float(line["visual_attention_ratio"]) == pytest.approx(row["visual_attention_ratio"])
 
 
+def test_a_bundled_model_goes_by_its_name() -> None:
+    """It has images of 60 pixels in patches of 5."""
+    found = as_json("reference/plain")
+    assert (found["model"], found["workload"]["visual_tokens"]) == ("plain", 144)
+    assert "no bundled model is called 'reference/none'" in refused("reference/none")
+
+
+def test_eager_attention_takes_memory() -> None:
+    """A weight of every head and pair of 4,170 rows, in float32 and twice in 16 bits."""
+    arguments = ("llava-1.5-7b", "--hardware", "h100-sxm", "--text-tokens", "3584")
+    fused, eager = (as_json(*arguments, *more)["rows"][0]["latency_estimate"] for more in ((), ("--eager",)))
+    assert eager["activation_bytes"] - fused["activation_bytes"] == 32 * 4170**2 * 8
+    assert eager["time_to_first_token_ms"] == fused["time_to_first_token_ms"]
+
+
 def test_sweep_spelling() -> None:
     assert parse_sweep("fastv:k=2..4,ratio=0.1..0.3..0.1") == [(FastV, {"k": [2, 3, 4], "ratio": [0.1, 0.2, 0.3]})]
     (prellm, words), (_, lists) = parse_sweep("prellm:keep=0.5,rank_by=norm/attention+sparsevlm:keep=3/2/1|9/6/4")
     assert (prellm, words) == (PreLLM, {"keep": [0.5], "rank_by": ["norm", "attention"]})
     assert lists == {"keep": ["3/2/1", "9/6/4"]}
+
+
+def test_a_range_of_fractions_without_a_step_is_ten_values() -> None:
+    ((_, axes),) = parse_sweep("fastv:k=2,ratio=0.1..0.9")
+    ratios = axes["ratio"]
+    assert (len(ratios), ratios[0], ratios[-1]) == (10, 0.1, 0.9)
+    steps = [after - before for before, after in pairwise(ratios)]
+    assert steps == pytest.approx([0.8 / 9] * 9)
+    assert parse_sweep("fastv:k=2,ratio=0.5..0.5")[0][1]["ratio"] == [0.5]
+
+
+#: What policies cannot do without, as ranges.
+REQUIRED = {
+    "shortv": "shortv:layers=20/21|20/24", "var": "var:dims=7/9", "visipruner": "visipruner:filter=8..9,keep=10",
+    "vtw": "vtw:k=16..17",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_policy_sweeps_in_every_convention(name: str, convention: str) -> None:
+    """The last line is what a report of that policy alone says."""
+    result = run("llava-1.5-7b", "--sweep", REQUIRED.get(name, name), "--convention", convention)
+    assert result.exit_code == 0, result.output
+    line = list(csv.DictReader(io.StringIO(result.output)))[-1]
+    keys = {key: values[-1] for key, values in parse_sweep(REQUIRED.get(name, name))[0][1].items()}
+    spelled = f"{name}:{','.join(f'{key}={value}' for key, value in keys.items())}" if keys else name
+    row = as_json("llava-1.5-7b", "--policy", spelled, "--convention", convention)["rows"][-1]
+    assert float(line["prefill_flops"]) == pytest.approx(row["prefill_flops"], rel=1e-12)
+    assert int(line["kv_cache_bytes"]) == row["kv_cache_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +247,8 @@ def test_sweep_spelling() -> None:
         (("llava-1.5-7b", "--sweep", "fastv:k=5..2,ratio=0.5"), "not a rising range"),
         (("llava-1.5-7b", "--sweep", "fastv:k=a..5,ratio=0.5"), "not a number or a range"),
         (("llava-1.5-7b", "--sweep", "fastv:k=a,ratio=0.5"), "valid integer"),
-        (("llava-1.5-7b", "--sweep", "fastv:k=2,ratio=0.1..0.9"), "no step. Write it like ratio=0.1..0.9..0.1"),
+        (("llava-1.5-7b", "--sweep", "fastv:k=2,ratio=nan..1"), "not a rising range"),
+        (("llava-1.5-7b", "--sweep", "fastv:k=2,ratio=0.1..0.9..0"), "not a rising range"),
         (("llava-1.5-7b", "--sweep", "fastv:kk=2"), "has no key 'kk'. Did you mean 'k'"),
         (("llava-1.5-7b", "--sweep", "fastvv:k=2"), "Did you mean 'fastv'"),
         (("llava-1.5-7b", "--sweep", "fastv:k=1..31,ratio=0..1..0.000001"), "combinations"),

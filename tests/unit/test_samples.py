@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from calibrate.inputs.answers import matches, normalise
-from calibrate.inputs.samples import Columns, load_samples
+from calibrate.inputs.samples import Columns, Sample, SampleSet, load_samples
 from planner.errors import InputError, SampleError
 
 
@@ -108,6 +108,9 @@ def test_a_choice_asks_about_every_picture_before_it_asks_twice(folder):
     for seed in range(5):
         pictures = [s.images[0].name for s in samples.choose(8, seed)]
         assert len(set(pictures[:3])) == len(set(pictures[3:6])) == 3 and len(set(pictures[6:])) == 2
+    decoded = Image.new("RGB", (4, 4))  # a data set's pictures have no path
+    held = SampleSet(tuple(Sample((decoded,), f"q{i}") for i in range(4)), "a data set")
+    assert len(held.choose(2)) == 2
 
 
 def test_digest_is_of_content_not_of_paths(folder, tmp_path_factory):

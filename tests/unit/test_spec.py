@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from planner.errors import ExtensionError, InputError, UnsupportedModelError
-from planner.spec import ModelSpec, projectors, shipped, towers
+from planner.spec import ModelSpec, originals, projectors, shipped, towers
 from planner.spec.config import Config, families, family, reader
 from planner.spec.images import assumed, encode
 
@@ -134,10 +134,18 @@ def test_every_family_names_parts_that_exist() -> None:
 
 
 def test_every_reader_that_a_family_names_is_there() -> None:
-    for role, key, home in (("vlm", "projector", projectors), ("tower", "reader", towers)):
-        for model_type in families(role):
-            found = reader(family(model_type, role), key, home.__name__)
-            assert found.__module__ == home.__name__ and not found.__name__.startswith("_")
+    homes = (
+        ("vlm", "projector", projectors),
+        ("vlm", "rewrite", originals),
+        ("original", "rewrite", originals),
+        ("tower", "reader", towers),
+    )
+    for role, key, home in homes:
+        for data in (family(model_type, role) for model_type in families(role)):
+            if key not in data:
+                continue
+            found = reader(data, key, home.__name__)
+            assert found.__module__.startswith(home.__name__) and not found.__name__.startswith("_")
 
 
 @pytest.mark.parametrize("spelled", ["lava", "planner.nowhere:llava", "planner.spec.projectors:lava"])

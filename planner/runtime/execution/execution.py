@@ -17,6 +17,7 @@ request needs after its prompt is in its cache; on the model, and here, is only 
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -51,6 +52,8 @@ from planner.runtime.tensors.layout import Layout, read_layout, visual_rows
 from planner.runtime.tensors.rows import Rows
 from planner.schedule import Schedule
 
+_log = logging.getLogger(__name__)
+
 
 class Execution:
     """A schedule on a model from construction to `close`.
@@ -67,6 +70,7 @@ class Execution:
         self.parts, self.schedule, self.seed, self.lookup = parts, schedule, seed, lookup
         self.thread = Thread()
         self._last: Record | None = None
+        self._told = False
         self._gate = Gate()
         self._attachment = Attachment()
         self._positions = Positions(parts)
@@ -302,12 +306,12 @@ class Execution:
             for layer in caches:
                 layer.close()
             prefill.complete = len(record.tokens) == self.schedule.layers
-            self._last = self.thread.last = record
+            self._note(record, layout)
             return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
         prefill.deepstack = features
         output = original(*args, **kwargs)
         prefill.close()
-        self._last = self.thread.last = prefill.record
+        self._note(prefill.record, layout)
         self.lookup.remember(prefill.image_stream)
         if prefill.streams.main.whole:
             return output
@@ -317,6 +321,19 @@ class Execution:
             return (wide, *output[1:])
         output.last_hidden_state = wide
         return output
+
+    def _note(self, record: Record, layout: Layout) -> None:
+        """Keep what a prompt computed, and tell of the first one of which a plan that drops tokens dropped none."""
+        self._last = self.thread.last = record
+        if self._told or not self.schedule.selects:
+            return
+        text = tuple(valid - visual for valid, visual in zip(layout.valid_counts, layout.visual_counts, strict=True))
+        if all(layer == (layout.visual_counts, text) for layer in record.tokens):
+            self._told = True
+            _log.warning(
+                "the plan dropped nothing of a prompt with %s visual tokens: it keeps as many, or more",
+                " and ".join(map(str, sorted(set(layout.visual_counts)))),
+            )
 
     def _prefill(
         self,

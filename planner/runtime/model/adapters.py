@@ -27,10 +27,12 @@ _OBSTACLES = {
 
 #: Model types with all parts, whose own way round them a plan would miss.
 _UNFOLLOWED = {
+    "ernie4_5_vl_moe": "sends text and images to experts of their own, by their places in the whole prompt",
     "blip-2": "hands its language model other inputs than it is given",
     "instructblip": "hands its language model other inputs than it is given",
     "instructblipvideo": "hands its language model other inputs than it is given",
     "janus": "decodes in a way of its own",
+    "step3p7": "has layers of unlike numbers of heads",
 }
 
 

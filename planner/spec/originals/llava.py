@@ -1,8 +1,4 @@
-"""Configurations of models that bring their own code, rewritten in the field names of transformers' classes.
-
-LLaVA's and InternVL's first releases are in use in that form. What they leave to code (the vision tower behind a name,
-the decoder behind a class) is spelled out here; a tower, projector or decoder that is not known is refused by name.
-"""
+"""LLaVA's first releases: one flat block, with the vision tower behind a name and the decoder behind a class."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from typing import Any
 
 from planner.errors import UnsupportedModelError
 from planner.spec.config import Config
+from planner.spec.originals.names import known
 
 _CLIP_LARGE = {
     "model_type": "clip_vision_model",
@@ -42,17 +39,6 @@ _TEXT = (
     "num_key_value_heads", "head_dim", "sliding_window", "use_sliding_window", "max_window_layers",
     "tie_word_embeddings",
 )  # fmt: skip
-#: InternVL's decoders by their classes.
-_DECODERS = {
-    "InternLM2ForCausalLM": "internlm2",
-    "InternLM3ForCausalLM": "internlm3",
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Phi3ForCausalLM": "phi3",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Qwen3MoeForCausalLM": "qwen3_moe",
-}
 
 
 def llava(values: Mapping[str, Any], text_type: str) -> dict[str, Any]:
@@ -65,7 +51,7 @@ def llava(values: Mapping[str, Any], text_type: str) -> dict[str, Any]:
         UnsupportedModelError: a tower or projector that is not known.
     """
     config = Config(values, str(values["model_type"]))
-    vision = dict(_known(_TOWERS, str(config.get("mm_vision_tower", "vision_tower")), "vision tower"))
+    vision = dict(known(_TOWERS, str(config.get("mm_vision_tower", "vision_tower")), "vision tower"))
     projector = str(config.get("mm_projector_type", default="linear"))
     if projector != "mlp2x_gelu":
         raise UnsupportedModelError(
@@ -93,32 +79,3 @@ def _pinpoints(listed: Any, side: int) -> list[list[int]]:
     first, *_, last = re.findall(r"\((\d+)x(\d+)\)", listed)
     rows, columns = (range(int(first[axis]), int(last[axis]) + 1) for axis in (0, 1))
     return [[row * side, column * side] for row in rows for column in columns]
-
-
-def internvl_chat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """InternVL 1.5 to 3.5 with their own code.
-
-    Raises:
-        UnsupportedModelError: a decoder that is not known.
-    """
-    config = Config(values, "internvl_chat")
-    text, vision = dict(config.block("llm_config").values), dict(config.block("vision_config").values)
-    if not text.get("model_type"):
-        text["model_type"] = _known(_DECODERS, str(next(iter(text.get("architectures") or [""]))), "decoder class")
-    side = config.get("force_image_size", default=vision.get("image_size", 448))
-    whole = {
-        "model_type": "internvl",
-        "text_config": text,
-        "vision_config": {**vision, "model_type": "internvl_vision", "image_size": side},
-        "downsample_ratio": config.get("downsample_ratio", default=0.5),
-        "vision_feature_layer": config.get("select_layer", default=-1),
-    }
-    return {**whole, "max_dynamic_patch": config.get("max_dynamic_patch", default=12)}
-
-
-def _known(names: Mapping[str, Any], name: str, kind: str) -> Any:
-    if name not in names:
-        raise UnsupportedModelError(
-            f"the {kind} '{name}' is not known, and its cost is not guessed", f"Known: {', '.join(names)}"
-        )
-    return names[name]
