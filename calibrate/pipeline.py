@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from calibrate.deciding.executed import Evaluation
 from calibrate.deciding.halving import FIRST
 from calibrate.deciding.ladder import LARGEST
 from calibrate.deciding.objective import Objective
+from calibrate.deciding.passes import ROWS, evaluation_passes, proof_passes, search_left, search_passes
 from calibrate.deciding.split import Split, by_picture
 from calibrate.deciding.trials import Trials
-from calibrate.inputs.batches import Batches
+from calibrate.inputs.batches import Batches, Watch
 from calibrate.inputs.bundled import reference
 from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import Model, identify, spec_of
@@ -26,14 +28,15 @@ from calibrate.inputs.load import load
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.overlap import tell_overlap
 from calibrate.inputs.samples import Columns, SampleSet, load_samples
-from calibrate.measuring.estimate import spell_time
 from calibrate.measuring.measure import Job
 from calibrate.measuring.reuse import take_profile
 from calibrate.measuring.run import calibrate_job
 from calibrate.probes.base import DEFAULT, build_probes, check_probes
 from calibrate.probes.masking import MaskingProbe
+from calibrate.progress import Progress, spell_time
 from calibrate.ranks import Ranks, leave, world
 from calibrate.running.controls import beyond_floor
+from calibrate.running.forced import Answer
 from calibrate.running.losses import LossRunner, cut_off, suited
 from calibrate.running.timing import prefill_ms
 from planner.errors import InputError
@@ -42,6 +45,10 @@ from planner.schedule import Schedule
 
 #: Losses of what the search executed, beside the states of probes.
 TRIALS = "trials.json"
+#: Tasks, as they are called where the time left is shown.
+_DENSE, _SEARCH, _PROOF, _EVALUATION = "dense answers", "searching", "proving", "evaluating"
+#: Losses that answers alone do not tell.
+_ALONG_ANSWER = ("tokens", "nll")
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,7 @@ class Outcome:
 
     Attributes:
         split: of the calibration samples.
+        asked: the evaluation's samples.
         answer_tokens: mean length of the dense model's answers; `longest_answer`: where they were cut off.
     """
 
@@ -110,6 +118,7 @@ class Outcome:
     evaluation: Evaluation | None
     seconds: dict[str, float]
     split: Split | None = None
+    asked: SampleSet | None = None
     answer_tokens: float | None = None
     longest_answer: int | None = None
 
@@ -133,7 +142,13 @@ def calibrate_and_plan(options: Options, echo: Callable[[str], None] | None = No
 def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], None] | None) -> Outcome:
     say = echo if echo is not None else lambda line: print(line, file=sys.stderr)
     say = say if ranks.first else lambda line: None
+    with Progress(say, watched=ranks.first) as progress:
+        return _steps(options, ranks, progress)
+
+
+def _steps(options: Options, ranks: Ranks, progress: Progress) -> Outcome:
     seconds: dict[str, float] = {}
+    say = progress.say
     samples, evaluation = _samples(options)
     tell_overlap(samples, evaluation, say)
     split = _split(options, samples, say)
@@ -147,6 +162,10 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
         loaded = load(options.model, options.loading, check)
     known = identify(loaded.model, loaded.id, loaded.revision, options.full_digest)
     encoder = Encoder(loaded.processor, known.visual_ids)
+    deciding: _Deciding | None = None
+    if split is not None and ranks.first and options.shard[1] == 1:
+        deciding = _Deciding(options, loaded.model, known, encoder, split, seconds, progress)
+        deciding.expect(evaluation)
     profile: Profile | None = None
     if options.profile is None:
         with _Clock(seconds, "profile"):
@@ -156,19 +175,18 @@ def _calibrate_and_plan(options: Options, ranks: Ranks, echo: Callable[[str], No
                 out=options.out,
                 resume=options.resume,
                 shard=options.shard,
-                echo=say,
+                progress=progress,
             )
         if profile is not None and options.out is not None:
             profile.save(options.out / "profile.json")  # whatever becomes of the decision
     elif ranks.first:
         profile = take_profile(options.profile, known, samples, encoder)
         _check_masking(profile.probes["masking"].n if "masking" in profile.probes else 0, split)
-    if profile is None or split is None:
+    if profile is None or deciding is None:
         return Outcome(profile, None, None, seconds)
-    deciding = _Deciding(options, loaded.model, known, encoder, profile, split, seconds, say)
-    decision = deciding.decision()
+    decision = deciding.decision(profile)
     found = None if evaluation is None else deciding.evaluation(decision, evaluation)
-    return Outcome(profile, decision, found, seconds, split, deciding.answer_tokens, options.answer_tokens)
+    return Outcome(profile, decision, found, seconds, split, evaluation, deciding.answer_tokens, options.answer_tokens)
 
 
 def _split(options: Options, samples: SampleSet, say: Callable[[str], None]) -> Split | None:
@@ -225,79 +243,111 @@ class _Deciding:
     """
 
     def __init__(
-        self, options: Options, model: Any, known: Model, encoder: Encoder, profile: Profile, split: Split,
-        seconds: dict[str, float], say: Callable[[str], None],
+        self, options: Options, model: Any, known: Model, encoder: Encoder, split: Split, seconds: dict[str, float],
+        progress: Progress,
     ) -> None:  # fmt: skip
         self.options, self.model, self.known, self.encoder = options, model, known, encoder
-        self.profile, self.split, self.seconds, self.say = profile, split, seconds, say
+        self.split, self.seconds, self.progress = split, seconds, progress
         self.answer_tokens: float | None = None
-        self._tell = say if options.verbose else lambda line: None
+        self._look = self._runner(SampleSet((*split.propose, *split.select), split.propose.source), _DENSE)
+        self._tell = progress.say if options.verbose else lambda line: None
 
-    def decision(self) -> ChosenPlan:
+    def expect(self, evaluation: SampleSet | None) -> None:
+        """Say what decision and evaluation will take, by the time of the dense answers that the search needs anyway."""
+        options, look, progress = self.options, self._look, self.progress
+        with _Clock(self.seconds, "dense answers"):
+            self._settle(look.answers())
+        certify, floor = len(self.split.certify), 2 * len(look)
+        about_s = progress.expect(_SEARCH, floor + search_passes(options.measure, len(look)), like=_DENSE)
+        about_s += progress.expect(_PROOF, proof_passes(certify), like=_SEARCH)
+        progress.say(
+            f"decide: about {options.measure} schedules on {FIRST} to {len(look)} samples, and up to {LARGEST} on "
+            f"{certify} others, about {spell_time(about_s)}"
+        )
+        if evaluation is not None:
+            passes = evaluation_passes(len(evaluation), self._loss in _ALONG_ANSWER, False, options.timing_rounds)
+            about_s = progress.expect(_EVALUATION, passes, like=_PROOF)
+            progress.say(
+                f"evaluate: {ROWS} policies and controls on {len(evaluation)} samples, about {spell_time(about_s)}"
+            )
+
+    def decision(self, profile: Profile) -> ChosenPlan:
         """The plan, and its proof."""
         options, split = self.options, self.split
+        look = self._look.judged_by(self._loss, self._look.batches.watched(self._watch(_SEARCH)))
+        trials = Trials(look, self._kept_trials(), self._run(look, profile), lambda ran: self._tell_search(trials))
         with _Clock(self.seconds, "decide"):
-            look = self._runner(SampleSet((*split.propose, *split.select), split.propose.source))
-            begun = time.perf_counter()
-            answers = look.answers()
-            self._announce(look, (time.perf_counter() - begun) / len(look))
-            self.answer_tokens = sum(answer.length for answer in answers) / len(answers)
-            look = look.judged_by(options.demand.settled or suited(answers))
-            notes = [*cut_off(answers, options.answer_tokens), *beyond_floor(look, options.demand.limit)]
-            decision = decide(
-                self.profile,
-                self.known.spec,
-                Trials(look, self._kept_trials(), self._run(look)),
-                Certify(
-                    self._runner(split.certify).judged_by(look.loss),
-                    split.pictures,
-                    tuple(sample.kind for sample in split.certify),
-                ),
-                options.demand,
-                options.objective,
-                Effort(options.measure, options.answer_tokens, options.seed, self._timer(look), self._tell),
-            )
+            notes = [*self._cut_off, *beyond_floor(look, options.demand.limit)]
+            try:
+                decision = decide(
+                    profile,
+                    self.known.spec,
+                    trials,
+                    Certify(
+                        self._runner(split.certify, _PROOF).judged_by(look.loss),
+                        split.pictures,
+                        tuple(sample.kind for sample in split.certify),
+                    ),
+                    options.demand,
+                    options.objective,
+                    Effort(options.measure, options.answer_tokens, options.seed, self._timer(look), self._tell),
+                )
+            except KeyboardInterrupt:
+                trials.save()
+                raise
+        self.progress.left_now(_SEARCH, 0)
+        self.progress.left_now(_PROOF, 0)
         decision = replace(decision, notes=(*notes, *decision.notes))
         state = "" if decision.proven or decision.schedule.empty else ", which is not proven"
-        self.say(
+        self.progress.say(
             f"decided: {decision.policy}{state} ({decision.searched} candidates, {decision.executed} executed, "
             f"{self.seconds['decide']:.0f} s)"
         )
         for note in decision.notes:
-            self.say(f"note: {note}")
+            self.progress.say(f"note: {note}")
         return decision
-
-    def _announce(self, look: LossRunner, sample_s: float) -> None:
-        """What the decision will cost at most, by the time of a dense answer. Most schedules are given up early."""
-        runs = self.options.measure * len(look) + LARGEST * len(self.split.certify)
-        self.say(
-            f"decide: about {self.options.measure} schedules on {FIRST} to {len(look)} samples, and {LARGEST} on "
-            f"{len(self.split.certify)} others: at most {spell_time(runs * sample_s)}, half of that as a rule"
-        )
 
     def evaluation(self, decision: ChosenPlan, samples: SampleSet) -> Evaluation:
         """The plan on samples that had no part in it."""
+        rounds, dense = self.options.timing_rounds, decision.schedule.empty
+        passes = evaluation_passes(len(samples), decision.loss in _ALONG_ANSWER, dense, rounds)
+        self.progress.left_now(_EVALUATION, passes)
         with _Clock(self.seconds, "evaluate"):
-            return evaluate(
-                self._runner(samples).judged_by(decision.loss),
+            found = evaluate(
+                self._runner(samples, _EVALUATION).judged_by(decision.loss),
                 self.known.spec,
                 (decision.policy, decision.schedule),
-                rounds=self.options.timing_rounds,
+                rounds=rounds,
                 progress=self._tell,
             )
+        self.progress.left_now(_EVALUATION, 0)
+        return found
 
-    def _runner(self, samples: SampleSet) -> LossRunner:
+    def _settle(self, answers: list[Answer]) -> None:
+        """What the dense answers decide."""
+        self.answer_tokens = sum(answer.length for answer in answers) / len(answers)
+        self._loss = self.options.demand.settled or suited(answers)
+        self._cut_off = cut_off(answers, self.options.answer_tokens)
+
+    def _tell_search(self, trials: Trials) -> None:
+        """The search executed something."""
+        self.progress.left_now(_SEARCH, search_left(trials, self.options.measure))
+
+    def _watch(self, task: str) -> Watch:
+        return partial(self.progress.step, task)
+
+    def _runner(self, samples: SampleSet, task: str) -> LossRunner:
         options = self.options
-        batches = Batches(samples, self.encoder, self.model, options.batch_size)
+        batches = Batches(samples, self.encoder, self.model, options.batch_size, self._watch(task))
         return LossRunner(batches, answer_tokens=options.answer_tokens, metric=options.demand.judge, seed=options.seed)
 
     def _kept_trials(self) -> Path | None:
         return None if self.options.out is None else self.options.out / TRIALS
 
-    def _run(self, look: LossRunner) -> dict[str, Any]:
+    def _run(self, look: LossRunner, profile: Profile) -> dict[str, Any]:
         """What losses in the file belong to."""
         return {
-            "profile": self.profile.profile_sha256,
+            "profile": profile.profile_sha256,
             "samples": look.batches.samples.digest,
             "loss": look.loss,
             "metric": look.metric.name,

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from planner.errors import PlanDigestError, PlanError, PlanVersionError
-from planner.files import parse_json, read_text, write_atomic
+from planner.files import in_folder, parse_json, read_text, write_atomic
 
 __all__ = ["Document", "canonical", "digest", "read_json", "write_atomic"]
 
@@ -92,12 +92,16 @@ class Document(BaseModel):
     def load(cls: type[Self], path: str | Path) -> Self:
         """Read a document and check version, digest and fields, in that order; an older schema is brought up to date.
 
+        Args:
+            path: of the file, or of the folder in which it lies under its kind's name, such as ``plan.json``.
+
         Raises:
             InputError: the file cannot be read.
             PlanVersionError: a newer schema wrote it.
             PlanDigestError: it was changed after it was written.
             PlanError: it is not such a document.
         """
+        path = in_folder(path, f"{cls.KIND}.json")
         return cls.parse(read_json(path), source=str(path))
 
     @classmethod

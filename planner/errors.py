@@ -16,6 +16,9 @@ PlannerError                 a refusal: one line of cause, one line of remedy, e
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class PlannerError(Exception):
     """Base of all refusals.
@@ -73,3 +76,11 @@ class RuntimeStateError(PlannerError):
 
 class CalibrationError(PlannerError):
     """A measurement failed (NaN activations, corrupt resume state, too few samples)."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint that names what a word may have been meant for, or nothing: known words that it is short for, else the one
+    most like it."""
+    words = list(known)
+    near = [one for one in words if word and one.startswith(f"{word}-")] or get_close_matches(word, words, 1, 0.5)
+    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""

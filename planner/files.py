@@ -134,6 +134,19 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def in_folder(path: str | Path, name: str) -> Path:
+    """A file by its path, or by the folder in which it lies under its usual name."""
+    return Path(path) / name if is_folder(Path(path)) else Path(path)
+
+
+def document_in(path: str | Path) -> Path:
+    """The plan that lies in a folder, else the profile; of a model's folder or a file the path itself."""
+    folder = Path(path)
+    if is_folder(folder) and not is_file(folder / "config.json"):
+        return next((folder / name for name in ("plan.json", "profile.json") if is_file(folder / name)), folder)
+    return folder
+
+
 def parse_json(text: str, source: str, error: type[PlannerError], remedy: str) -> Any:
     """Parse JSON strictly: finite numbers, no key twice, text that can be written again, at most `DEEPEST` levels.
 

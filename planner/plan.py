@@ -118,6 +118,12 @@ class Plan(Document):
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_absent(handler(self), "processor")
 
+    def __repr__(self) -> str:
+        state = "proven" if self.proven else "not proven"
+        return f"<Plan {self.decision.policy} for {self.model.id}, {state}, {self.plan_sha256[:12]}>"
+
+    __str__ = __repr__
+
     @property
     def proven(self) -> bool:
         """Whether what the plan promises was proven when it was made (`planner.evidence.Promise`)."""

@@ -1,4 +1,4 @@
-"""Text from elsewhere (a model's answer, an id, a file name) made safe for a terminal and for a spreadsheet."""
+"""Text from elsewhere (an answer, an id, a file name) made safe for a terminal and for a spreadsheet."""
 
 from __future__ import annotations
 

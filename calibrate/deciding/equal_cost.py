@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from calibrate.deciding.objective import decoder_flops
-from planner.errors import ExtensionError, InputError
+from planner.errors import ExtensionError, InputError, nearest
 from planner.policies import AnyPolicy, Policy, names, policy_class, usable
-from planner.policies.base import nearest
 from planner.schedule import Schedule
 from planner.spec import ModelSpec
 from planner.workload import Workload

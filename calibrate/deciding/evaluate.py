@@ -100,7 +100,7 @@ def execute(
     if part is not None:
         batches = bench.batches
         some = SampleSet(tuple(samples[i] for i in part), samples.source)
-        some_batches = Batches(some, batches.encoder, batches.model, batches.batch_size)
+        some_batches = Batches(some, batches.encoder, batches.model, batches.batch_size, batches.watch)
         bench = LossRunner(some_batches, bench.loss, bench.answer_tokens, bench.metric, bench.seed)
     executed = _executed(bench, chosen, str(plan[0]), progress)
     _time(bench, executed, rounds)
@@ -189,6 +189,7 @@ def _time(bench: LossRunner, executed: dict[str, _Executed], rounds: int) -> Non
     timed = [(one, one.schedule) for one in executed.values() if one.schedule is not None]
     if rounds:
         first = bench.batches.place(bench.batches.encoder([bench.batches.samples[0]]))
-        times = prefill_ms(bench.batches.model, first, [schedule for _, schedule in timed], rounds)
+        schedules = [schedule for _, schedule in timed]
+        times = prefill_ms(bench.batches.model, first, schedules, rounds, bench.batches.watch)
         for (one, _), milliseconds in zip(timed, times, strict=True):
             one.prefill_ms = milliseconds

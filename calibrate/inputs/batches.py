@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +35,27 @@ class Batch:
         return segments(visual, valid).sum(dim=2)
 
 
-class Batches:
-    """Batches of consecutive samples on the model's device, in memory of `CACHE_LIMIT_BYTES` plus one batch."""
+#: What is done with some samples happens inside: `calibrate.progress.Progress.step` of a task.
+Watch = Callable[[int], AbstractContextManager[None]]
 
-    def __init__(self, samples: SampleSet, encoder: Encoder, model: Any, batch_size: int) -> None:
+
+def unwatched(samples: int) -> AbstractContextManager[None]:
+    """Nobody counts."""
+    return nullcontext()
+
+
+class Batches:
+    """Batches of consecutive samples on the model's device, in memory of `CACHE_LIMIT_BYTES` plus one batch.
+
+    Args:
+        watch: counts samples as passes go over them.
+    """
+
+    def __init__(
+        self, samples: SampleSet, encoder: Encoder, model: Any, batch_size: int, watch: Watch = unwatched
+    ) -> None:
         self.samples, self.encoder, self.model, self.batch_size = samples, encoder, model, batch_size
+        self.watch = watch
         self._kept: dict[tuple[int, ...], Batch] = {}
         self._kept_bytes = 0
 
@@ -46,7 +63,7 @@ class Batches:
         return -(-len(self.samples) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (self[index] for index in range(len(self)))
+        return self.chunks(range(len(self.samples)))
 
     def __getitem__(self, index: int) -> Batch:
         start = index * self.batch_size
@@ -68,7 +85,19 @@ class Batches:
     def chunks(self, indices: Sequence[int]) -> Iterator[Batch]:
         """Samples in the order of their indices, in batches of the usual size."""
         for start in range(0, len(indices), self.batch_size):
-            yield self.of(tuple(indices[start : start + self.batch_size]))
+            ids = tuple(indices[start : start + self.batch_size])
+            with self.watch(len(ids)):
+                yield self.of(ids)
+
+    def regrouped(self, batch_size: int) -> Batches:
+        """The same samples in batches of another size."""
+        return Batches(self.samples, self.encoder, self.model, batch_size, self.watch)
+
+    def watched(self, watch: Watch) -> Batches:
+        """The same batches, counted by another."""
+        other = Batches(self.samples, self.encoder, self.model, self.batch_size, watch)
+        other._kept, other._kept_bytes = self._kept, self._kept_bytes
+        return other
 
     def place(self, inputs: Inputs) -> Inputs:
         """Inputs on the model's device."""
@@ -76,7 +105,7 @@ class Batches:
 
     def shapes(self) -> list[tuple[int, int, int]]:
         """Tokens of each sample before the image, of the image, and after it."""
-        return [tuple(lengths) for batch in self for lengths in batch.lengths().tolist()]
+        return [tuple(lengths) for i in range(len(self)) for lengths in self[i].lengths().tolist()]
 
 
 def segments(visual: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:

@@ -3,48 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from calibrate.inputs.batches import Batch
-from calibrate.measuring.measure import Job, waiting
+from calibrate.measuring.measure import SHARED, Job, task, waiting
 from calibrate.probes.base import ExecutedProbe
+from calibrate.progress import Progress, spell_time
 from calibrate.running.timing import synchronize
 from planner.profile import PromptShape
 
 
-def announce(job: Job, units: Sequence[range], processes: int, say: Callable[[str], None]) -> None:
-    """Print what is left to measure: one line for all one-pass probes, one for each other probe, and the sum.
+def announce(job: Job, units: Sequence[range], processes: int, progress: Progress) -> None:
+    """Say what is left to measure: one line for all one-pass probes, one for each other probe; and how long all that is
+    expected will take, whatever it is.
 
-    Seconds are those of an ordinary forward pass of the first batch, measured here, times the work that is left: right
-    to a factor of two or so, for some probes stop early or drop tokens, and some take samples one by one.
+    Seconds are those of an ordinary forward pass of the first batch, measured here, times the work that is left. That
+    is a first guess: some probes stop early or drop tokens, and some take samples one by one.
 
     Args:
         units: those of this process.
         processes: how many measure as much at the same time.
+        progress: told what to expect.
     """
     shared = {name for name, probe in job.probes.items() if not isinstance(probe, ExecutedProbe)}
     left = {name: sum(len(waiting(probe, unit)) for unit in units) for name, probe in job.probes.items()}
     first = next((unit for unit in units if any(waiting(probe, unit) for probe in job.probes.values())), None)
     if first is None:
-        say("nothing is left to measure")
+        progress.say("nothing is left to measure")
         return
     batch = job.batch(tuple(first))
     sample_s, prompt = _sample_s(batch), _shape(batch)
     each = "" if processes == 1 else f" in each of {processes} processes"
     samples = max(left[name] for name in shared)
-    total_s = samples * sample_s
     if samples:
+        progress.expect(SHARED, samples, sample_s)
         names = ", ".join(name for name in job.probes if name in shared and left[name])
-        say(f"{names}: one forward pass over {samples} samples together{each}, about {spell_time(total_s)}")
+        about = spell_time(samples * sample_s)
+        progress.say(f"{names}: one forward pass over {samples} samples together{each}, about {about}")
     for name, probe in job.probes.items():
         if isinstance(probe, ExecutedProbe) and left[name]:
-            seconds = left[name] * probe.work(job.known.layers, prompt) * sample_s
-            total_s += seconds
+            unit_s = probe.work(job.known.layers, prompt) * sample_s
+            progress.expect(task(name), left[name], unit_s)
             passes = f"{probe.forwards(job.known.layers)} forward passes over {left[name]} samples"
-            say(f"{name}: {passes}{each}, about {spell_time(seconds)}")
-    say(f"in all about {spell_time(total_s)}, by a forward pass of {1000 * sample_s:.1f} ms per sample")
+            progress.say(f"{name}: {passes}{each}, about {spell_time(left[name] * unit_s)}")
+    about = spell_time(progress.left_s)
+    progress.say(f"in all about {about}, by a forward pass of {1000 * sample_s:.1f} ms per sample")
 
 
 def _sample_s(batch: Batch) -> float:
@@ -64,10 +69,3 @@ def _shape(batch: Batch) -> PromptShape:
     """Mean lengths of a batch's prompts."""
     system, visual, text = (round(mean) for mean in batch.lengths().double().mean(dim=0).tolist())
     return PromptShape(visual_tokens=visual, text_tokens=text, system_tokens=system)
-
-
-def spell_time(seconds: float) -> str:
-    """Two digits in the unit a person would choose."""
-    if seconds < 100:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

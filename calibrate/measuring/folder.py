@@ -35,7 +35,9 @@ def claimed(out: Path, part: str = "0-of-1", *, keep: bool = True, profile: Path
         lock = FileLock(out / f".{part}.lock", timeout=0)
         lock.acquire()
     except Timeout as error:
-        raise InputError(f"another run is writing into {out}", "Wait for it, or give another --out folder") from error
+        raise InputError(
+            f"another run is writing into {out}", "Wait for it, or give another --output folder"
+        ) from error
     except OSError as error:
         cause = f"cannot write into {out}: {error.strerror or error}"
         raise InputError(cause, "Choose a folder that can be written") from error
@@ -58,7 +60,7 @@ def _refuse_overwriting(out: Path, part: str, profile: Path | None) -> None:
         at_stake = [out / f"{part}{SUFFIX}"] + ([out / name for name in RESULTS] if part == "0-of-1" else [])
     there = [path.name for path in at_stake if path.exists()]
     if there:
-        remedy = "Give another --out folder, or --overwrite to lose it"
+        remedy = "Give another --output folder, or --overwrite to lose it"
         if profile is None:
             remedy = f"--resume goes on with it; or {remedy[0].lower()}{remedy[1:]}"
         raise InputError(f"{out} holds the {', '.join(there)} of an earlier run", remedy)
@@ -74,4 +76,9 @@ def kept_state(out: Path, part: str = "0-of-1") -> str:
     except PlannerError as error:
         return f"Interrupted. {error}"
     samples = max((len(table) for table in tables.values()), default=0)
-    return f"Interrupted. {path} keeps what was measured, of up to {samples} samples: go on with --resume"
+    done = [f"{path} keeps what was measured, of up to {samples} samples"]
+    if (out / "profile.json").is_file():
+        done.append(f"{out / 'profile.json'} is the finished profile")
+    if (out / "trials.json").is_file():
+        done.append(f"{out / 'trials.json'} keeps the losses of the candidates that ran")
+    return f"Interrupted. {'; '.join(done)}"

@@ -1,8 +1,8 @@
 """The measurement loop: per batch, all one-pass probes in one forward pass, then the probes that run the model.
 
 Work goes in steps after each of which the probes hold whole rows, so that the state can be written between any two: a
-batch of a probe, or a single sample of a probe that takes samples alone. A killed run loses the current step and
-what was finished in the last `STATE_INTERVAL_S` seconds.
+batch of a probe, or a single sample of a probe that takes samples alone. An interrupted run loses the current step; a
+killed one also what was finished in the last `STATE_INTERVAL_S` seconds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from calibrate.inputs.batches import Batch
 from calibrate.inputs.encode import Encoder, to_device
 from calibrate.inputs.identity import Model
 from calibrate.inputs.samples import SampleSet
 from calibrate.probes.base import Capture, ExecutedProbe, OnePassProbe, Probe
+from calibrate.progress import Progress
 from planner.errors import CalibrationError
 from planner.runtime import observe
 
@@ -28,6 +28,8 @@ from planner.runtime import observe
 _HALF = (torch.bfloat16, torch.float16)
 #: Seconds between two writings of the state.
 STATE_INTERVAL_S = 10.0
+#: What the shared pass is called where the time left is shown.
+SHARED = "measuring layers"
 
 
 @dataclass
@@ -68,43 +70,52 @@ def waiting(probe: Probe, unit: Sequence[int]) -> list[int]:
     return [sample for sample in unit if probe.wants(sample) and sample not in probe.table]
 
 
-def measure(job: Job, units: Sequence[range], save: Callable[[], None] | None, progress: bool) -> None:
+def task(probe: str) -> str:
+    """What an executed probe is called where the time left is shown."""
+    return f"measuring {probe}"
+
+
+def measure(job: Job, units: Sequence[range], save: Callable[[], None] | None, progress: Progress) -> None:
     """Bring every probe up to date on all units.
 
     Args:
-        save: writes the state; called between steps and at the end.
-        progress: show a bar if somebody watches.
+        save: writes the state; called between steps, at the end, and at an interrupt.
+        progress: told of every step.
 
     Raises:
         CalibrationError: activations that are not finite; layer and sample are named.
         SampleError: a sample cannot be read.
     """
     saved = time.monotonic()
-    with tqdm(units, desc="calibrate", unit="batch", disable=None if progress else True) as bar:
-        for unit in bar:
-            for step in _steps(job, unit):
-                with torch.inference_mode():
+    try:
+        for unit in units:
+            for name, count, step in _steps(job, unit):
+                with progress.step(name, count), torch.inference_mode():
                     step()
                 if save is not None and time.monotonic() - saved > STATE_INTERVAL_S:
                     save()
                     saved = time.monotonic()
+    except KeyboardInterrupt:
+        if save is not None:
+            save()  # probes take in whole rows, whenever they are interrupted
+        raise
     if save is not None:
         save()
 
 
-def _steps(job: Job, unit: range) -> Iterator[Callable[[], None]]:
-    """What is left to do on one unit."""
+def _steps(job: Job, unit: range) -> Iterator[tuple[str, int, Callable[[], None]]]:
+    """What is left to do on one unit: the task, how many of its samples, and what does it."""
     batch = cache(job.batch)
     shared = {n: p for n, p in job.probes.items() if isinstance(p, OnePassProbe) and waiting(p, unit)}
     if shared:
-        yield lambda: _shared_pass(job, batch(tuple(unit)), shared)
+        yield SHARED, len(unit), lambda: _shared_pass(job, batch(tuple(unit)), shared)
     executed = {n: p for n, p in job.probes.items() if isinstance(p, ExecutedProbe)}
     for name, probe in executed.items():
         left = waiting(probe, unit)
         # In batches exactly the samples the probe wants, finished or not: the same company gives the same numbers.
         together = [tuple(sample for sample in unit if probe.wants(sample))] if left else []
         for ids in [(sample,) for sample in left] if probe.alone else together:
-            yield partial(_run, job.timing, name, probe, partial(batch, ids))
+            yield task(name), len(ids), partial(_run, job.timing, name, probe, partial(batch, ids))
 
 
 def _run(timing: ProbeTiming, name: str, probe: ExecutedProbe, batch: Callable[[], Batch]) -> None:

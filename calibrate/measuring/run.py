@@ -11,6 +11,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +28,7 @@ from calibrate.measuring.measure import Job, measure
 from calibrate.measuring.state import SUFFIX, absorb, check_headers, load_state, save_state, shared_header, tables
 from calibrate.probes.base import DEFAULT, Probe, build_probes, check_probes
 from calibrate.probes.prompt_shape import SEGMENTS
+from calibrate.progress import Progress
 from calibrate.ranks import Ranks, world
 from calibrate.running.memory import peak_bytes
 from planner.document import digest
@@ -72,6 +74,7 @@ def calibrate_job(
     resume: bool = False,
     shard: tuple[int, int] = (0, 1),
     echo: Any = None,
+    progress: Progress | None = None,
 ) -> Profile | None:
     """Bring a job's probes up to date on all its samples, and summarise them.
 
@@ -80,6 +83,7 @@ def calibrate_job(
         resume: take over what states in `out` hold.
         shard: ``(i, n)`` measures every n-th batch from the i-th; the state is the result, united by `merge_states`.
         echo: prints a line (default: to stderr, on the first rank).
+        progress: that of a longer work of which this is a part; it prints the lines then.
 
     Returns:
         The profile; None on ranks other than 0, and for one shard of several.
@@ -95,22 +99,32 @@ def calibrate_job(
     header = _header(job, batch_size)
     ranks.agree(digest(shared_header(header)), "samples, settings or weights")
     say = echo if echo is not None else lambda line: print(line, file=sys.stderr)
-    say = say if ranks.first else lambda line: None
-    if resume and out is not None:
-        _take_over(out, header, job.probes, say)
-    units = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
-    mine = [unit for turn, unit in enumerate(units[shard[0] :: shard[1]]) if turn % ranks.size == ranks.rank]
-    name = f"{shard[0]}-of-{shard[1]}" + (f"-rank{ranks.rank}-of-{ranks.size}" if ranks.size > 1 else "")
-    if ranks.first:
-        announce(job, mine, ranks.size, say)
-    save = None if out is None else partial(save_state, out / f"{name}{SUFFIX}", header, job.probes)
-    measure(job, mine, save, ranks.first)
-    _tell_spent(job, say)
+    own = Progress(say if ranks.first else lambda line: None, watched=ranks.first)
+    with nullcontext(progress) if progress is not None else own as watched:
+        _bring_up_to_date(job, header, watched, batch_size, out, resume, shard, ranks)
     for gathered in ranks.gather({name: probe.table for name, probe in job.probes.items()})[1:]:
         absorb(job.probes, gathered)
     if not ranks.first or shard[1] > 1:
         return None
     return _profile(header, job.probes)
+
+
+def _bring_up_to_date(
+    job: Job, header: dict[str, Any], progress: Progress, batch_size: int, out: Path | None, resume: bool,
+    shard: tuple[int, int], ranks: Ranks,
+) -> None:  # fmt: skip
+    """This process's part of the measurements."""
+    total = len(job.samples)
+    if resume and out is not None:
+        _take_over(out, header, job.probes, progress.say)
+    units = [range(start, min(start + batch_size, total)) for start in range(0, total, batch_size)]
+    mine = [unit for turn, unit in enumerate(units[shard[0] :: shard[1]]) if turn % ranks.size == ranks.rank]
+    name = f"{shard[0]}-of-{shard[1]}" + (f"-rank{ranks.rank}-of-{ranks.size}" if ranks.size > 1 else "")
+    if ranks.first:
+        announce(job, mine, ranks.size, progress)
+    save = None if out is None else partial(save_state, out / f"{name}{SUFFIX}", header, job.probes)
+    measure(job, mine, save, progress)
+    _tell_spent(job, progress.say)
 
 
 def merge_states(paths: Sequence[Path]) -> Profile:
@@ -137,7 +151,7 @@ def _check(model: Any, batch_size: int, shard: tuple[int, int], ranks: Ranks, ou
     if batch_size < 1:
         raise InputError(f"a batch cannot hold {batch_size} samples", "Give 1 or more")
     if out is None and (resume or count > 1):
-        raise InputError("a shard or a resumed run needs a folder for its state", "Give --out")
+        raise InputError("a shard or a resumed run needs a folder for its state", "Give --output")
     if ranks.size > 1 and getattr(model, "hf_device_map", None):
         raise InputError(
             "device_map splits the model over the devices that the other ranks use too",

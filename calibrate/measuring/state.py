@@ -100,7 +100,7 @@ def check_headers(headers: Iterable[tuple[Path, Mapping[str, Any]]], expected: M
         if different:
             raise CalibrationError(
                 f"{path} belongs to another run: {', '.join(different)} differ",
-                "Use another --out folder, or the same model, samples and settings",
+                "Use another --output folder, or the same model, samples and settings",
             )
 
 

@@ -24,8 +24,7 @@ import torch
 from calibrate.inputs.batches import Batch, segments
 from calibrate.probes.stats import Array, SampleTable
 from planner import extensions
-from planner.errors import InputError
-from planner.policies.base import nearest
+from planner.errors import InputError, nearest
 from planner.profile import ProbeResult, PromptShape
 from planner.spec import ModelSpec
 

@@ -14,8 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from calibrate.probes.base import Probe, probe_class
-from planner.errors import InputError
-from planner.policies.base import nearest
+from planner.errors import InputError, nearest
 
 AUTO = "auto"
 

@@ -85,7 +85,7 @@ def blind_answers(batches: Batches, max_new_tokens: int) -> list[Answer]:
 
 
 def _again(batches: Batches) -> Batches:
-    return Batches(batches.samples, batches.encoder, batches.model, _other_size(batches))
+    return batches.regrouped(_other_size(batches))
 
 
 def _other_format(model: Any) -> torch.autocast:

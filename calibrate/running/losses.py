@@ -170,7 +170,7 @@ def cut_off(dense: Sequence[Answer], longest: int) -> list[str]:
         return []
     return [
         f"{share:.0%} of the dense model's answers did not end within {longest} tokens: what comes later was not "
-        "compared; --answer-tokens sets another length"
+        "compared; --max-new-tokens sets another length"
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from calibrate.inputs.batches import Watch, unwatched
 from calibrate.inputs.encode import Inputs, input_device
 from calibrate.running.execute import executing
 from planner.schedule import Schedule
@@ -20,13 +21,19 @@ from planner.schedule import Schedule
 WARM_UP_ROUNDS = 2
 
 
-def prefill_ms(model: Any, inputs: Inputs, schedules: Sequence[Schedule], rounds: int) -> list[float]:
-    """Median milliseconds of one prefill (with its KV cache, head on the last position) under each schedule."""
+def prefill_ms(
+    model: Any, inputs: Inputs, schedules: Sequence[Schedule], rounds: int, watch: Watch = unwatched
+) -> list[float]:
+    """Median milliseconds of one prefill (with its KV cache, head on the last position) under each schedule.
+
+    Args:
+        watch: counts prefills.
+    """
     spent: list[list[float]] = [[] for _ in schedules]
     for turn in range(WARM_UP_ROUNDS + rounds):
         for offset in range(len(schedules)):
             index = (turn + offset) % len(schedules)
-            with torch.inference_mode(), executing(model, schedules[index]):
+            with watch(len(inputs["input_ids"])), torch.inference_mode(), executing(model, schedules[index]):
                 synchronize(model)
                 begun = time.perf_counter()
                 model(**inputs, use_cache=True, logits_to_keep=1)

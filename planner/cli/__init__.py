@@ -45,6 +45,15 @@ class _Verbs(click.Group):
         command: click.Command = importlib.import_module(f"planner.cli.{VERBS[cmd_name]}").command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            from planner.errors import nearest
+
+            ctx.fail(f"There is no verb '{args[0]}'. {nearest(args[0], VERBS)}Verbs: {', '.join(VERBS)}.")
+        return super().resolve_command(ctx, args)
+
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="vlm-planner", prog_name="plan")
@@ -52,7 +61,7 @@ def cli() -> None:
     """Calibrate a vision-language model, freeze a token-pruning plan and run it.
 
     The model is an unmodified transformers model. `plan VERB --help` describes a verb; docs/glossary.md in the
-    repository explains the terms.
+    repository explains the terms. `plan calibrate` is where to begin: it needs nothing.
     """
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.options import fits, load_for, loading, other_weights
+from planner.cli.words import Verb, option
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from planner.runtime.bench import BenchResult
 
 
-@click.command("bench")
+@click.command(
+    "bench",
+    cls=Verb,
+    examples=[
+        "plan bench plan.json",
+        "plan bench plan.json --batch-size 8 --rounds 30",
+    ],
+)
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
 @click.option(
@@ -27,7 +35,15 @@ if TYPE_CHECKING:
     "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Copies of the request in one batch."
 )
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Runs of each side.")
-@click.option("--new-tokens", type=click.IntRange(2), default=16, show_default=True, help="Tokens to generate per run.")
+@option(
+    "--max-new-tokens",
+    "new_tokens",
+    aliases=["--new-tokens"],
+    type=click.IntRange(2),
+    default=16,
+    show_default=True,
+    help="Tokens to generate per run.",
+)
 @click.option(
     "--hardware",
     "row_name",

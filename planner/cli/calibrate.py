@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.asked import MEASURE, asked
-from planner.cli.options import loading, sampling, shard_of
+from planner.cli.config import configured, save
+from planner.cli.logged import ANSWERS, log_answers
+from planner.cli.options import MEASURING, SAMPLES, loading, max_new_tokens, sampling, shard_of
+from planner.cli.words import Verb, again, option
 
 if TYPE_CHECKING:
     from calibrate.deciding.demand import Demand
@@ -34,64 +37,97 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
         raise click.BadParameter(str(error)) from error
 
 
-@click.command("calibrate")
-@click.argument("model", required=False)
-@click.option("--data", help="Calibration samples: JSONL, an image folder, or a datasets id.")
-@click.option("--eval-data", help="Samples for the final comparison, never used to decide.")
-@click.option("--num-samples", type=click.IntRange(1), help="Draw this many calibration samples. [default: all]")
-@click.option("--eval-samples", type=click.IntRange(1), help="Draw this many evaluation samples. [default: all]")
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Samples per forward pass.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning."
+@click.command(
+    "calibrate",
+    cls=Verb,
+    examples=[
+        "plan calibrate                                          # the bundled model: needs nothing",
+        "plan calibrate MODEL --data samples.jsonl --eval-data others.jsonl -o out",
+        "plan calibrate MODEL --data samples.jsonl --agreement 0.95 --max-flops 0.5",
+        "plan calibrate --config out/run.yaml -o again           # an earlier run once more",
+    ],
 )
-@click.option(
+@click.argument("model", required=False)
+@configured
+@option("--data", help="Calibration samples: JSONL, an image folder, or a datasets id.", group=SAMPLES)
+@option("--eval-data", help="Samples for the final comparison, never used to decide.", group=SAMPLES)
+@option(
+    "--num-samples",
+    aliases=["--limit"],
+    type=click.IntRange(1),
+    help="Draw this many calibration samples. [default: all]",
+    group=SAMPLES,
+)
+@option(
+    "--eval-samples", type=click.IntRange(1), help="Draw this many evaluation samples. [default: all]", group=SAMPLES
+)
+@option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Samples per forward pass.",
+    group=MEASURING,
+)
+@option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning.")
+@option(
     "--probes",
     help="Probes to run, comma-separated, or all; see `plan ls probes`. [default: those that run by default there]",
+    group=MEASURING,
 )
-@click.option(
+@option(
     "--set",
     "settings",
     multiple=True,
     callback=_settings,
     metavar="PROBE.KEY=VALUE",
     help="Set an option of a probe, such as masking.samples=16; repeatable.",
+    group=MEASURING,
 )
-@click.option(
+@option(
     "--profile",
     type=click.Path(path_type=Path),
     help="Decide from this profile of the same samples (see `plan merge`) instead of measuring.",
+    group=MEASURING,
 )
 @asked
-@click.option(
-    "--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer that is compared."
-)
-@click.option(
+@max_new_tokens
+@option(
     "--measure",
     type=click.IntRange(1),
     default=MEASURE,
     show_default=True,
     help="Schedules that the search may execute, at most; a plan may be cheaper with more.",
+    group=MEASURING,
 )
-@click.option("--profile-only", is_flag=True, help="Measure only; decide on no plan.")
-@click.option("--resume", is_flag=True, help="Continue an interrupted run from its state in --out.")
-@click.option("--overwrite", is_flag=True, help="Overwrite what an earlier run left in --out.")
-@click.option("--full-digest", is_flag=True, help="Bind profile and plan to every byte of the weights, not to samples.")
-@click.option(
+@option("--profile-only", is_flag=True, help="Measure only; decide on no plan.", group=MEASURING)
+@option("--resume", is_flag=True, help="Continue an interrupted run from its state in --output.")
+@option("--overwrite", is_flag=True, help="Overwrite what an earlier run left in --output.")
+@option(
+    "--full-digest",
+    is_flag=True,
+    help="Bind profile and plan to every byte of the weights, not to samples.",
+    group=MEASURING,
+)
+@option(
     "--shard",
     default="0/1",
     show_default=True,
     callback=shard_of,
     help="Measure part i of n only; unite the parts with `plan merge`.",
+    group=MEASURING,
 )
-@click.option(
+@option(
     "-o",
-    "--out",
+    "--output",
+    "out",
+    aliases=["--out"],
     type=click.Path(path_type=Path),
     default=Path("calibration"),
     show_default=True,
     help="Folder for profile.json, plan.json and report.html.",
 )
-@click.option(
+@option(
     "--format",
     "fmt",
     type=click.Choice(["table", "md", "json"]),
@@ -99,7 +135,8 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     show_default=True,
     help="How the plan is printed.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="Print each candidate as it is tried.")
+@option("--log-samples", is_flag=True, help="Write every evaluated answer, dense and planned, into answers.jsonl.")
+@option("-v", "--verbose", is_flag=True, help="Print each candidate as it is tried.")
 @sampling
 @loading
 def command(
@@ -117,6 +154,8 @@ def command(
     profile_only: bool,
     fmt: str,
     overwrite: bool,
+    max_new_tokens: int,
+    log_samples: bool,
     loading_options: LoadOptions,
     **rest: Any,
 ) -> None:
@@ -125,7 +164,7 @@ def command(
     The result is compared with the dense model, with controls and with FastV at equal FLOPs.
 
     MODEL is a hub id or a directory, or one of the bundled reference models with its samples: reference/windowed (the
-    default), reference/plain, reference/pretrained. Writes profile.json, plan.json and report.html into --out and
+    default), reference/plain, reference/pretrained. Writes profile.json, plan.json and report.html into --output and
     prints the comparison.
 
     Policies and their compositions are searched on few samples. A ladder of the best is frozen and tested on the
@@ -155,19 +194,19 @@ def command(
         objective=objective,
         decide=not profile_only,
         loading=loading_options,
+        answer_tokens=max_new_tokens,
         **{name: rest[name] for name in _SAME},
     )
-    with _claimed(options, overwrite):
+    with _claimed(click.get_current_context(), options, overwrite):
         outcome = calibrate_and_plan(options, lambda line: click.echo(line, err=True))
         if outcome.profile is not None:
-            _write(options, outcome, fmt)
+            _write(options, outcome, fmt, log_samples)
         elif options.shard[1] > 1:
             click.echo(f"wrote this shard's state into {options.out}; unite all shards with `plan merge`", err=True)
 
 
 #: Options that `Options` calls by the same name.
 _SAME = (
-    "answer_tokens",
     "full_digest",
     "measure",
     "prompt",
@@ -184,8 +223,8 @@ _SAME = (
 
 
 @contextmanager
-def _claimed(options: Options, overwrite: bool) -> Iterator[None]:
-    """Hold --out, before minutes are spent; an interrupt tells what is kept there."""
+def _claimed(ctx: click.Context, options: Options, overwrite: bool) -> Iterator[None]:
+    """Hold --output, before minutes are spent; an interrupt tells what is kept there, and how to go on."""
     import os
 
     from calibrate.measuring.folder import claimed, kept_state
@@ -195,14 +234,18 @@ def _claimed(options: Options, overwrite: bool) -> Iterator[None]:
         yield
         return
     with claimed(options.out, part, keep=not (options.resume or overwrite), profile=options.profile):
+        if options.shard[0] == 0:
+            save(ctx, options.out)
         try:
             yield
         except KeyboardInterrupt:
-            click.echo(f"\n{kept_state(options.out, part)}", err=True)
+            adding = () if options.profile is not None else ("--resume",)
+            command = again(ctx, without=("--overwrite",), adding=adding)
+            click.echo(f"\n{kept_state(options.out, part)}\nGo on with: {command}", err=True)
             sys.exit(130)
 
 
-def _write(options: Options, outcome: Outcome, fmt: str) -> None:
+def _write(options: Options, outcome: Outcome, fmt: str, log_samples: bool) -> None:
     from calibrate.freeze import freeze
     from planner.document import canonical, write_atomic
     from planner.report.page import page, profile_page
@@ -216,9 +259,13 @@ def _write(options: Options, outcome: Outcome, fmt: str) -> None:
     if outcome.decision is not None:
         plan: Plan = freeze(outcome, options.seed)
         plan.save(out / "plan.json")
-        write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials))
+        path = str(out / "plan.json")
+        write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials, path))
         written.append("plan.json")
-        click.echo(canonical(plan.content()) if fmt == "json" else describe(plan, fmt), nl=fmt != "json")
+        if log_samples and outcome.evaluation is not None and outcome.asked is not None:
+            log_answers(out / ANSWERS, outcome.asked, outcome.evaluation.answers)
+            written.append(ANSWERS)
+        click.echo(canonical(plan.content()) if fmt == "json" else describe(plan, fmt, path), nl=fmt != "json")
     else:
         write_atomic(out / "report.html", profile_page(profile))
     took = ", ".join(f"{step} {seconds:.0f} s" for step, seconds in outcome.seconds.items())

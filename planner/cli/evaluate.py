@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.options import fits, judging, load_for, loading, other_weights, sampling, shard_of
+from planner.cli.logged import log_answers
+from planner.cli.options import fits, judging, load_for, loading, max_new_tokens, other_weights, sampling, shard_of
+from planner.cli.words import Verb, option
 
 if TYPE_CHECKING:
     from calibrate.deciding.executed import Evaluation
@@ -15,30 +17,32 @@ if TYPE_CHECKING:
     from planner.evidence import LossName
 
 
-@click.command("evaluate")
+@click.command(
+    "evaluate",
+    cls=Verb,
+    examples=[
+        "plan evaluate plan.json                                  # the bundled model's plan, on its test set",
+        "plan evaluate plan.json --data others.jsonl --policy all",
+        "plan evaluate plan.json --data others.jsonl --log-samples answers.jsonl",
+    ],
+)
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
-@click.option("--data", help="Samples: JSONL, an image folder or a datasets id. [default: the bundled test set]")
-@click.option("--num-samples", type=click.IntRange(1), help="Draw this many samples. [default: all]")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning."
-)
-@click.option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Samples per forward pass.")
-@click.option(
-    "--answer-tokens", type=click.IntRange(1), default=16, show_default=True, help="Longest answer that is compared."
-)
-@click.option(
+@option("--model", help="Hub id or directory. [default: the model that the plan names]")
+@option("--data", help="Samples: JSONL, an image folder or a datasets id. [default: the bundled test set]")
+@option("--num-samples", aliases=["--limit"], type=click.IntRange(1), help="Draw this many samples. [default: all]")
+@option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning.")
+@option("--batch-size", type=click.IntRange(1), default=16, show_default=True, help="Samples per forward pass.")
+@max_new_tokens
+@option(
     "--policy",
     "against",
     multiple=True,
     help="Policy to compare with: a name (scaled to the plan's decoder FLOPs), all, or a full spelling; repeatable. "
     "Controls are always there. [default: fastv]",
 )
-@judging
-@click.option(
-    "--rounds", type=click.IntRange(0), default=15, show_default=True, help="Rounds of timing; 0 measures no time."
-)
-@click.option(
+@judging()
+@option("--rounds", type=click.IntRange(0), default=15, show_default=True, help="Rounds of timing; 0 measures no time.")
+@option(
     "--format",
     "fmt",
     type=click.Choice(["table", "md", "json"]),
@@ -46,15 +50,21 @@ if TYPE_CHECKING:
     show_default=True,
     help="Plain text, Markdown or JSON; JSON adds accuracy by question type.",
 )
-@click.option(
+@option("--log-samples", type=click.Path(path_type=Path), help="Write every answer, dense and planned, as JSONL.")
+@option(
     "--shard",
     default="0/1",
     show_default=True,
     callback=shard_of,
     help="Evaluate part i of n only; unite the parts with `plan merge`.",
 )
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Where a shard goes. [default: evaluation-i-of-n.json]"
+@option(
+    "-o",
+    "--output",
+    "out",
+    aliases=["--out"],
+    type=click.Path(path_type=Path),
+    help="Where a shard goes. [default: evaluation-i-of-n.json]",
 )
 @other_weights
 @sampling
@@ -71,7 +81,7 @@ def command(
     num_samples: int | None,
     seed: int,
     batch_size: int,
-    answer_tokens: int,
+    max_new_tokens: int,
     against: tuple[str, ...],
     rounds: int,
     fmt: str,
@@ -79,6 +89,7 @@ def command(
     out: Path | None,
     loss: LossName | None,
     metric: str | None,
+    log_samples: Path | None,
     allow_other_weights: bool,
     loading_options: LoadOptions,
 ) -> None:
@@ -130,7 +141,7 @@ def command(
     fits(plan, loaded, encoder, allow_other_weights)
     compared = [name for item in against or BASELINES for name in (comparable() if item == "all" else (item,))]
     executed = execute(
-        LossRunner(Batches(samples, encoder, loaded.model, batch_size), judged_by, answer_tokens, judged, seed),
+        LossRunner(Batches(samples, encoder, loaded.model, batch_size), judged_by, max_new_tokens, judged, seed),
         known.spec,
         (parse(plan.decision.policy), plan.decision.schedule),
         against=compared,
@@ -138,6 +149,10 @@ def command(
         progress=lambda line: click.echo(line, err=True),
         part=part,
     )
+    if log_samples is not None:
+        asked = [samples[i] for i in executed.ids]
+        log_answers(log_samples, asked, {run.policy: run.answers for run in executed.runs})
+        click.echo(f"wrote {log_samples}", err=True)
     if part is None:
         show(executed.evaluation(known.spec), fmt)
         return
@@ -148,7 +163,7 @@ def command(
         settings={
             "seed": seed,
             "batch size": batch_size,
-            "answer tokens": answer_tokens,
+            "answer tokens": max_new_tokens,
             "number format": str(loaded.model.dtype),
         },
         samples=len(samples),
@@ -162,7 +177,8 @@ def show(found: Evaluation, fmt: str) -> None:
     """Print an evaluation: tables, or JSON with accuracy by question type."""
     import json
 
-    from planner.report.evidence_view import KIND_HEADERS, filled, kind_rows, rows_table
+    from planner.report.evidence_view import KIND_HEADERS, kind_rows
+    from planner.report.rows_view import filled, rows_table
     from planner.report.tables import table
 
     if fmt == "json":

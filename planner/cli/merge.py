@@ -6,12 +6,16 @@ from pathlib import Path
 
 import click
 
+from planner.cli.words import option
+
 
 @click.command("merge")
 @click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@option(
     "-o",
-    "--out",
+    "--output",
+    "out",
+    aliases=["--out"],
     type=click.Path(path_type=Path),
     default=Path("profile.json"),
     show_default=True,

@@ -4,52 +4,61 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+
+from planner.cli.words import F, option
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
     from planner.plan import Plan
 
-F = TypeVar("F", bound=Callable[..., Any])
+#: Headings in the help of a verb.
+SAMPLES, MEASURING, JUDGING, LOADING = "Samples", "What is measured", "What is judged", "Model loading"
+#: What a sample loses, and when an answer is right: of a calibration and of an evaluation.
+LOSSES, METRICS = ("answer", "tokens", "nll", "score"), "exact, leading, contains, vqa, anls, or module:function"
 
 
 def sampling(function: F) -> F:
     """How samples are read."""
-    return _with(
+    return with_options(
         function,
-        [
-            click.option("--prompt", help="Question for every image of a folder."),
-            click.option("--image-column", default="image", show_default=True, help="Image column of a datasets id."),
-            click.option(
-                "--prompt-column", default="prompt", show_default=True, help="Prompt column of a datasets id."
-            ),
-            click.option(
-                "--answer-column", default="answer", show_default=True, help="Answer column of a datasets id."
-            ),
-            click.option("--split", default="test", show_default=True, help="Split of a datasets id."),
+        group=SAMPLES,
+        options=[
+            option("--prompt", help="Question for every image of a folder."),
+            option("--image-column", default="image", show_default=True, help="Image column of a datasets id."),
+            option("--prompt-column", default="prompt", show_default=True, help="Prompt column of a datasets id."),
+            option("--answer-column", default="answer", show_default=True, help="Answer column of a datasets id."),
+            option("--split", default="test", show_default=True, help="Split of a datasets id."),
         ],
     )
 
 
-def judging(function: F) -> F:
-    """What a sample loses, and when an answer is right."""
-    return _with(
-        function,
-        [
-            click.option(
+def judging(default: str | None = None) -> Callable[[F], F]:
+    """What a sample loses, and when an answer is right.
+
+    Args:
+        default: metric unless told otherwise; None: what a plan was judged by.
+    """
+    return functools.partial(
+        with_options,
+        group=JUDGING,
+        options=[
+            option(
                 "--loss",
-                type=click.Choice(["answer", "tokens", "nll", "score"]),
+                type=click.Choice(LOSSES),
                 help="What a sample loses: its whole answer (0 or 1), the share of the dense answer's tokens that "
-                "change, its likelihood, or the metric's drop. [default: answer; tokens where answers are long]",
+                "change, its likelihood, or the metric's drop. [default: answer; tokens where answers are long; score "
+                "under --goal accuracy]",
             ),
-            click.option(
+            option(
                 "--metric",
-                help="When an answer is right: exact, leading, contains, vqa, anls, or module:function of your own. "
-                "[default: exact]",
+                default=default,
+                show_default=default is not None,
+                help=f"When an answer is right: {METRICS}." + ("" if default else " [default: the plan's, or exact]"),
             ),
         ],
     )
@@ -65,27 +74,28 @@ def loading(function: F) -> F:
         chosen = {field.name: given.pop(field.name) for field in fields(LoadOptions)}
         return function(**given, loading_options=LoadOptions(**chosen))
 
-    return _with(
+    return with_options(
         cast(F, gathered),
-        [
-            click.option(
+        group=LOADING,
+        options=[
+            option(
                 "--device",
                 default="auto",
                 show_default=True,
                 help="auto (the first accelerator), cpu, cuda, cuda:1, mps, ...",
             ),
-            click.option(
+            option(
                 "--dtype",
                 type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
                 default="auto",
                 show_default=True,
                 help="Weights' dtype; auto is the checkpoint's own, float32 on a CPU.",
             ),
-            click.option("--revision", help="Branch, tag or commit of the model on the hub."),
-            click.option("--trust-remote-code", is_flag=True, help="Allow model code from the hub to run."),
-            click.option("--attn-implementation", help="Attention kernel: sdpa (transformers' default) or eager."),
-            click.option("--device-map", help="auto spreads a model over several devices."),
-            click.option(
+            option("--revision", help="Branch, tag or commit of the model on the hub."),
+            option("--trust-remote-code", is_flag=True, help="Allow model code from the hub to run."),
+            option("--attn-implementation", help="Attention kernel: sdpa (transformers' default) or eager."),
+            option("--device-map", help="auto spreads a model over several devices."),
+            option(
                 "--processor",
                 multiple=True,
                 callback=_processor_settings,
@@ -122,9 +132,10 @@ def _processor_settings(
 
 def other_weights(function: F) -> F:
     """Whether a plan may be used on weights that it was not made with."""
-    return _with(
+    return with_options(
         function,
-        [click.option("--allow-other-weights", is_flag=True, help="Use the plan on a fine-tune of its model.")],
+        [option("--allow-other-weights", is_flag=True, help="Use the plan on a fine-tune of its model.")],
+        LOADING,
     )
 
 
@@ -147,10 +158,25 @@ def fits(plan: Plan, loaded: Any, encoder: Any, allow_other_weights: bool) -> No
         click.echo(f"Warning: the plan was measured with another processor: {what} differ", err=True)
 
 
-def _with(function: F, options: list[Callable[[F], F]]) -> F:
-    for option in reversed(options):
-        function = option(function)
+def with_options(function: F, options: Sequence[Callable[[F], F]], group: str) -> F:
+    """The function with options more, under a heading of the help."""
+    for one in reversed(options):
+        function = one(function)
+        placed = function.__click_params__[-1]  # type: ignore[attr-defined]
+        placed.group = placed.group or group
     return function
+
+
+def max_new_tokens(function: F, default: int = 16, help: str = "Longest answer that is compared.") -> F:
+    """How long an answer may be."""
+    return option(
+        "--max-new-tokens",
+        aliases=["--answer-tokens", "--new-tokens"],
+        type=click.IntRange(1),
+        default=default,
+        show_default=True,
+        help=help,
+    )(function)
 
 
 def load_for(plan_model_id: str, model: str | None, options: LoadOptions) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from planner.cli.words import Verb, option
+
 FORMATS = ("table", "md", "csv", "json", "html")
 
 
@@ -43,7 +45,26 @@ class _Video(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
             self.fail(f"'{value}' is not a video like 1280x720x16 or 1280x720x300@30", param, ctx)
 
 
-@click.command("report")
+class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
+    """The size of an element that kernels exist for."""
+
+    name = "BITS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if str(value) not in ("32", "16", "8", "4"):
+            self.fail(f"elements of {value} bits are not computed with: give 32, 16, 8 or 4", param, ctx)
+        return int(value)
+
+
+@click.command(
+    "report",
+    cls=Verb,
+    examples=[
+        "plan report llava-1.5-7b --policy fastv:k=2,ratio=0.75 --hardware h100-sxm",
+        "plan report llava-hf/llava-1.5-7b-hf --image 640x480 --text-tokens 50",
+        "plan report llava-1.5-7b --sweep prellm:keep=0.1..0.9..0.1 -o sweep.csv",
+    ],
+)
 @click.argument("targets", metavar="TARGET...", nargs=-1)
 @click.option(
     "--policy",
@@ -84,9 +105,9 @@ class _Video(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generi
 @click.option("--system-tokens", type=int, help="Text tokens before the image.")
 @click.option("--context-tokens", type=int, help="How many of the text tokens are prunable context.")
 @click.option("--output-tokens", type=int, help="Tokens of the answer.")
-@click.option("--batch", type=int, help="Batch size.")
-@click.option("--weight-bits", type=int, help="Bits per weight: 16, 8 or 4.")
-@click.option("--kv-bits", type=int, help="Bits per cached key or value element.")
+@option("--batch-size", "batch", aliases=["--batch"], type=int, help="Requests that run together.")
+@click.option("--weight-bits", type=_Bits(), help="Bits per weight: 32, 16, 8 or 4.")
+@click.option("--kv-bits", type=_Bits(), help="Bits per cached key or value element: 32, 16, 8 or 4.")
 @click.option(
     "--image-stream-cached", is_flag=True, help="Cost a further question about an image that is in the image cache."
 )
@@ -203,11 +224,13 @@ def command(
     from planner.report.targets import asked_workload, read_target
 
     given = {name: value for name, value in sizes.items() if value is not None and value is not False}
+    if (images or videos) and "visual_tokens" in given:
+        raise click.UsageError("--image and --video decide the visual tokens: leave --visual-tokens out")
     parsed = [(text, parse(text)) for text in policies]
     row = _hardware(device, engine, {"tp": tp, "pp": pp, "ep": ep})
     reports, sheets = [], []
     for text in targets:
-        target = read_target(_folder(text), max_pixels, decoder_only)
+        target = read_target(text, max_pixels, decoder_only)
         workload = asked_workload(target, images, given, videos)
         if swept is not None:
             from planner.report.sweeps import sweep_csv
@@ -215,6 +238,7 @@ def command(
             sheets.append(sweep_csv(target, workload, swept, convention, row))
             continue
         settled = [(name, policy.resolve(target.spec, workload, target.profile)) for name, policy in parsed]
+        _refuse_without_context(settled, workload)
         for (_, policy), (name, found) in zip(parsed, settled, strict=True):
             if found != policy:
                 click.echo(f"{name} is {found}", err=True)
@@ -223,14 +247,18 @@ def command(
     _write("\n".join(sheets) if swept is not None else render(reports, fmt), output)
 
 
-def _folder(text: str) -> str:
-    """Where a bundled model lies; any other target as it is, for which nothing of calibration is imported."""
-    if not text.startswith("reference/"):
-        return text
-    from calibrate.inputs.bundled import model_folder, reference
+def _refuse_without_context(policies: list[tuple[str, Any]], workload: Any) -> None:
+    """Context pruning without a context is the dense model, and its row would say that it saves nothing.
 
-    found = reference(text)
-    return text if found is None else str(model_folder(found))
+    Raises:
+        InputError: naming the policy.
+    """
+    from planner.errors import InputError
+    from planner.report.rows_view import base_name
+
+    for name, policy in policies:
+        if not workload.context_tokens and "context" in base_name(str(policy)).split("+"):
+            raise InputError(f"'{name}' prunes context, and there is none", "Give --context-tokens")
 
 
 def _refuse_beside_check(ctx: click.Context, fmt: str) -> None:

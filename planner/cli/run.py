@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.options import fits, load_for, loading, other_weights
+from planner.cli.words import Verb
 
 if TYPE_CHECKING:
     from calibrate.inputs.load_options import LoadOptions
 
 
-@click.command("run")
+@click.command(
+    "run",
+    cls=Verb,
+    examples=[
+        'plan run plan.json --image photo.jpg --prompt "What is this?"',
+        'plan run plan.json --image photo.jpg --prompt "What is this?" --dense --overlay kept.png',
+    ],
+)
 @click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option(
     "--image", "images", type=click.Path(path_type=Path), multiple=True, required=True, help="Image file; repeatable."
@@ -48,6 +56,7 @@ def command(
     from planner.errors import InputError
     from planner.files import is_file
     from planner.plan import load_plan
+    from planner.report.tables import layer_runs
     from planner.runtime import attach
     from planner.text import printable
 
@@ -72,7 +81,7 @@ def command(
         click.echo(printable(answer))
         report, kept = handle.report, handle.kept
     if report is not None:
-        click.echo(f"visual tokens per layer: {_runs([layer[0] for layer in report.visual])}", err=True)
+        click.echo(f"visual tokens per layer: {layer_runs([layer[0] for layer in report.visual])}", err=True)
     if overlay is not None and grid is not None:
         choices = [
             (title, positions[0])
@@ -80,17 +89,6 @@ def command(
             if of == "visual" and positions[0]
         ]
         _draw(overlay, sample.pictures()[0], grid, choices)
-
-
-def _runs(counts: list[int]) -> str:
-    """``144 x 4, 20 x 3, 0 x 3``."""
-    parts: list[list[int]] = []
-    for count in counts:
-        if parts and parts[-1][0] == count:
-            parts[-1][1] += 1
-        else:
-            parts.append([count, 1])
-    return ", ".join(f"{count} x {layers}" for count, layers in parts)
 
 
 def _titles(schedule: Any) -> list[tuple[str, str]]:

@@ -7,12 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.words import Verb
+
 if TYPE_CHECKING:
     from planner.plan import Plan
     from planner.profile import Profile
 
 
-@click.command("show")
+@click.command(
+    "show",
+    cls=Verb,
+    examples=[
+        "plan show calibration                                    # the plan in a folder",
+        "plan show plan.json --format md",
+        "plan show plan.json --profile profile.json --format html -o report.html",
+    ],
+)
 @click.argument("path", metavar="PLAN|PROFILE", type=click.Path(path_type=Path))
 @click.option(
     "--profile", "beside", type=click.Path(path_type=Path), help="Also show this profile, from which PLAN was derived."
@@ -29,13 +39,14 @@ if TYPE_CHECKING:
 def command(path: Path, beside: Path | None, fmt: str, output: Path | None) -> None:
     """Print a plan or a profile.
 
-    Of a PLAN: its stages, predicted cost and measured accuracy. Of a PROFILE: the findings of each probe. As HTML, the
-    report that `plan calibrate` writes.
+    Of a PLAN: the verdict, its stages, predicted cost and what was measured. Of a PROFILE: the findings of each probe.
+    As HTML, the report that `plan calibrate` writes.
     """
     from planner.document import read_json, write_atomic
+    from planner.files import document_in
     from planner.hub import local
 
-    path = local(path)
+    path = document_in(local(path))
     body = read_json(path)
     is_profile = isinstance(body, dict) and "profile_sha256" in body
     if beside is not None and (is_profile or fmt == "json"):
@@ -59,11 +70,11 @@ def _plan(path: Path, beside: Path | None, fmt: str) -> str:
     if fmt == "html":
         from planner.report.page import page
 
-        return page(plan, profile)
+        return page(plan, profile, path=str(path))
     from planner.report.plan_view import describe
     from planner.report.profile_view import describe_profile
 
-    parts = [describe(plan, fmt)] + ([] if profile is None else [describe_profile(profile, fmt)])
+    parts = [describe(plan, fmt, str(path))] + ([] if profile is None else [describe_profile(profile, fmt)])
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from planner import extensions
 from planner.cost.constants import Constants, EngineName
 from planner.cost.parallel import Parallel
-from planner.errors import ExtensionError, InputError, PlannerError
+from planner.errors import ExtensionError, InputError, PlannerError, nearest
 from planner.files import is_file, parse_json, read_text
 
 
@@ -90,12 +90,10 @@ def hardware(name: str | os.PathLike[str]) -> Hardware:
         return _row(extensions.load_json(extensions.HARDWARE, text), where, ExtensionError)
     path = Path(text)
     if not is_file(path):
-        from difflib import get_close_matches
-
         known = sorted({*shipped_rows(), *added})
-        near = get_close_matches(text, known, n=1)
-        hint = f"Did you mean '{near[0]}'? " if near else ""
-        raise InputError(f"there is no hardware row or file '{text}'", f"{hint}Known: {', '.join(known)}")
+        raise InputError(
+            f"there is no hardware row or file '{text}'", f"{nearest(text, known)}Known: {', '.join(known)}"
+        )
     remedy = "See `plan ls hardware` for what a row holds"
     return _row(parse_json(read_text(path), str(path), InputError, remedy), str(path))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 from planner.policies.on_model import OnModel
 from planner.schedule import Count, Fraction, Keep, Schedule
 
@@ -179,14 +179,6 @@ class Policy(OnModel, BaseModel):
                 f"policy '{cls.name}': {key + ': ' if key else ''}{message}{given}",
                 f"Its keys: {', '.join(cls.model_fields)}",
             ) from error
-
-
-def nearest(word: str, known: Any) -> str:
-    """A hint that names the known word most like `word`, or nothing."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"Did you mean '{near[0]}'? " if near else ""
 
 
 def keep_of(value: float) -> Keep:

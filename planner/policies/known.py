@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from planner import extensions
-from planner.errors import ExtensionError, InputError
-from planner.policies.base import REGISTRY, Policy, nearest
+from planner.errors import ExtensionError, InputError, nearest
+from planner.policies.base import REGISTRY, Policy
 from planner.policies.compose import AnyPolicy, Composition
 
 

@@ -10,6 +10,7 @@ from planner.cost import Cost
 from planner.cost.fit import predicted_ms
 from planner.cost.hardware import Hardware
 from planner.cost.roofline import latency
+from planner.report.tables import layer_runs
 
 if TYPE_CHECKING:
     from planner.runtime.bench import BenchResult
@@ -84,7 +85,7 @@ def render(result: BenchResult, costs: tuple[Cost, Cost], row: Hardware | None, 
         *([_constants(row)] if row is not None else []),
     ]
     if result.report is not None:
-        parts.append("visual tokens per layer: " + " ".join(str(layer[0]) for layer in result.report.visual))
+        parts.append(f"visual tokens per layer: {layer_runs(layer[0] for layer in result.report.visual)}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from planner.cost import COMPONENTS, CONVENTIONS, Cost, cost
 from planner.cost.flops import Alone, Head
+from planner.report.tables import layer_runs
 from planner.report.targets import Target
 from planner.schedule import Schedule, dense
 from planner.text import csv_text, printable
@@ -137,7 +138,7 @@ def _columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "decode FLOPs/token",
         "KV bytes",
         "KV of dense",
-        "visual tokens",
+        "visual tokens x layers",
     ]
     cells = [
         [
@@ -148,7 +149,7 @@ def _columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             _figure(row["decode_flops_per_token"]),
             f"{row['kv_cache_bytes']:,}",
             f"{row['kv_cache_ratio']:.3f}",
-            staircase_text(row["visual_tokens_per_layer"]),
+            layer_runs(row["visual_tokens_per_layer"]),
         ]
         for row in found["rows"]
     ]
@@ -166,18 +167,6 @@ def _components(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     used = [name for name in COMPONENTS if any(row["prefill_by_component"][name] for row in found["rows"])]
     cells = [[row["policy"], *(_figure(row["prefill_by_component"][name]) for name in used)] for row in found["rows"]]
     return ["prefill by component", *(name.replace("_", " ") for name in used)], cells
-
-
-def staircase_text(per_layer: Sequence[float]) -> str:
-    """Visual tokens per layer as runs: ``8x576 1x576 23x10`` becomes ``9x576 23x10``."""
-    runs: list[list[float]] = []
-    for count in per_layer:
-        if runs and runs[-1][1] == count:
-            runs[-1][0] += 1
-        else:
-            runs.append([1, count])
-    shown = [f"{layers:g}x{count:.4g}" if count % 1 else f"{layers:g}x{count:.0f}" for layers, count in runs]
-    return " ".join(shown if len(shown) <= 8 else [*shown[:4], "...", *shown[-3:]])
 
 
 def _figure(flops: float) -> str:

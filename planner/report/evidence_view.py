@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from planner.evidence import Evidence, Kind, Measured, Promise, Row, Rung
+from planner.evidence import Evidence, Kind, Promise, Rung
+from planner.report.rows_view import filled, rows_table, with_interval
 from planner.report.tables import table
+from planner.report.units import percent, share_with_interval
 
-ROW_HEADERS = (
-    "policy",
-    "accuracy",
-    "whole answers as dense",
-    "loss",
-    "never ended",
-    "FLOPs of dense",
-    "KV of dense",
-    "prefill ms",
-)
 LADDER_HEADERS = ("rung", "of dense", "mean loss", "lost", "loss below", "worst kind", "p", "proven")
-KIND_HEADERS = ("kind of question", "accuracy", "dense accuracy", "whole answers as dense", "loss", "samples")
+KIND_HEADERS = ("kind of question", "accuracy", "dense accuracy", "as dense", "loss", "samples")
 #: What is counted as a loss, in words: what stays, with the share that may not.
 _KEPT = {
     "answer": "at least {kept} of the answers, whole and with their end, are the dense model's",
@@ -89,39 +81,17 @@ def _before_promises(evidence: Evidence) -> str:
     if found is None:
         return f"{text}."
     return (
-        f"{text}. On the {found.n} samples by which it was chosen from many candidates, {with_interval(found)} of the "
-        "answers stayed the dense model's: on others fewer may."
+        f"{text}. On the {found.n} samples by which it was chosen from many candidates, {share_with_interval(found)} "
+        "of the answers stayed the dense model's: on others fewer may."
     )
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
-def rows_table(rows: Sequence[Row], fmt: str = "table") -> str:
-    """Executed policies and controls, one row each; columns that hold nothing are left out."""
-    return table(*filled(ROW_HEADERS, evidence_rows(rows)), fmt)
-
-
 def evidence_table(evidence: Evidence, fmt: str = "table") -> str:
-    """Policies and controls as measured, dense first."""
+    """Policies and controls as measured, the plan first."""
     return rows_table(evidence.rows, fmt)
-
-
-def evidence_rows(rows: Sequence[Row]) -> list[list[str]]:
-    """Cells under `ROW_HEADERS`."""
-    return [
-        [
-            row.policy,
-            with_interval(row.accuracy),
-            with_interval(row.agreement),
-            with_interval(row.loss, 4),
-            "" if row.runaway is None else f"{row.runaway.value:.3f}",
-            _share(row.decoder_flops_ratio),
-            _share(row.kv_cache_ratio),
-            "" if row.prefill_ms is None else f"{row.prefill_ms:.1f}",
-        ]
-        for row in rows
-    ]
 
 
 def ladder_rows(promise: Promise) -> list[list[str]]:
@@ -134,20 +104,14 @@ def kind_rows(kinds: Sequence[Kind]) -> list[list[str]]:
     return [
         [
             one.kind,
-            with_interval(one.accuracy),
-            with_interval(one.dense_accuracy),
-            with_interval(one.agreement),
-            with_interval(one.loss, 4),
+            share_with_interval(one.accuracy),
+            share_with_interval(one.dense_accuracy),
+            share_with_interval(one.agreement),
+            with_interval(one.loss),
             str(one.agreement.n),
         ]
         for one in sorted(kinds, key=_worst)
     ]
-
-
-def filled(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells without the columns in which no row says anything."""
-    kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
-    return [headers[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def evidence_text(evidence: Evidence, fmt: str) -> list[str]:
@@ -166,7 +130,7 @@ def evidence_text(evidence: Evidence, fmt: str) -> list[str]:
 def _ladder_row(one: Rung) -> list[str]:
     lost = f"{one.misses} of {one.n}"
     return [
-        one.policy, f"{one.share:.3f}", f"{one.loss:.4f}", lost, f"{one.bound:.4f}", _worst_of(one.kinds),
+        one.policy, percent(one.share, 1), f"{one.loss:.4f}", lost, f"{one.bound:.4f}", _worst_of(one.kinds),
         f"{one.p:.3f}", "yes" if one.proven else "no",
     ]  # fmt: skip
 
@@ -178,22 +142,11 @@ def _worst_of(kinds: Mapping[str, float]) -> str:
     return f"{kind} {kinds[kind]:.3f}"
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
 def _worst(kind: Kind) -> float:
     return kind.agreement.value if kind.loss is None else -kind.loss.value
 
 
 # -- sentences --------------------------------------------------------------------------------------------------------
-
-
-def with_interval(measured: Measured | None, digits: int = 3) -> str:
-    """A measured mean with its interval, such as ``0.973 (0.951-0.985)``."""
-    if measured is None:
-        return ""
-    return f"{measured.value:.{digits}f} ({measured.low:.{digits}f}-{measured.high:.{digits}f})"
 
 
 def ladder_legend(promise: Promise) -> str:
@@ -208,12 +161,15 @@ def ladder_legend(promise: Promise) -> str:
 
 def rows_legend(evidence: Evidence) -> str:
     """How to read the policies' table: the metric, the intervals and the controls."""
-    parts = ["Intervals hold 95 %."]
+    parts = [
+        "As dense: whole answers equal to the dense model's; no end: answers cut off at the longest length; FLOPs of "
+        "the decoder and KV cache: share of dense. Intervals hold 95 %."
+    ]
     if evidence.metric is not None and any(row.accuracy is not None for row in evidence.rows):
         meaning = _METRICS.get(evidence.metric, "a metric of the user's own")
         parts.insert(0, f"Accuracy is '{evidence.metric}': {meaning}.")
     if evidence.row("floor") is not None:
-        parts.append("The floor is the dense model against itself: nobody can ask for more.")
+        parts.append("Dense again is the dense model against itself: nobody can ask for more.")
     if evidence.row("blind") is not None:
         parts.append("Without a picture, what remains is what the language alone lets guess.")
     return " ".join(parts)
@@ -226,7 +182,7 @@ def worst_kind(evidence: Evidence) -> str:
         return "No kind of question lost anything."
     if worst.loss is not None:
         return f"The plan loses most on '{worst.kind}': {with_interval(worst.loss, 4)} on {worst.loss.n} samples."
-    kept = with_interval(worst.agreement)
+    kept = share_with_interval(worst.agreement)
     return f"The plan loses most on '{worst.kind}': {kept} of {worst.agreement.n} answers stay the dense model's."
 
 

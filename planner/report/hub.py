@@ -13,8 +13,9 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether it can only be an id: two names, and nothing at that path."""
-    return bool(_ID.fullmatch(text)) and not text.endswith(".json") and not Path(text).exists()
+    """Whether it can only be an id: two names, and nothing at that path; ``reference/...`` are bundled models."""
+    bundled = text.startswith("reference/")
+    return bool(_ID.fullmatch(text)) and not bundled and not text.endswith(".json") and not Path(text).exists()
 
 
 def hub_folder(model: str) -> Path:

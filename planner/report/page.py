@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any, Protocol
 
-from planner.evidence import Evidence
+from planner.evidence import Evidence, Measured
 from planner.plan import Plan
 from planner.profile import Profile
 from planner.report import plan_charts
 from planner.report.evidence_view import (
     KIND_HEADERS,
     LADDER_HEADERS,
-    ROW_HEADERS,
-    evidence_rows,
-    filled,
     kind_rows,
     ladder_legend,
     ladder_rows,
     promised,
     provenance,
     rows_legend,
-    with_interval,
     worst_kind,
 )
 from planner.report.inline import inline
@@ -31,9 +28,14 @@ from planner.report.plan_view import ENGINE_HEADERS, STAGE_HEADERS, engine_rows,
 from planner.report.probes import sections
 from planner.report.probes.masking import window
 from planner.report.profile_view import measured_on
+from planner.report.rows_view import ROW_HEADERS, evidence_rows, filled, named, spellings
+from planner.report.units import percent
+from planner.report.verdict import verdict
 
 #: Tables up to this long are open, beside a picture and below; longer ones are folded.
 OPEN_BESIDE, OPEN_BELOW = 12, 6
+#: The space between a number and its unit, at which no line is broken.
+_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|[KMGTP]?(?:FLOP|B))\b)")
 
 
 class TrialRow(Protocol):
@@ -49,10 +51,11 @@ class TrialRow(Protocol):
     def loss(self) -> float: ...
 
 
-def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] = ()) -> str:
-    """The report of a plan as HTML text.
+def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] = (), path: str = "plan.json") -> str:
+    """The report of a plan as HTML text, the verdict first.
 
     Args:
+        path: of the plan, for the commands that the verdict names.
         profile: adds a section per probe.
         trials: adds what was tried.
 
@@ -62,6 +65,7 @@ def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] 
     evidence = plan.evidence
     return _render(
         plan=plan,
+        verdict=verdict(plan, path),
         tiles=_plan_tiles(plan),
         promise=promised(evidence, plan.decision.policy) if evidence else "",
         tables=_evidence_tables(evidence) if evidence else [],
@@ -101,7 +105,7 @@ def _render(**values: Any) -> str:
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     numbers = itertools.count(1)
     environment.filters["inline"] = lambda svg, title: inline(svg, next(numbers), title)
-    environment.filters["unbroken"] = lambda text: text.replace(" %", "\u00a0%")
+    environment.filters["unbroken"] = lambda text: _UNIT.sub("\u00a0", text)
     return environment.from_string(template).render(open_beside=OPEN_BESIDE, open_below=OPEN_BELOW, **values)
 
 
@@ -124,40 +128,45 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
         tiles.append(("not proven", "what the plan keeps"))
     if dense is not None and planned is not None:
         if planned.decoder_flops_ratio is not None:
-            tiles.append((f"{planned.decoder_flops_ratio:.0%}", "of the dense decoder FLOPs"))
+            tiles.append((percent(planned.decoder_flops_ratio), "of the dense decoder FLOPs"))
         if planned.accuracy and dense.accuracy:
             tiles.append((_tenths(planned.accuracy.value), f"accuracy (dense {_tenths(dense.accuracy.value)})"))
-        tiles.append((_tenths(planned.agreement.value), f"whole answers as dense ({with_interval(planned.agreement)})"))
+        tiles.append((_tenths(planned.agreement.value), f"whole answers as dense ({_interval(planned.agreement)})"))
         if planned.kv_cache_ratio is not None:
-            tiles.append((f"{planned.kv_cache_ratio:.0%}", "of the dense KV cache"))
+            tiles.append((percent(planned.kv_cache_ratio), "of the dense KV cache"))
         if planned.prefill_ms and dense.prefill_ms:
-            tiles.append((f"{planned.prefill_ms / dense.prefill_ms:.0%}", "of the dense prefill time, measured"))
+            tiles.append((percent(planned.prefill_ms / dense.prefill_ms), "of the dense prefill time, measured"))
     elif plan.prediction:
-        tiles.append((f"{plan.prediction[0].prefill_ratio:.0%}", "of the dense prefill FLOPs (predicted)"))
-        tiles.append((f"{plan.prediction[0].kv_cache_ratio:.0%}", "of the dense KV cache (predicted)"))
+        tiles.append((percent(plan.prediction[0].prefill_ratio), "of the dense prefill FLOPs (predicted)"))
+        tiles.append((percent(plan.prediction[0].kv_cache_ratio), "of the dense KV cache (predicted)"))
     return tiles
 
 
-def _evidence_tables(evidence: Evidence) -> list[tuple[str, Any, Any, str, int]]:
-    """Title, headers, cells, a sentence under the table, and the row that is marked."""
-    found: list[tuple[str, Any, Any, str, int]] = []
+def _evidence_tables(evidence: Evidence) -> list[tuple[str, Any, Any, list[str], int]]:
+    """Title, headers, cells, paragraphs under the table, and the row that is marked."""
+    found: list[tuple[str, Any, Any, list[str], int]] = []
     if evidence.rows:
-        planned = next((i for i, row in enumerate(evidence.rows) if row.role == "plan"), -1)
-        found.append(("Measured", *filled(ROW_HEADERS, evidence_rows(evidence.rows)), rows_legend(evidence), planned))
+        planned = next((i for i, (_, row) in enumerate(named(evidence.rows)) if row.role == "plan"), -1)
+        below = [rows_legend(evidence), "; ".join(spellings(evidence.rows).split("\n"))]
+        found.append(("Measured", *filled(ROW_HEADERS, evidence_rows(evidence.rows)), below, planned))
     if evidence.promise is not None and evidence.promise.tested:
         promise = evidence.promise
         last = max((i for i, one in enumerate(promise.tested) if one.proven), default=-1)
-        found.append(("How it was proven", *filled(LADDER_HEADERS, ladder_rows(promise)), ladder_legend(promise), last))
+        below = [ladder_legend(promise)]
+        found.append(("How it was proven", *filled(LADDER_HEADERS, ladder_rows(promise)), below, last))
     if evidence.kinds:
-        found.append(
-            ("By kind of question", *filled(KIND_HEADERS, kind_rows(evidence.kinds)), worst_kind(evidence), -1)
-        )
+        headers, rows = filled(KIND_HEADERS, kind_rows(evidence.kinds))
+        found.append(("By kind of question", headers, rows, [worst_kind(evidence)], -1))
     return found
 
 
+def _interval(measured: Measured) -> str:
+    return f"{100 * measured.low:.1f} to {_tenths(measured.high)}"
+
+
 def _tenths(share: float) -> str:
-    """A share in tenths of a per cent, rounded as the table below rounds it: 0.9925 is 0.993 there."""
-    return f"{round(share, 3):.1%}"
+    """A share in tenths of a per cent, as the table below has it."""
+    return percent(share, 1)
 
 
 def _profile_tiles(profile: Profile) -> list[tuple[str, str]]:

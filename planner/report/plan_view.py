@@ -7,7 +7,9 @@ from textwrap import wrap
 from planner.engines import portability
 from planner.plan import Plan, Prediction
 from planner.report.evidence_view import evidence_text, promised, provenance
-from planner.report.tables import table
+from planner.report.tables import layer_runs, table
+from planner.report.units import flops, percent, size
+from planner.report.verdict import as_text, verdict
 from planner.schedule import Schedule
 from planner.text import printable
 
@@ -28,9 +30,13 @@ STAGE_VALUES = {
 }
 
 
-def describe(plan: Plan, fmt: str = "table") -> str:
-    """The whole plan for a reader, as plain text (`table`) or Markdown (`md`)."""
-    model, parts = plan.model, []
+def describe(plan: Plan, fmt: str = "table", path: str = "plan.json") -> str:
+    """The whole plan for a reader, the verdict first, as plain text (`table`) or Markdown (`md`).
+
+    Args:
+        path: of the plan, for the commands that the verdict names.
+    """
+    model, parts = plan.model, [as_text(verdict(plan, path), fmt)]
     parts.append(f"Plan for {model.id} ({model.family}, {model.layers} layers, hidden size {model.hidden_size})")
     parts.append(bound_to(plan))
     parts.append(f"Policy {plan.decision.policy}")
@@ -102,16 +108,18 @@ def prediction_table(prediction: Prediction, fmt: str = "table") -> str:
     """Dense beside planned, for one workload."""
     load, dense, planned = prediction.workload, prediction.dense, prediction.planned
     rows = [
-        [name, f"{before:,.0f}", f"{after:,.0f}", f"{after / before:.3f}" if before else ""]
-        for name, before, after in (
-            ("prefill FLOPs", dense.prefill_flops, planned.prefill_flops),
-            ("visual attention FLOPs", dense.visual_attention_flops, planned.visual_attention_flops),
-            ("decode FLOPs per token", dense.decode_flops_per_token, planned.decode_flops_per_token),
-            ("KV cache bytes", dense.kv_cache_bytes, planned.kv_cache_bytes),
+        [name, spell(before), spell(after), percent(after / before, 1) if before else ""]
+        for name, before, after, spell in (
+            ("prefill", dense.prefill_flops, planned.prefill_flops, flops),
+            ("attention of visual tokens", dense.visual_attention_flops, planned.visual_attention_flops, flops),
+            ("decoding, per token", dense.decode_flops_per_token, planned.decode_flops_per_token, flops),
+            ("KV cache", dense.kv_cache_bytes, planned.kv_cache_bytes, size),
         )
     ]
+    tokens = layer_runs(planned.visual_tokens_per_layer)
     title = (
         f"Predicted ({prediction.convention} convention) for {load.system_tokens} + {load.visual_tokens} visual + "
         f"{load.text_tokens} text tokens, batch {load.batch}"
     )
-    return f"{title}\n\n{table(['', 'dense', 'planned', 'ratio'], rows, fmt)}"
+    body = table(["", "dense", "planned", "of dense"], rows, fmt)
+    return f"{title}\n\n{body}\n\nVisual tokens x layers: {tokens}."

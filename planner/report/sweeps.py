@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 from planner.policies import AnyPolicy, Composition, Policy, policy_class
-from planner.policies.base import nearest
 from planner.report.targets import Target
 from planner.text import csv_text
 from planner.workload import Workload

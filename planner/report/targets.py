@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.errors import InputError
-from planner.files import is_file, parse_json, read_text
+from planner.files import document_in, is_file, parse_json, read_text
 from planner.hub import local
 from planner.report.hub import hub_folder, is_hub_id
 from planner.schedule import Schedule
@@ -75,7 +75,8 @@ def _found(text: str) -> Target:
     if text in shipped():
         entry = shipped_model(text)
         return Target(text, ModelSpec.from_config(text), {"visual_tokens": entry["visual_tokens"]})
-    kind = _document_kind(local(text))
+    text = str(document_in(local(text)))
+    kind = _document_kind(Path(text))
     if kind == "plan":
         return _plan(text)
     if kind == "profile":

@@ -70,6 +70,8 @@ def _loaded(
         entry = shipped_model(text)
         return entry["config"], text, entry.get("processor", {})
     path = Path(text)
+    if text.startswith("reference/") and not is_folder(path):  # a bundled model
+        path = Path(str(resources.files("planner.profiles"))) / text
     if is_folder(path):
         path = path / "config.json"
     if not is_file(path):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from calibrate.measuring import estimate
 from calibrate.probes.attribution.probe import AttributionProbe
 from calibrate.probes.context.probe import ContextProbe
 from calibrate.probes.masking import MaskingProbe
+from calibrate.progress import spell_time
 from planner.profile import PromptShape
 from tests.integration import calibrate_stub as stub
 from tests.integration.calibrate_stub import PROBES, REQUESTED, SETTINGS, run
@@ -59,7 +59,7 @@ def test_estimated_seconds_are_forward_passes_times_their_time(unanswered, monke
     ("seconds", "shown"), [(0.04, "0.04 s"), (99, "99 s"), (119, "2 min"), (5400, "90 min"), (9000, "2.5 h")]
 )
 def test_times_are_shown_in_their_unit(seconds, shown):
-    assert estimate.spell_time(seconds) == shown
+    assert spell_time(seconds) == shown
 
 
 def test_work_counts_short_and_long_passes():

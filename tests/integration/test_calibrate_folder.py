@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from filelock import FileLock
 
 from calibrate.measuring.folder import claimed, kept_state
-from calibrate.measuring.state import SUFFIX
+from calibrate.measuring.state import SUFFIX, load_state
+from calibrate.probes.flip import FlipProbe
 from planner.cli import cli
 from planner.errors import InputError
 from tests.integration import calibrate_stub as stub
@@ -86,9 +87,14 @@ def test_an_interrupt_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("calibrate.pipeline.calibrate_and_plan", interrupted)
-    found = CliRunner().invoke(cli, ["calibrate", "-o", str(out)])
+    found = CliRunner().invoke(cli, ["calibrate", "-o", str(out), "--overwrite"], prog_name="plan")
     assert found.exit_code == 130
-    assert f"{out / f'0-of-1{SUFFIX}'} keeps what was measured, of up to 4 samples: go on with --resume" in found.output
+    assert f"{out / f'0-of-1{SUFFIX}'} keeps what was measured, of up to 4 samples" in found.output
+    assert f"Go on with: plan calibrate -o {out} --resume\n" in found.output
+    assert "trials" not in found.output and (out / "run.yaml").read_text() == f"output: {out}\n"
+    (out / "trials.json").write_text("{}")
+    (out / "profile.json").write_text("{}")
+    assert "the finished profile" in kept_state(out) and "losses of the candidates that ran" in kept_state(out)
     assert kept_state(tmp_path / "none") == f"Interrupted before anything was written into {tmp_path / 'none'}"
 
 
@@ -117,3 +123,22 @@ def test_a_folder_name_with_strange_letters(tmp_path):
     out: Path = tmp_path / "a b$c=é"
     with claimed(out):
         assert out.is_dir()
+
+
+def test_an_interrupt_keeps_every_step_that_was_finished(tmp_path, monkeypatch):
+    """Whatever the interval at which states are written: here none is due before the interrupt."""
+    chosen = stub.samples(tmp_path, count=4)
+    ran = []
+    original = FlipProbe.run
+
+    def interrupted(self, batch):
+        if ran:
+            raise KeyboardInterrupt
+        ran.append(batch.ids)
+        original(self, batch)
+
+    monkeypatch.setattr(FlipProbe, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stub.run(chosen, out=tmp_path / "out", probes=("flip",), settings={})
+    _, tables = load_state(tmp_path / "out" / f"0-of-1{SUFFIX}")
+    assert len(tables["flip"]) == len(ran[0]) == 2 and len(tables["prompt"]) == 4

@@ -25,9 +25,11 @@ def run(*arguments):
     return CliRunner().invoke(cli, ["evaluate", *map(str, arguments)], catch_exceptions=False)
 
 
-def test_policies_stand_beside_the_plan_at_its_cost(plan_path):
-    done = run(plan_path, "--num-samples", 24, "--rounds", 0, "--format", "json", "--policy", "random", "--policy",
-               "prellm-norm", "--policy", "fastv:k=2,ratio=0.5")  # fmt: skip
+def test_policies_stand_beside_the_plan_at_its_cost(plan_path, tmp_path):
+    log = tmp_path / "answers.jsonl"
+    options = ("--log-samples", log, "--num-samples", 24, "--rounds", 0, "--format", "json")
+    against = ("--policy", "random", "--policy", "prellm-norm", "--policy", "fastv:k=2,ratio=0.5")
+    done = run(plan_path, *options, *against)
     found = json.loads(done.stdout)
     rows = {row["policy"]: row for row in found["rows"]}
     plan = load_plan(plan_path).decision.policy
@@ -41,6 +43,11 @@ def test_policies_stand_beside_the_plan_at_its_cost(plan_path):
         assert 0 <= baseline["decoder_flops_ratio"] - planned["decoder_flops_ratio"] < 0.01
     assert spelled["decoder_flops_ratio"] > planned["decoder_flops_ratio"] + 0.1
     assert set(found["by_kind"]) == set(rows) and found["metric"] == "exact"
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(logged) == 24 and all(set(one["answers"]) == set(rows) for one in logged)
+    same = sum(one["answers"][plan] == one["answers"]["dense"] for one in logged)
+    assert same >= round(24 * rows[plan]["agreement"]["value"])  # an end apart, which texts do not show
+    assert all(one["prompt"] and one["accepted"] and "test.jsonl:" in one["sample"] for one in logged)
 
 
 def test_a_metric_of_ones_own_that_raises_is_named_with_its_sample(plan_path, tmp_path, monkeypatch):

@@ -14,16 +14,15 @@ from planner.evidence import Evidence, Kind, Measured
 from planner.plan import Plan
 from planner.report.evidence_view import (
     KIND_HEADERS,
-    filled,
     kind_rows,
     ladder_legend,
     promised,
-    rows_table,
     worst_kind,
 )
 from planner.report.page import page
 from planner.report.plan_view import describe
-from planner.report.tables import folded
+from planner.report.rows_view import filled, named, rows_table
+from planner.report.tables import WIDTH, folded, layer_runs, table
 from tests.unit.test_plan import POLICY, make_plan, promise
 
 ROOT = Path(__file__).parents[2]
@@ -75,10 +74,68 @@ def test_long_spellings_go_on_in_the_next_line():
     lines = folded(spelling, 48).split("\n")
     assert "".join(lines) == spelling and all(len(line) <= 48 for line in lines) and len(lines) == 3
     assert folded("dense again, batches of 9", 48) == "dense again, batches of 9"
-    assert folded("a,b") == "a,b" and folded("") == ""
-    text = rows_table([evidence().rows[0].model_copy(update={"policy": spelling})])
-    assert lines[0] + " " in text and spelling not in text
-    assert spelling in rows_table([evidence().rows[0].model_copy(update={"policy": spelling})], "md")
+    assert folded("a,b", 48) == "a,b" and folded("", 48) == ""
+
+
+def rows_of_every_role():
+    """Dense first, as evaluations have it; two of one policy, and one that lost most of all."""
+    whole = evidence().rows[0]
+    half = Measured(value=0.5, low=0.45, high=0.55, n=400)
+
+    def row(role, policy, value, **changes):
+        agreement = whole.agreement.model_copy(update={"value": value})
+        return whole.model_copy(update={"role": role, "policy": policy, "agreement": agreement, **changes})
+
+    policies = ["random:k=2,ratio=0.9", "fastv:k=2,ratio=0.91234", "resize:keep=0.25", "fastv:k=3,ratio=0.9"]
+    long = "prellm:keep=0.7,rank_by=norm+visipruner:filter=3,keep=3,visual_attention=self,rank_by=attention"
+    nothing = {"decoder_flops_ratio": None, "kv_cache_ratio": None, "prefill_ms": None, "runaway": half}
+    return [
+        row("dense", "dense", 1.0),
+        row("plan", POLICY, 0.99),
+        row("floor", "dense again, batches of 9, bfloat16", 1.0, **nothing),
+        row("blind", "no picture", 0.01, **nothing),
+        *(row("policy", one, 0.9 - i / 10, loss=half) for i, one in enumerate(policies)),
+        row("policy", long, 0.95, loss=half),
+    ]
+
+
+def test_rows_stand_under_short_names_the_plan_first_and_controls_last():
+    rows = rows_of_every_role()
+    found = named([row.model_copy(update={"loss": None}) for row in rows])
+    assert [name for name, _ in found] == [
+        "plan", "prellm+visipruner", "fastv", "fastv 2", "random", "resize", "dense", "dense again", "no picture",
+    ]  # fmt: skip
+    assert [row.policy for name, row in found if name.startswith("fastv")] == [rows[5].policy, rows[7].policy]
+
+
+@pytest.mark.parametrize("fmt", ["table", "md"])
+def test_spellings_stand_below_the_table(fmt):
+    text = rows_table([row.model_copy(update={"loss": None}) for row in rows_of_every_role()], fmt)
+    above, below = text.split("\n\n")
+    assert POLICY not in above and POLICY in below and "batches of 9" in below
+    assert "98.0 % (96.0-99.0)" in above and "99.0 % (99.0-100.0)" in above and "12.5 ms" in above
+
+
+def test_a_table_of_every_column_fits_its_width():
+    table_lines = rows_table(rows_of_every_role()).split("\n\n")[0].splitlines()
+    assert max(map(len, table_lines)) <= WIDTH
+    assert all(name in table_lines[0] for name in ("accuracy", "loss", "no end", "FLOPs", "KV cache", "prefill"))
+
+
+def test_long_cells_of_any_column_are_folded_and_nothing_is_lost():
+    words = "keep 0.25 of them by max_min_distance; redistribute 40% of sink attention; keep 3 by influence_l2 (probe)"
+    text = table(["layers", "image sees image", "then"], [["0-9", "prefix", words], ["10", "self", ""]])
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert " ".join(line[26:].strip() for line in text.splitlines()[2:]).split() == words.split()
+    unbreakable = "x" * 150
+    assert unbreakable in table(["layers", "then"], [["0", unbreakable]])
+    assert words in table(["layers", "then"], [["0", words]], "md")
+
+
+def test_tokens_per_layer_are_runs():
+    assert layer_runs([144, 144, 20, 0, 0, 0, 20]) == "144 x 2, 20 x 1, 0 x 3, 20 x 1"
+    assert layer_runs([]) == "" and layer_runs([3.5]) == "3.5 x 1"
+    assert layer_runs(range(9)) == "0 x 1, 1 x 1, 2 x 1, 3 x 1, ..., 6 x 1, 7 x 1, 8 x 1"
 
 
 def test_a_plan_is_proven_if_its_own_rung_is():
@@ -110,7 +167,7 @@ def test_the_worst_kind_comes_first():
     )
     headers, rows = filled(KIND_HEADERS, kind_rows(kinds))
     assert [row[0] for row in rows] == ["count", "name"] and "accuracy" not in headers
-    assert "'count': 0.800" in worst_kind(evidence(kinds=kinds))
+    assert "'count': 80.0 % (70.0-80.0)" in worst_kind(evidence(kinds=kinds))
     whole = (kinds[0],)
     assert worst_kind(evidence(kinds=whole)) == "No kind of question lost anything."
     unscathed = kinds[1].model_copy(update={"loss": Measured(value=0.0, low=0.0, high=0.0, n=20)})

@@ -130,7 +130,7 @@ def test_missing_and_broken_files(tmp_path):
 def test_description_tells_stages_evidence_and_notes():
     text = describe(make_plan())
     assert "keep 20 by influence_l2" in text and "drop the image" in text
-    assert "0.980 (0.960-0.990)" in text
+    assert "98.0 % (96.0-99.0)" in text
     assert "the cosine threshold fires in layer 0" in text
     assert [line.split()[0] for line in text.splitlines() if line[:1].isdigit()] == ["0-2", "3", "4-6", "7-9"]
 
@@ -151,3 +151,18 @@ def test_description_tells_which_weights_it_is_bound_to():
     weights = Weights.of("bfloat16", {"w [2]": TensorFacts(0.5, -1.0, 1.0, (0.1, 0.2))}, full="f" * 64)
     bound = plan.model_copy(update={"model": plan.model.model_copy(update={"weights": weights})})
     assert "Bound to the weights it was made with (1 tensors, bfloat16), and to every byte of them." in describe(bound)
+
+
+def test_a_plan_is_found_by_its_folder_too(tmp_path):
+    plan = make_plan()
+    plan.save(tmp_path / "plan.json")
+    assert load_plan(tmp_path) == plan
+    with pytest.raises(InputError, match="does not exist"):
+        load_plan(tmp_path.parent)
+
+
+def test_a_plan_is_shown_short():
+    text = repr(make_plan())
+    assert text.startswith(f"<Plan {POLICY} for tiny, proven, ") and len(text) < 100
+    assert str(make_plan()) == text
+    assert "not proven" in repr(make_plan().model_copy(update={"evidence": None}))

@@ -20,9 +20,9 @@ from planner.cost import COMPONENTS, CONVENTIONS
 from planner.errors import PlannerError
 from planner.policies import FastV, PreLLM
 from planner.policies.base import REGISTRY
-from planner.report.costs import staircase_text
 from planner.report.published import comparisons, markdown
 from planner.report.sweeps import parse_sweep
+from planner.report.tables import layer_runs
 
 ROW_KEYS = {
     "policy", "prefill_flops", "prefill_ratio", "prefill_by_component", "visual_attention_ratio",
@@ -138,7 +138,7 @@ def test_formats_for_readers(fmt: str) -> None:
     assert result.exit_code == 0
     for text in (
         "9.047 T",
-        "9x576 15x10 8x0",
+        "576 x 9, 10 x 15, 0 x 8",
         "340,787,200",
         "estimates",
         "NVIDIA L4" if fmt != "html" else "roofline",
@@ -265,8 +265,8 @@ def test_no_target_is_wrong_usage() -> None:
 
 
 def test_staircase() -> None:
-    assert staircase_text([576] * 3 + [144] * 29) == "3x576 29x144"
-    assert staircase_text([5.5, 5.5]) == "2x5.5"
+    assert layer_runs([576] * 3 + [144] * 29) == "576 x 3, 144 x 29"
+    assert layer_runs([5.5, 5.5]) == "5.5 x 2"
 
 
 @pytest.mark.parametrize("what", ["models", "families", "policies", "hardware", "conventions"])

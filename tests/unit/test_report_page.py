@@ -119,7 +119,7 @@ def test_a_plan_s_page_has_its_profile_s_sections_and_marks():
     profile = made.profile({"masking": made.masking()})
     text = page(make_plan(), profile)
     assert [attrs["id"] for tag, attrs in Read(text).tags if tag == "section" and "id" in attrs] == [
-        "plan", "masking", "use",
+        "verdict", "plan", "masking", "use",
     ]  # fmt: skip
     assert "plan selects 3" in text and "plan exit 7" in text and "limit 98" in text
     assert 'id="masking"' not in page(make_plan())
@@ -167,7 +167,7 @@ def test_show_takes_a_profile(profile_path):
 def test_show_makes_a_page_of_a_plan(tmp_path):
     make_plan().save(tmp_path / "plan.json")
     result = CliRunner().invoke(show, [str(tmp_path / "plan.json"), "--format", "html"], catch_exceptions=False)
-    assert result.stdout == page(make_plan())
+    assert result.stdout == page(make_plan(), path=str(tmp_path / "plan.json"))
 
 
 def test_show_refuses_what_is_neither(tmp_path, profile_path):
@@ -200,7 +200,7 @@ def test_show_puts_a_plan_and_its_profile_on_one_page(tmp_path, profile_path):
     def run(*arguments):
         return CliRunner().invoke(show, [str(tmp_path / "plan.json"), "--profile", str(profile_path), *arguments])
 
-    assert run("--format", "html").stdout == page(plan.sealed(), source)
+    assert run("--format", "html").stdout == page(plan.sealed(), source, path=str(tmp_path / "plan.json"))
     assert "layers 0-2" in run().stdout and "visipruner:filter=3" in run().stdout
     assert run("--format", "json").exit_code == 2
     make_plan().save(tmp_path / "plan.json")
@@ -214,4 +214,4 @@ def test_tiles_round_as_the_table_does():
     row = evidence.rows[0].model_copy(update={"role": "plan", "accuracy": share, "agreement": share})
     plan = make_plan().model_copy(update={"evidence": evidence.model_copy(update={"rows": (*evidence.rows, row)})})
     text = page(plan)
-    assert "<b>99.3%</b>" in text and "0.993 (" in text and "99.2%" not in text
+    assert "<b>99.2 %</b>" in text and text.count("99.2 % (") == 2 and "99.3 %" not in text

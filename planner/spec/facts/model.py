@@ -64,7 +64,7 @@ class ModelSpec:
 
         Args:
             config: the configuration as a dict (``config.to_dict()``), a ``config.json``, a model directory, or the
-                name of a shipped model.
+                name of a shipped or bundled model (``reference/plain``).
             processor: what ``preprocessor_config.json`` says of sizes, which decides how many tokens an image becomes;
                 where it is not given, it is read from the files beside ``config.json``.
 
