@@ -177,7 +177,8 @@ class Redistribute(_Frozen):
 
     A token is a sink when ``max over sink_dims of |x_d / RMS(x)| >= tau`` at the layer's input. A head is
     image-centric for a query row when its visual attention sums to at least `min_visual` and the non-sink share of
-    that is at least `rho`. A share `p` of the sink tokens' weight moves.
+    that is at least `rho`. A share `p` of the sink tokens' weight moves. Layers without attention weights stay as they
+    are.
     """
 
     sink_dims: tuple[int, ...] = Field(min_length=1)
@@ -204,6 +205,11 @@ class Stage(_Frozen):
         cache_visual: visual tokens that decoding may attend to in these layers: ``all`` that the layer computed, those
             that the stage's selection ``kept`` (after a merge: the merge token), or ``none``.
         selects: applied after layer ``last - 1``, in order.
+
+    Recurrent layers (linear attention, short convolutions) run over the rows that are left, in order, and hand their
+    state on; no cache of theirs can forget a row that ran, whatever `cache_visual` says. There visual tokens are alone
+    only where text goes on without them: ``self`` (each a sequence of its own, from a fresh state) and ``skip`` with
+    text_to_visual ``none``. The runtime refuses what else a stage may ask of such a layer.
 
     Bounds are whole layers. Fractional ones (a paper's mean over samples) can be costed in that paper's convention but
     not executed.

@@ -218,6 +218,67 @@ SCHEDULES: dict[str, Schedule] = {
     ),
 }
 
+_BLIND = {"visual_attention": "self", "text_to_visual": "none", "cache_visual": "none"}
+#: For families whose layers 2 and 5 attend and whose other layers are recurrent: ranked by the attention of the former,
+#: visual rows alone where text does not read them.
+HYBRID: dict[str, Schedule] = {
+    "hybrid-fastv": after_layer(2, select("last_attention", 5), cache_visual="kept"),
+    "hybrid-cache-none": after_layer(2, select("text_raters", 0.5), cache_visual="none"),
+    "hybrid-visipruner": Schedule(
+        stages=(
+            Stage.model_validate({"first": 0, "last": 2, **_BLIND}),
+            Stage(first=2, last=3, cache_visual="kept", selects=(select("influence_l2", 5),)),
+            Stage(first=3, last=4, selects=(NOTHING,)),
+            Stage(first=4, last=6),
+        )
+    ),
+    "hybrid-late": Schedule(
+        stages=(
+            Stage(first=0, last=1, selects=(select("random", 0.8, seed=4),)),
+            Stage.model_validate({"first": 1, "last": 4, **_BLIND}),
+            Stage(first=4, last=6),
+        )
+    ),
+    "hybrid-probe": Schedule(
+        stages=(
+            Stage.model_validate(
+                {"first": 0, "last": 2, **_BLIND, "selects": (select("influence_l2", 4, probe=True),)}
+            ),
+            Stage(first=2, last=6),
+        )
+    ),
+    "hybrid-skip": Schedule(
+        stages=(
+            Stage(first=0, last=1),
+            Stage(first=1, last=4, visual_attention="skip", text_to_visual="none", cache_visual="none"),
+            Stage(first=4, last=6),
+        )
+    ),
+    "hybrid-threshold": after_layer(
+        2, select("influence_l2", Threshold(threshold=0.05, relative=True, at_most=12)), cache_visual="kept"
+    ),
+    "hybrid-context": after_layer(
+        2, select("attention_received", 0.6, of="context", protect=2), select("last_attention", 0.4)
+    ),
+    "hybrid-entry": Schedule(
+        stages=(Stage.model_validate({"first": 0, "last": 3, **_BLIND}), Stage(first=3, last=6)),
+        entry=select("max_min_distance", 0.6, merge="nearest"),
+    ),
+}
+
+
+def _ordinary(schedule: Schedule) -> bool:
+    """All rows in one stream, and ranked, where attention is needed, after layer 2."""
+    return all(
+        stage.visual_attention == stage.text_to_visual == "full"
+        and all(s.rank_by in ("none", "random") or (stage.last == 3 and not s.probe) for s in stage.selects)
+        for stage in schedule.stages
+    )
+
+
+#: All that such families can run.
+ON_HYBRIDS = {**{name: schedule for name, schedule in SCHEDULES.items() if _ordinary(schedule)}, **HYBRID}
+
 #: Positions counted anew, for families with one position axis.
 PACKED: dict[str, Schedule] = {
     "packed": Schedule(stages=(Stage(first=0, last=6),), entry=select("max_min_distance", 0.4), positions="packed"),

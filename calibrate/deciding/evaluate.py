@@ -17,7 +17,7 @@ from calibrate.running.controls import blind_answers, floor_answers, floor_losse
 from calibrate.running.forced import Answer
 from calibrate.running.losses import LossRunner
 from calibrate.running.timing import prefill_ms
-from planner.errors import PlannerError, RuntimeStateError
+from planner.errors import PlannerError, RuntimeStateError, ScheduleError
 from planner.evidence import Role
 from planner.policies import AnyPolicy, parse
 from planner.schedule import Schedule, dense
@@ -166,7 +166,7 @@ def _executed(
             _run_controls(bench, control)
         try:
             found[name] = _Executed(role, bench.answers(schedule), schedule)
-        except RuntimeStateError as error:
+        except (RuntimeStateError, ScheduleError) as error:
             if role != "policy":
                 raise
             progress(f"left out {name}: {error.cause}")

@@ -20,7 +20,7 @@ from calibrate.probes.massive import FIRST_LAYER, check_reachable, check_tau, ho
 from calibrate.probes.stats import Array, mean
 from calibrate.running.execute import divergence, first_logits
 from planner.runtime import LayerView, observe
-from planner.runtime.model.adapters import find_parts
+from planner.runtime.model.adapters import check_attending, find_parts
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.tensors.layout import read_layout
 from planner.spec import ModelSpec
@@ -126,6 +126,7 @@ def as_many(sinks: torch.Tensor, others: torch.Tensor, ids: tuple[int, ...]) -> 
 def hidden_from_text(model: Any, inputs: dict[str, torch.Tensor], hidden: torch.Tensor) -> Iterator[None]:
     """Text rows after the image do not see the columns ``hidden [B, n]``, in every layer of a prefill."""
     parts = find_parts(model)
+    check_attending(parts, "hiding tokens from the text")
     layout = read_layout(inputs["input_ids"], parts.visual_ids, inputs.get("attention_mask"))
     blocked = layout.after[:, None, :, None] & hidden.to(layout.after.device)[:, None, None, :]
 
@@ -139,5 +140,5 @@ def hidden_from_text(model: Any, inputs: dict[str, torch.Tensor], hidden: torch.
             mask = call.mask.masked_fill(block, torch.finfo(call.mask.dtype).min)
         return replace(call, mask=mask).run()
 
-    with attention_hook(list(parts.attentions), attend):
+    with attention_hook(parts.attentions, attend):
         yield

@@ -124,9 +124,9 @@ def _by_component(parts: Parts, counts: Mapping[str, int], total: int) -> dict[s
     # Children one by one: a layer whose visual rows run alone is not always entered as a whole.
     beside_attention = (
         child
-        for layer, attention in zip(parts.layers, parts.attentions, strict=True)
+        for index, layer in enumerate(parts.layers)
         for child in layer.children()
-        if child is not attention
+        if child is not parts.attentions.get(index)
     )
     ffn = sum(counts.get(names[child], 0) for child in beside_attention)
     return {"vision": total - tower - head, "attention": tower - ffn, "ffn": ffn, "lm_head": head}

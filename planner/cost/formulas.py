@@ -31,8 +31,7 @@ def layer_macs(
         return _cross_macs(attention, ffn.macs, segment)
     visual = 0 if decoder.cross else segment.visual
     if attention.kind == "linear":
-        rows = segment.system + segment.text + visual
-        return rows * attention.projection_macs, _state_macs(attention, rows), rows * ffn.macs, 0, 0
+        return _recurrent_macs(layer, segment, visual)
     words = segment.system + segment.text
     if segment.alone:
         return _isolated_macs(convention, layer, segment, visual, generic)
@@ -42,17 +41,35 @@ def layer_macs(
     return (
         rows * attention.projection_macs,
         pairs * attention.pair_macs,
-        _fed(ffn, words, visual),
+        _fed(ffn, words, visual, segment),
         edited,
         visual_pairs * attention.pair_macs,
     )
 
 
-def _fed(ffn: FeedForward, words: Number, visual: Number) -> Number:
-    """Feed-forward of text rows and visual ones, which may have experts of their own."""
+def _fed(ffn: FeedForward, words: Number, visual: Number, segment: Segment) -> Number:
+    """Feed-forward of text rows and visual ones, which may have experts of their own, and what is projected for all of
+    the prompt before any row is dropped."""
+    dropped = segment.system + segment.prompt_text + segment.prompt_visual - words - visual
+    front = dropped * ffn.front_macs
     if not ffn.visual_expert_macs:
-        return (words + visual) * ffn.macs
-    return words * ffn.macs + visual * ffn.visual_macs
+        return front + (words + visual) * ffn.macs
+    return front + words * ffn.macs + visual * ffn.visual_macs
+
+
+def _recurrent_macs(layer: LayerSpec, segment: Segment, visual: Number) -> tuple[Number, ...]:
+    """A layer with a state. Visual rows that run alone are each a decode step, from a fresh state."""
+    attention, words = layer.attention, segment.system + segment.text
+    together = words if segment.alone else words + visual
+    alone = visual if segment.alone and not segment.streamed else 0 * visual
+    rows = together + alone
+    state = _state_macs(attention, together) + alone * _step_macs(attention)
+    return rows * attention.projection_macs, state, _fed(layer.ffn, words, rows - words, segment), 0, 0
+
+
+def _step_macs(attention: Attention) -> int:
+    """Convolution of one more row, which transformers computes at two positions; its state is updated elementwise."""
+    return 2 * attention.state_macs
 
 
 def _state_macs(attention: Attention, rows: Number) -> Number:
@@ -81,7 +98,7 @@ def _isolated_macs(
     return (
         words * attention.projection_macs + visual * per_row,
         (text_pairs + visual_pairs + ahead) * attention.pair_macs,
-        _fed(layer.ffn, words, computed),
+        _fed(layer.ffn, words, computed, segment),
         edited,
         visual_pairs * attention.pair_macs,
     )
@@ -198,7 +215,7 @@ def decode_macs(layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int
     """
     attention, ffn = layer.attention, layer.ffn
     if attention.kind == "linear":
-        return attention.projection_macs, 2 * attention.state_macs, ffn.macs, 0
+        return attention.projection_macs, _step_macs(attention), ffn.macs, 0
     if attention.kind == "cross":
         asking = 1 * (segment.visual > 0)
         projected = asking * (attention.query_macs + attention.output_macs)

@@ -55,7 +55,8 @@ def attach(
             may be left out, and the prompt's images are then the stream's, in order.
 
     Raises:
-        UnsupportedModelError: the model lacks a part that is needed; the message names it.
+        UnsupportedModelError: the model lacks a part that is needed, or its images have no streams; the message says
+            what is missing.
         ScheduleError: the schedule does not fit the model.
         PlanMismatchError: the image stream was made by another model, or under another plan.
         RuntimeStateError: training mode, another attention kernel than sdpa or eager, or a plan is attached already.
@@ -171,6 +172,7 @@ class Handle:
 
         Raises:
             InputError: the plan has no fixed shapes: it has thresholds, prunes text, or ranks by scores of text.
+            UnsupportedModelError: the model's layers keep states, or read the keys of others.
         """
         self._execution.compile_prefill(buckets, options)
 

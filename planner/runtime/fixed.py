@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 
 from planner.errors import InputError, RuntimeStateError
 from planner.runtime.execution.packing import GONE
-from planner.runtime.model.cache import PrunedLayer
+from planner.runtime.model.cache import BorrowingLayer, PrunedLayer, PrunedState
 
 
 class FixedLayer(PrunedLayer):
@@ -102,6 +102,11 @@ def fix(cache: Cache, max_new_tokens: int) -> Cache:
             f"max_new_tokens must be at least 1, got {max_new_tokens}", "Ask for the tokens you will generate"
         )
     layers = list(cache.layers)
+    if any(isinstance(layer, (PrunedState, BorrowingLayer)) for layer in layers):
+        raise RuntimeStateError(
+            "a cache with states of recurrent layers, or with keys that several layers read, cannot be fixed",
+            "Decode over the ordinary cache",
+        )
     if not layers or not all(type(layer) is PrunedLayer for layer in layers):
         raise RuntimeStateError(
             "only a cache filled under a plan can be fixed", "Run the prompt with the plan attached"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from planner.errors import RuntimeStateError
 from planner.runtime.attach import attached_towers
-from planner.runtime.model.adapters import find_parts
+from planner.runtime.model.adapters import check_attending, find_parts
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.model.cache import past_length
 from planner.runtime.tensors.layout import Layout, read_layout
@@ -107,13 +107,16 @@ def observe(model: Any, callback: Callable[[LayerView], None], layers: Collectio
         layers: only these layers; None: all.
 
     Raises:
-        UnsupportedModelError: the model lacks a part that is needed; the message names it.
+        UnsupportedModelError: the model lacks a part that is needed, such as attention in one of `layers`; the message
+            names it.
         RuntimeStateError: another attention kernel than sdpa or eager, or a plan is attached.
     """
     parts = find_parts(model)
     if parts.tower in attached_towers:
         raise RuntimeStateError("a plan is attached to this model", "Detach it before measuring")
     watched = range(len(parts.layers)) if layers is None else sorted(set(layers))
+    if not set(watched) <= set(parts.attentions):
+        check_attending(parts, "observing every layer")
     layout: list[Layout] = []
     hidden: dict[int, Tensor] = {}
 
@@ -141,7 +144,7 @@ def observe(model: Any, callback: Callable[[LayerView], None], layers: Collectio
         hooks += [parts.layers[i].register_forward_pre_hook(before_layer(i), with_kwargs=True) for i in watched]
         for hook in hooks:
             stack.callback(hook.remove)
-        stack.enter_context(attention_hook(list(parts.attentions), attend))
+        stack.enter_context(attention_hook(parts.attentions, attend))
         yield
 
 

@@ -42,10 +42,11 @@ def feed_forward(config: Config, data: Mapping[str, Any], sparse: bool, wide: in
     """
     hidden, matrices = config.size("hidden_size"), 3 if data["ffn"] == "gated" else 2
     # Gemma 4's per-layer input: this layer's share of the projection in front of all, its gate, and the way back.
-    beside = 3 * hidden * config.size("hidden_size_per_layer_input", default=0, least=0)
+    front = hidden * config.size("hidden_size_per_layer_input", default=0, least=0)
+    beside = 3 * front
     experts = data.get("experts")
     if not sparse or experts is None:
-        return FeedForward(dense_macs=beside + matrices * hidden * wide * _dense_width(config, data))
+        return FeedForward(dense_macs=beside + matrices * hidden * wide * _dense_width(config, data), front_macs=front)
     count = config.size(experts["count"], *experts.get("aliases", ()))
     per_token = config.size(experts["per_token"])
     width, visual_width = _expert_widths(config, experts)
@@ -57,6 +58,7 @@ def feed_forward(config: Config, data: Mapping[str, Any], sparse: bool, wide: in
     router = hidden * count + (hidden if experts.get("shared_gate") else 0)
     return FeedForward(
         dense_macs=beside + router + matrices * hidden * shared,
+        front_macs=front,
         expert_macs=matrices * hidden * width,
         visual_expert_macs=matrices * hidden * visual_width,
         experts=count,

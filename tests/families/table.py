@@ -14,8 +14,6 @@ from tests.integration.test_runtime_equality import FAMILIES as CORE
 from tests.integration.test_runtime_equality import REFUSED as CORE_REFUSED
 from tests.tiny.extra import EXTRA
 
-#: Families that are another one's class with other names, or have a counted test of their own.
-SAME = {"glm4v_moe": "", "glmga": "glm46v", "pp_chart2table": "got_ocr2"}
 #: Families whose tokens for pictures of nine sizes are compared with their processor's.
 TOKENS = (
     "gemma4", "glm4v", "idefics2", "idefics3", "internvl", "llava_next", "llava_onevision", "minicpmv4_6", "mistral3",
@@ -32,7 +30,7 @@ Every type that transformers {version} loads as an image-text-to-text model. Mad
 
 - **cost**: `exact` equals a counter on a forward of the model, as integers; `modelled` leaves a part out or guesses it,
   and reports say so; `refused` is not guessed. Text decoders alone can be reported on whatever stands in front of them.
-- **counted forward**: a tiny model was counted, prefill and decode step, or one of another type of the same class.
+- **counted forward**: a tiny model was counted, prefill and decode step.
 - **weights of the class**: matrices of the class with its own defaults equal the facts, within a thousandth.
 - **tokens of its processor**: tiles and visual tokens equal the processor's for nine sizes.
 - **a plan at run time**: `equal` is the slow reference to 1e-10, and counted FLOPs are the predicted ones; `refused`
@@ -63,9 +61,7 @@ def _row(name: str) -> tuple[str, ...]:
     data = family(name, role)
     cost = "modelled" if data.get("modelled") else "exact"
     # A text decoder in the list is checked with the decoders.
-    counted = (
-        "as " + SAME[name] if SAME.get(name) else "yes" if name in SAME or _is_tiny(name) or role == "decoder" else "no"
-    )
+    counted = "yes" if _is_tiny(name) or role == "decoder" else "no"
     weights = "no" if name in NO_DEFAULTS or name not in families("vlm") else "yes"
     return name, cost, counted, weights, "yes" if name in TOKENS else "", _runtime(name)
 

@@ -135,33 +135,6 @@ def test_components_are_where_the_modules_are() -> None:
     assert language == expected["ffn"]
 
 
-def test_a_mixture_of_experts_behind_a_glm_tower() -> None:
-    """The dense family's inputs, and its configuration with experts after the first layer."""
-    family, mixture = tiny.config("glm4v").to_dict(), transformers.CONFIG_MAPPING["glm4v_moe"]
-    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 20}
-    text = {
-        **family["text_config"],
-        **experts,
-        "n_group": 1,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "head_dim": 8,
-    }
-    blocks = {"text_config": {**text, "model_type": "glm4v_moe_text"}, "vision_config": family["vision_config"]}
-    blocks["vision_config"]["model_type"] = "glm4v_moe_vision"
-    # Half of a head's size is rotated: two angles.
-    blocks["text_config"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]}
-    config = mixture(**blocks, **{name: value for name, value in family.items() if name.endswith("token_id")})
-    model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa").eval()
-    inputs = tiny.inputs("glm4v", batch=BATCH, dtype=torch.float32)
-    spec = ModelSpec.from_config(config.to_dict())
-    expected = cost(spec, workload_of("glm4v", spec, inputs), dense(spec.layers), head="all")
-    with torch.no_grad(), FlopCounter() as counter:
-        model(**inputs)
-    assert {layer.ffn.experts for layer in spec.decoder.layers} == {0, 4}
-    assert counter.total == expected.prefill_flops
-
-
 #: Text decoders that may stand behind a vision tower, beyond those of the families above: what differs from `_SMALL`.
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 _LATENT = {

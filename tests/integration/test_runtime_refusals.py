@@ -9,10 +9,10 @@ import torch
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from planner.errors import InputError, RuntimeStateError, ScheduleError, UnsupportedModelError
-from planner.runtime import attach, observe
+from planner.runtime import ImageCache, attach, fix, observe
 from planner.schedule import Count, Schedule, Select, Stage
 from tests import tiny
-from tests.schedules import LAYERS, SCHEDULES
+from tests.schedules import HYBRID, LAYERS, SCHEDULES, after_layer, select
 
 FASTV = SCHEDULES["fastv"]
 
@@ -25,7 +25,6 @@ def llava() -> tuple[Any, dict[str, torch.Tensor]]:
     ("family", "part"),
     [
         ("mllama", "cross-attention"),
-        ("llama4", "chunked_attention"),
         ("llama", "placeholder token"),
         ("mixtral", "placeholder token"),
     ],
@@ -33,6 +32,18 @@ def llava() -> tuple[Any, dict[str, torch.Tensor]]:
 def test_models_that_lack_a_part(family: str, part: str) -> None:
     with pytest.raises(UnsupportedModelError, match=part):
         attach(tiny.model(family, layers=LAYERS), FASTV)
+
+
+def test_ranking_by_a_layer_that_attends_in_chunks() -> None:
+    with pytest.raises(ScheduleError, match=r"layer 2 would rank.*in chunks.*layer with full attention: 1, 3, 5"):
+        attach(tiny.model("llama4", layers=LAYERS), SCHEDULES["visual-attention"])
+
+
+def test_prompts_so_long_that_queries_are_scaled_by_their_place() -> None:
+    model, inputs = tiny.model("llama4", layers=LAYERS, fresh=True), tiny.inputs("llama4")
+    model.config.get_text_config().floor_scale = inputs["input_ids"].shape[1]
+    with attach(model, FASTV), pytest.raises(RuntimeStateError, match="shorter than 28 tokens"):
+        model(**inputs)
 
 
 def test_something_that_is_no_model() -> None:
@@ -187,3 +198,35 @@ def test_wrapped_models_work() -> None:
         wrapped = Wrapper(model).eval()
         with attach(wrapped, FASTV):
             assert torch.equal(wrapped(**inputs).logits, expected)
+
+
+def test_image_streams_where_every_layer_reads_the_image() -> None:
+    model = tiny.model("gemma4", layers=LAYERS)
+    with pytest.raises(UnsupportedModelError, match="gemma4 has no image streams"):
+        attach(model, SCHEDULES["visipruner"], image_cache=ImageCache(max_bytes=1))
+    handle = attach(model, SCHEDULES["visipruner"])
+    with handle, pytest.raises(UnsupportedModelError, match="no image streams"):
+        handle.encode_image(**tiny.inputs("gemma4"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        (SCHEDULES["visipruner"], r"layers 4 and above read keys and values of layers 2, 3.*before layer 2"),
+        (SCHEDULES["prefix-late"], r"none of these visual tokens can run alone \(visual_attention 'prefix'\)"),
+        (HYBRID["hybrid-cache-none"], "layer 5 decodes over visual tokens in the cache of layer 2, which keeps none"),
+        (after_layer(3, select("influence_l2", 5, probe=True)), "layer 4 has no keys of its own that could be probed"),
+    ],
+)
+def test_layers_that_read_the_keys_of_others(schedule: Schedule, reason: str) -> None:
+    with pytest.raises(ScheduleError, match=reason):
+        attach(tiny.model("gemma4-sharing", layers=LAYERS), schedule)
+
+
+def test_shared_keys_have_no_fixed_shapes() -> None:
+    model, inputs = tiny.model("gemma4-sharing", layers=LAYERS), tiny.inputs("gemma4-sharing")
+    with attach(model, FASTV) as handle, torch.no_grad():
+        with pytest.raises(UnsupportedModelError, match="read keys and values of others"):
+            handle.compile_prefill()
+        with pytest.raises(RuntimeStateError, match="keys that several layers read"):
+            fix(model(**inputs, use_cache=True).past_key_values, 4)

@@ -14,6 +14,9 @@ from transformers.modeling_utils import AttentionInterface
 
 from planner.schedule import Redistribute
 
+#: Names of what stands in the place of attention in recurrent layers.
+RECURRENT = ("linear_attn", "conv")
+
 
 @dataclass
 class LayerRule:
@@ -24,6 +27,8 @@ class LayerRule:
         merge_token, merge_rows: per sample the visual token whose value stands for every visual token's (None: there is
             none), and the ``[B, N]`` query rows for which it does.
         skipped: ``[B, N]`` rows that leave the layer as they came.
+        sequences: where the layer is recurrent, per sample the rows of each sequence it runs over, from a fresh state
+            each. A row in none of them does not run.
         redistribute, redistribute_rows: the weight edit and the ``[B, N]`` query rows it touches.
     """
 
@@ -33,6 +38,7 @@ class LayerRule:
     redistribute: Redistribute | None = None
     redistribute_rows: Tensor | None = None
     skipped: Tensor | None = None
+    sequences: list[list[list[int]]] = field(default_factory=list)
 
 
 @dataclass
@@ -133,14 +139,29 @@ def forward(
         hidden = torch.where(rule.skipped[..., None], record.inputs, hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
+    def in_sequences(mixer: Any, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(hidden_states: Tensor, **_: Any) -> Tensor:
+            output = torch.zeros_like(hidden_states)
+            for sample, sequences in enumerate(rule_of(mixer.layer_idx).sequences):
+                for rows in sequences:
+                    output[sample, rows] = original(hidden_states[sample, rows][None])[0]
+            return output
+
+        return run
+
+    mixers = [child for layer in tower.layers for name, child in layer.named_children() if name in RECURRENT]
     hooks = [layer.register_forward_hook(skip) for layer in tower.layers]
     hooks += [layer.register_forward_pre_hook(remember, with_kwargs=True) for layer in tower.layers]
     if members or gone is not None:
         hooks.append(tower.register_forward_pre_hook(enter, with_kwargs=True))
     try:
+        for mixer in mixers:
+            mixer.forward = in_sequences(mixer, mixer.forward)
         with torch.no_grad(), _attention(tower.config, attend):
             return model(**inputs, use_cache=False).logits, records
     finally:
+        for mixer in mixers:
+            del mixer.forward
         for hook in hooks:
             hook.remove()
 

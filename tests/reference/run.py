@@ -166,7 +166,7 @@ class _Run:
             if stage.text_to_visual == "none":
                 sees[text[sample]] &= ~visual[sample]
             edges.append(sees | torch.eye(prompt + steps, dtype=torch.bool))
-        rule = LayerRule(torch.stack(edges))
+        rule = LayerRule(torch.stack(edges), sequences=self._sequences(layer, steps))
         if stage.visual_attention == "skip":
             rule.skipped = visual
         if stage.text_to_visual == "merge":
@@ -174,6 +174,22 @@ class _Run:
         if stage.redistribute is not None:
             rule.redistribute, rule.redistribute_rows = stage.redistribute, _widened(self.prompt.after, steps, True)
         return rule
+
+    def _sequences(self, layer: int, steps: int) -> list[list[list[int]]]:
+        """What a recurrent layer runs over: all that is left, in order, and what is generated. Where visual tokens are
+        alone, each is a sequence of its own, and the text's goes on without them. What the layer's cache may hold of an
+        image is nothing to it: its state is that of the rows that ran."""
+        stage, alive, visual = self._stage(layer), self._alive(layer), self.prompt.visual
+        generated = list(range(alive.shape[1], alive.shape[1] + steps))
+        found = []
+        for sample in range(len(alive)):
+            images = (alive & visual)[sample].nonzero()[:, 0].tolist()
+            text = (alive & ~visual)[sample].nonzero()[:, 0].tolist()
+            if stage.visual_attention == "full":
+                found.append([sorted(text + images) + generated])
+            else:
+                found.append([text + generated, *([token] for token in images)])
+        return found
 
 
 def _widened(flags: Tensor, steps: int, value: bool) -> Tensor:

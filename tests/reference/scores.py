@@ -127,6 +127,8 @@ def _scores(
     select: Select, prompt: Prompt, alive: Tensor, record: Record, sample: int, candidates: list[int]
 ) -> tuple[list[float], float]:
     """One score a candidate, and the norm of the last row's attention output."""
+    if select.rank_by == "encoder_norm":  # of features, whatever the layer is
+        return [float(record.inputs[sample, token].norm()) for token in candidates], 1.0
     last = prompt.last(sample)
     weights, value = record.weights[sample], record.read[sample]
     if select.probe:
@@ -166,8 +168,6 @@ def _scores(
                 asking = record.present[sample].nonzero()[:, 0].tolist()
                 seeing = [row for row in asking if row >= token and bool(record.seen[sample, row, token])]
                 score = weights[:, seeing, token].mean(1).max()
-            case "encoder_norm":
-                score = record.inputs[sample, token].norm()
             case _:
                 raise NotImplementedError(select.rank_by)
         scores.append(float(score))

@@ -27,7 +27,7 @@ __all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "rand
 #: Families that take an image.
 VISION = tuple(family for family in FAMILIES if family not in TEXT_ONLY)
 #: Families without a fused kernel: transformers refuses sdpa where scores are capped or have relative positions.
-EAGER_ONLY = ("paligemma2", "got_ocr2")
+EAGER_ONLY = ("paligemma2", "got_ocr2", "pp_chart2table")
 #: Standard deviation of attention scores is about the square of this.
 ATTENTION_GAIN = 1.6
 
@@ -49,7 +49,8 @@ def config(family: str, layers: int = 4, window: int | None = None) -> Any:
         window: another sliding window, for towers that have one.
     """
     class_name, make = made_of(family)
-    config_class = getattr(transformers, class_name).config_class
+    other = EXTRA[family].config if family in EXTRA else ""
+    config_class = transformers.CONFIG_MAPPING[other] if other else getattr(transformers, class_name).config_class
     made = config_class(**make(layers))
     if window is not None and window_of(made):
         made.get_text_config().sliding_window = window

@@ -51,6 +51,7 @@ class Extra:
         marks: whether a start and an end token stand around a picture.
         typed: the model asks which tokens are of a picture, and takes positions of three axes.
         join: dimension along which pixels of several pictures stand.
+        config: the model type whose configuration the class takes, where it is not its own.
         processor, size: of families whose pictures are filled up: what the processor's file says, and the width and
             height of every sample's first picture.
     """
@@ -61,6 +62,7 @@ class Extra:
     marks: bool = False
     typed: bool = False
     join: int = 0
+    config: str = ""
     processor: dict[str, Any] | None = None
     size: tuple[int, int] | None = None
 
@@ -186,10 +188,19 @@ def _glm(layers: int, **vision: Any) -> Config:
     }
 
 
+def _glm_moe(layers: int) -> Config:
+    made = _glm(layers)
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 20}
+    groups = {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+    # Half of a head's size is rotated: two angles.
+    made["text_config"] = text(layers, head_dim=8, **experts, **groups, **_mrope(1, 1, 0))
+    return made
+
+
 def _lfm2(layers: int) -> Config:
     vision = tower("siglip2_vision_model", patch_size=4, num_patches=16, vision_use_head=False)
     del vision["image_size"]
-    kinds = ["full_attention" if layer % 3 == 1 else "conv" for layer in range(layers)]
+    kinds = ["full_attention" if layer % 3 == 2 else "conv" for layer in range(layers)]
     decoder = text(
         layers, model_type="lfm2", layer_types=kinds, conv_L_cache=3, block_multiple_of=8, intermediate_size=60
     )
@@ -258,12 +269,12 @@ def _omni(layers: int) -> Config:
     }
 
 
-def _gemma4(layers: int) -> Config:
+def _gemma4(layers: int, **more: Any) -> Config:
     kinds = ["full_attention" if layer % 3 == 2 else "sliding_attention" for layer in range(layers)]
     decoder = text(
         layers, head_dim=8, global_head_dim=16, num_global_key_value_heads=1, attention_k_eq_v=True,
         sliding_window=12, layer_types=kinds, hidden_size_per_layer_input=8, vocab_size_per_layer_input=128,
-        enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=20,
+        enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=20, **more,
     )  # fmt: skip
     vision = tower("gemma4_vision", patch_size=4, num_key_value_heads=2, head_dim=8, pooling_kernel_size=2)
     del vision["image_size"]
@@ -511,7 +522,17 @@ EXTRA: dict[str, Extra] = {
         processor={"max_soft_tokens": 9},
         size=(32, 16),
     ),
+    "gemma4-sharing": Extra(
+        "Gemma4ForConditionalGeneration",
+        lambda n: _gemma4(n, num_kv_shared_layers=n // 3),
+        _positioned,
+        typed=True,
+        processor={"max_soft_tokens": 9},
+        size=(32, 16),
+    ),
     "glm46v": Extra("Glm46VForConditionalGeneration", _glm, _grid(3), marks=True, typed=True),
+    "glm4v_moe": Extra("Glm4vMoeForConditionalGeneration", _glm_moe, _grid(3), marks=True, typed=True),
+    "glmga": Extra("Glm46VForConditionalGeneration", _glm, _grid(3), marks=True, typed=True, config="glmga"),
     "glm_ocr": Extra("GlmOcrForConditionalGeneration", _glm, _grid(3), marks=True, typed=True),
     "granite_docling": Extra("GraniteDoclingForConditionalGeneration", _granite_docling, _square(32, 16)),
     "hyperclovax_vision_v2": Extra("HyperCLOVAXVisionV2ForConditionalGeneration", _hyperclovax, _grid(3), marks=True),
@@ -534,6 +555,7 @@ EXTRA: dict[str, Extra] = {
     "muse_glimmer": Extra("MuseGlimmerForConditionalGeneration", _muse, _grid(3), marks=True),
     "ovis2": Extra("Ovis2ForConditionalGeneration", _ovis2, _square(SIDE, 4)),
     "paddleocr_vl": Extra("PaddleOCRVLForConditionalGeneration", _paddle, _paddle_grid, marks=True, typed=True),
+    "pp_chart2table": Extra("GotOcr2ForConditionalGeneration", _got, _square(64, 16), config="pp_chart2table"),
     "qianfan_ocr": Extra("QianfanOCRForConditionalGeneration", _qianfan, _square(32, 16)),
     "qwen2_5_omni_thinker": Extra(
         "Qwen2_5OmniThinkerForConditionalGeneration", _omni, _grid(3), marks=True, typed=True

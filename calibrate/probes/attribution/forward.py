@@ -153,7 +153,7 @@ class TextRows:
             if layer
         ]
         try:
-            with attention_hook(list(self._parts.attentions), self._attend):
+            with attention_hook(dict(enumerate(self._parts.attentions)), self._attend):
                 yield
         finally:
             for hook in hooks:

@@ -55,8 +55,9 @@ def find_attribution_parts(model: Any) -> AttributionParts:
         UnsupportedModelError: a part is missing; the message names it.
     """
     found = adapters.find_parts(model)
+    adapters.check_attending(found, "head attribution")
     name = type(found.model).__name__
-    for index, attention in enumerate(found.attentions):
+    for index, attention in found.attentions.items():
         absent = [part for part in _PROJECTIONS if not hasattr(attention, part)]
         if absent:
             raise _missing(name, f"{absent[0]} in the attention of layer {index}")
@@ -66,7 +67,7 @@ def find_attribution_parts(model: Any) -> AttributionParts:
     return AttributionParts(
         tower=found.tower,
         blocks=tuple(found.layers),
-        attentions=found.attentions,
+        attentions=tuple(found.attentions.values()),
         last_mlp=getattr(found.layers[-1], "mlp", None),
         head=head,
         heads=found.heads,

@@ -190,7 +190,7 @@ def capture(
         hooks.append(parts.key_source(layer).register_forward_hook(recorder.key_hook(layer)))
         hooks.append(attention.register_forward_pre_hook(recorder.rotary_hook(layer), with_kwargs=True))
     try:
-        with attention_hook(list(parts.attentions), recorder.attend):
+        with attention_hook(dict(enumerate(parts.attentions)), recorder.attend):
             # `use_cache=False` also keeps a model's own cache classes out of the way.
             output = model(**{**inputs, "use_cache": False})
     finally:

@@ -26,7 +26,7 @@ from calibrate.probes.context.flow import flows
 from calibrate.probes.context.rows import CHUNK, row_weights, visible
 from calibrate.probes.stats import Array
 from planner.errors import UnsupportedModelError
-from planner.runtime.model.adapters import Parts
+from planner.runtime.model.adapters import Parts, check_attending
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.tensors.layout import Layout, read_layout
 from planner.schedule import Schedule, kept
@@ -146,15 +146,16 @@ def attended(
         split: take preserved and pruned tokens from this run, for a dense run beside it.
 
     Raises:
-        UnsupportedModelError: the model caps attention scores.
+        UnsupportedModelError: the model caps attention scores, or has recurrent layers.
     """
+    check_attending(parts, "the context probe")
     with torch.inference_mode(False), torch.set_grad_enabled(answer is not None), _frozen(model):
         # Tensors made in inference mode can neither be part of a graph nor be written to; copies can.
         copies = {name: value.clone() for name, value in inputs.items()}
         layout = read_layout(copies["input_ids"], parts.visual_ids, copies.get("attention_mask"))
         dropped = torch.zeros(layout.length, dtype=torch.bool, device=layout.ids.device)
         run = _Run(layout, protect, schedule, pooling, answer is not None, dropped)
-        with attention_hook(list(parts.attentions), run.attend):
+        with attention_hook(parts.attentions, run.attend):
             logits = model(**copies, use_cache=False, logits_to_keep=1).logits[0, -1]
         target = torch.zeros_like(dropped)
         target[int(layout.last[0])] = True

@@ -26,7 +26,7 @@ from torch import Tensor
 from calibrate.probes.masking.sight import Scope, Sight, Sights, closed_by, merged_values
 from planner.errors import RuntimeStateError
 from planner.runtime.attach import attached_towers
-from planner.runtime.model.adapters import find_parts
+from planner.runtime.model.adapters import check_attending, find_parts
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.model.exchange import Function, wrapped
 from planner.runtime.tensors.layout import read_layout
@@ -78,6 +78,7 @@ class Replay:
 
     def __init__(self, model: Any, inputs: Mapping[str, Tensor], start: int | None = None, last: int = 1) -> None:
         self.parts, self.inputs, self.last = find_parts(model), dict(inputs), last
+        check_attending(self.parts, "hiding the image from the text, layer by layer,")
         self.layout = read_layout(inputs["input_ids"], self.parts.visual_ids, inputs.get("attention_mask"))
         self.layers = len(self.parts.layers)
         self.text = self.layout.valid & ~self.layout.visual
@@ -96,7 +97,7 @@ class Replay:
         if self.parts.tower in attached_towers:
             raise RuntimeStateError("a plan is attached to this model", "Detach it before measuring")
         with ExitStack() as stack:
-            stack.enter_context(attention_hook(list(self.parts.attentions), self._attend))
+            stack.enter_context(attention_hook(self.parts.attentions, self._attend))
             for index, layer in enumerate(self.parts.layers):
                 stack.enter_context(wrapped(layer, "forward", partial(self._around_layer, index)))
             for owner in {id(owner): owner for owner in (model, getattr(model, "model", model))}.values():

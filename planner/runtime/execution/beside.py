@@ -126,10 +126,10 @@ class Beside:
         return self._known[key][3]  # type: ignore[no-any-return]
 
 
-def _show(isolated: IsolatedRows, stage: Stage, key: Tensor | None, value: Tensor) -> None:
+def _show(isolated: IsolatedRows, stage: Stage, key: Tensor | None, value: Tensor | None) -> None:
     """Let text see keys and values of the rows; after a merge, one row's value in the place of every value."""
     isolated.key, isolated.shown = key, value
-    if stage.text_to_visual != "merge":
+    if stage.text_to_visual != "merge" or value is None:
         return
     rows = isolated.rows
     # The first visual row of a sample stands behind its empty slots.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from planner.runtime.execution.layer_state import LayerState
@@ -15,18 +17,18 @@ class CacheWriter:
     """Fills the cache's layers, one after the other.
 
     Args:
-        caches: the layers; none where the model runs without a cache.
+        caches: those with keys and values, by layer; none where the model runs without a cache.
         streams: the rows of the prefill.
     """
 
-    def __init__(self, caches: list[PrunedLayer], streams: Streams) -> None:
+    def __init__(self, caches: Mapping[int, PrunedLayer], streams: Streams) -> None:
         self.caches, self.streams = caches, streams
-        #: Per layer the rows held, and how many of them are visual.
-        self._held: list[tuple[Rows, tuple[int, ...]]] = []
+        #: By layer the rows held, and how many of them are visual.
+        self._held: dict[int, tuple[Rows, tuple[int, ...]]] = {}
 
     def fill(self, layer: int, state: LayerState) -> None:
         """Put into a layer that has run what decoding may attend to; the end of its stage may `trim` it."""
-        if not self.caches:
+        if layer not in self.caches:
             return
         cache, streams = self.caches[layer], self.streams
         rows, isolated, stage = streams.main, state.isolated, state.stage
@@ -50,14 +52,16 @@ class CacheWriter:
             )
         if state.sinks is not None:
             cache.visual, cache.sinks = streams.layout.visual, state.keys.spread(state.sinks)
-        self._held.append((rows, visual))
+        self._held[layer] = (rows, visual)
 
     def trim(self, stage: Stage) -> None:
         """After the selections of a stage: keep the visual rows that survived, where the stage says so."""
-        if not self.caches or stage.cache_visual != "kept" or stage.text_to_visual == "merge" or not stage.selects:
+        if stage.cache_visual != "kept" or stage.text_to_visual == "merge" or not stage.selects:
             return
         visual = self.streams.visual
         for layer in range(int(stage.first), int(stage.last)):
+            if layer not in self.caches:
+                continue
             held, seen = self._held[layer]
             text = held.mask & ~self.streams.layout.visual
             counts = (all_ - gone + v for all_, gone, v in zip(held.counts, seen, visual.counts, strict=True))
@@ -67,5 +71,5 @@ class CacheWriter:
 
     def close(self) -> None:
         """The prompt is through."""
-        for cache in self.caches:
+        for cache in self.caches.values():
             cache.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import types
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ STEP = 64
 _PER_TOKEN = ("position_ids", "visual_pos_masks", "token_type_ids", "mm_token_type_ids")
 
 #: Makes the prefill of a layout over some caches, given the visual rows that the schedule's entry lets in.
-Make = Callable[[Layout, list[PrunedLayer], Rows | None], Prefill]
+Make = Callable[[Layout, Mapping[int, PrunedLayer], Rows | None], Prefill]
 
 
 def check_compilable(schedule: Schedule) -> None:
@@ -114,7 +114,7 @@ class CompiledPrefill:
         self,
         original: Function,
         layout: Layout,
-        caches: list[PrunedLayer],
+        caches: Mapping[int, PrunedLayer],
         entered: Rows | None,
         features: list[Tensor],
         kwargs: dict[str, Any],
@@ -124,7 +124,7 @@ class CompiledPrefill:
         Args:
             original: the text tower's own forward.
             layout: parts of the prompts.
-            caches: the cache's layers, empty without a cache.
+            caches: the cache's layers by index, empty without a cache.
             entered: the visual rows that the schedule's entry lets in, None without one.
             features: visual features that the family adds after each of the first layers.
             kwargs: arguments of the text tower.
@@ -156,7 +156,7 @@ class CompiledPrefill:
                 self.thread.forward = before
         if not all(bool(flag) for flag in finite):
             raise not_finite("of a selection")
-        for cache, key, value, rows in zip(caches, keys, values, index, strict=False):
+        for cache, key, value, rows in zip(caches.values(), keys, values, index, strict=False):
             cache.fill(key[:, :, pad:], value[:, :, pad:], _rows(rows[:, pad:] - pad, length))
         record = Record(self.schedule, layout.visual, [_rows(rows - pad, length) for rows in kept], [])
         text = tuple(v - n for v, n in zip(layout.valid_counts, layout.visual_counts, strict=True))
@@ -186,7 +186,7 @@ class CompiledPrefill:
         ) -> Any:
             length = visual.shape[1]
             cache = DynamicCache()
-            caches = install(cache, len(windows), Attachment(), length, windows)
+            caches = install(cache, Attachment(), length, windows, {})
             entered = None if inside is None else Rows.of(inside, (let_in,) * len(inside))
             prefill = make(_layout_of_padded(visual, count, ahead, ahead_width), caches, entered)
             prefill.deepstack = features
@@ -195,9 +195,9 @@ class CompiledPrefill:
             thread.forward = None
             return (
                 prefill.streams.main.restore(output[0]),
-                [layer.keys for layer in caches],
-                [layer.values for layer in caches],
-                [layer.index for layer in caches],
+                [layer.keys for layer in caches.values()],
+                [layer.values for layer in caches.values()],
+                [layer.index for layer in caches.values()],
                 [rows.index for rows in prefill.record.kept],
                 prefill.ranking.finite,
                 prefill.record.tokens,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from planner.runtime.model.attention import Call
-from planner.runtime.model.cache import PrunedLayer
+from planner.runtime.model.cache import BorrowingLayer, PrunedLayer, pruned_layers
 from planner.runtime.selection.redistribute import redistribute_step
 from planner.runtime.tensors.masks import columns
 from planner.schedule import Schedule
@@ -19,33 +20,35 @@ class Decoding:
 
     Args:
         schedule: the plan's.
-        layers: the cache's pruned layers.
+        layers: the cache's pruned layers, by layer.
     """
 
-    def __init__(self, schedule: Schedule, layers: list[PrunedLayer] | None = None) -> None:
+    def __init__(self, schedule: Schedule, layers: Mapping[int, PrunedLayer] | None = None) -> None:
         self.schedule = schedule
-        self.layers: list[PrunedLayer] = layers or []
+        self.layers: Mapping[int, PrunedLayer] = layers or {}
         #: Its layers run as the model runs them, and so does its attention.
-        whole = not any(layer.filled is not None or layer.window is not None for layer in self.layers)
+        whole = not any(layer.filled is not None or layer.window is not None for layer in self.layers.values())
         self.plain = whole and schedule.positions == "original"
-        self.plain_attention = all(stage.redistribute is None for stage in schedule.stages)
+        borrows = any(isinstance(layer, BorrowingLayer) for layer in self.layers.values())
+        self.plain_attention = not borrows and all(stage.redistribute is None for stage in schedule.stages)
         #: Masks of this step, by what they are of.
         self._masks: dict[Any, Any] = {}
 
     @classmethod
     def over(cls, schedule: Schedule, cache: Any) -> Decoding | None:
         """A step over a cache; None where a plan has not filled it."""
-        layers = getattr(cache, "layers", None)
-        return cls(schedule, list(layers)) if layers and isinstance(layers[0], PrunedLayer) else None
+        layers = pruned_layers(cache)
+        return cls(schedule, layers) if layers else None
 
     def before(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer's arguments, with the columns of the model's mask that its cache holds."""
-        if kwargs.get("attention_mask") is None and self.layers[index].filled is None:
+        cache = self.layers.get(index)
+        if cache is None or (kwargs.get("attention_mask") is None and cache.filled is None):
             return kwargs
-        return {**kwargs, "attention_mask": self._mask(index, args, kwargs)}
+        return {**kwargs, "attention_mask": self._mask(cache, args, kwargs)}
 
-    def _mask(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        cache, mask = self.layers[index], kwargs.get("attention_mask")
+    def _mask(self, cache: PrunedLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        mask = kwargs.get("attention_mask")
         hidden = args[0] if args else kwargs["hidden_states"]
         assert cache.index is not None
         new = cache.generated + hidden.shape[1]
@@ -59,6 +62,9 @@ class Decoding:
 
     def attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
         """A layer's attention: the kernel, and where the plan says so with its weights redistributed."""
+        borrowing = self.layers[call.layer]
+        if isinstance(borrowing, BorrowingLayer):
+            call.key, call.value = borrowing.pick(call.key), borrowing.pick(call.value)
         output, weights = call.run()
         rule = self.schedule.stage_of(call.layer).redistribute
         if rule is not None:
@@ -67,5 +73,6 @@ class Decoding:
 
     def after(self, index: int) -> None:
         """A layer has run."""
-        if self.layers[index].window is not None:
-            self.layers[index].forget()
+        cache = self.layers.get(index)
+        if cache is not None and cache.window is not None:
+            cache.forget()

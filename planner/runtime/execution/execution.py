@@ -19,7 +19,7 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -43,10 +43,11 @@ from planner.runtime.imaging.images import PIXELS, brings_pixels
 from planner.runtime.imaging.stream_lookup import PromptStream, StreamLookup
 from planner.runtime.model.adapters import Parts
 from planner.runtime.model.attention import Call, attention_hook
-from planner.runtime.model.cache import Attachment, PrunedLayer, install, past_length
+from planner.runtime.model.cache import Attachment, PrunedLayer, install, past_length, pruned_layers
 from planner.runtime.model.exchange import Function, uncopied, wrapped
 from planner.runtime.model.generation import generating, prompt_of
 from planner.runtime.model.isolated import Diversion, IsolatedLayer, find_fast_form
+from planner.runtime.model.recurrent import RecurrentLayer
 from planner.runtime.selection.entry import Entry
 from planner.runtime.tensors.layout import Layout, read_layout, visual_rows
 from planner.runtime.tensors.rows import Rows
@@ -81,8 +82,10 @@ class Execution:
         self._entry: Entry | None = None
         self._signature = inspect.signature(parts.model.forward)
         self._isolated_layers = tuple(
-            IsolatedLayer(layer, attention, parts.heads, self._diversion)
-            for layer, attention in zip(parts.layers, parts.attentions, strict=True)
+            IsolatedLayer(layer, parts.attentions[index], parts.heads, self._diversion)
+            if index in parts.attentions
+            else RecurrentLayer(layer, index, self._diversion)
+            for index, layer in enumerate(parts.layers)
         )
         with ExitStack() as stack:
             if not schedule.empty:
@@ -107,9 +110,7 @@ class Execution:
 
     def _install(self, stack: ExitStack) -> None:
         parts = self.parts
-        self._attention = stack.enter_context(
-            attention_hook(list(parts.attentions), self._attend, self._traced, self._idle)
-        )
+        self._attention = stack.enter_context(attention_hook(parts.attentions, self._attend, self._traced, self._idle))
         self._find_fast_forms(stack)
         if self.schedule.entry is not None:
             self._entry = Entry(parts, self.schedule.entry, self.seed)
@@ -235,6 +236,7 @@ class Execution:
         if stream is not None and stream.given is not None:
             # What the pixels would become is known: the vision encoder does not run.
             kwargs = {**kwargs, **{name: None for name in PIXELS if name in kwargs}}
+        guard.check_length(layout.length, self.parts)
         forward = Forward(layout, stream)
         self.thread.stream = stream
         with self._opened(forward):
@@ -276,6 +278,9 @@ class Execution:
                 "the text tower was called without the model's forward, so that a plan could not take effect",
                 "Call the model itself, its forward or generate, or detach the plan",
             )
+        if self.parts.lenders and "logits_to_keep" in kwargs:
+            # Or the tower would let the last row alone into layers that borrow keys, past the rows a plan knows of.
+            kwargs = {**kwargs, "logits_to_keep": None}
         if forward is None or forward.layout is None:
             self._positions.note(kwargs)
             return original(*args, **pack_step(kwargs))
@@ -287,9 +292,9 @@ class Execution:
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
         if cache is None and (self.parts.tower.config.use_cache if use_cache is None else use_cache):
             cache = kwargs["past_key_values"] = DynamicCache()
-        caches: list[PrunedLayer] = []
+        caches: Mapping[int, PrunedLayer] = {}
         if cache is not None:
-            caches = install(cache, len(self.parts.layers), self._attachment, layout.length, list(self.parts.windows))
+            caches = install(cache, self._attachment, layout.length, self.parts.windows, self.parts.lenders)
         self._positions.note(kwargs)
         features = list(kwargs.pop("deepstack_visual_embeds", None) or [])
         entered = None
@@ -303,7 +308,7 @@ class Execution:
         forward.prefill = prefill
         if self.compiled is not None and not args and self.compiled.serves(layout, forward, entered):
             hidden, record = self.compiled(original, layout, caches, entered, features, kwargs)
-            for layer in caches:
+            for layer in caches.values():
                 layer.close()
             prefill.complete = len(record.tokens) == self.schedule.layers
             self._note(record, layout)
@@ -338,21 +343,32 @@ class Execution:
     def _prefill(
         self,
         layout: Layout,
-        caches: list[PrunedLayer],
+        caches: Mapping[int, PrunedLayer],
         entered: Rows | None = None,
         stream: PromptStream | None = None,
     ) -> Prefill:
         parts = self.parts
-        return Prefill(self.schedule, layout, self._isolated_layers, caches, self.seed, entered, stream, parts.windows)
+        return Prefill(
+            self.schedule,
+            layout,
+            self._isolated_layers,
+            caches,
+            self.seed,
+            entered,
+            stream,
+            parts.windows,
+            parts.lenders,
+        )
 
     def compile_prefill(self, buckets: Sequence[int] | None, options: dict[str, Any]) -> None:
         """From now on run prompts through compiled graphs, see `CompiledPrefill`."""
+        guard.check_fixed_shapes(self.parts)
         self.compiled = CompiledPrefill(self.schedule, self._prefill, self.thread, self.parts.windows, buckets, options)
 
     def _fixed_tower(self, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._compiled.layers = list(kwargs["past_key_values"].layers)
+        self._compiled.layers = pruned_layers(kwargs["past_key_values"])
         output = original(*args, **kwargs)
-        self._compiled.layers = []
+        self._compiled.layers = {}
         return output
 
     # -- its decoder layers ------------------------------------------------------------------------------------------
@@ -369,12 +385,10 @@ class Execution:
         prefill = forward.prefill
         if prefill is None:
             return original(*args, **kwargs)
-        hidden, rest = (args[0], args[1:]) if args else (kwargs["hidden_states"], ())
-        kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
-        hidden, kwargs = prefill.before(index, hidden, kwargs)
+        hidden, kwargs = prefill.before(index, *self._isolated_layers[index].named(args, kwargs))
         if self.thread.encoding and index == self.lookup.extent.depth:
             raise StreamComplete
-        return prefill.after(index, original(hidden, *rest, **kwargs))
+        return prefill.after(index, original(hidden, **kwargs))
 
     def _fixed_layer(self, index: int, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return original(*args, **self._compiled.before(index, args, kwargs))

@@ -6,18 +6,22 @@ from typing import Any
 
 from torch import Tensor
 
-from planner.errors import InputError, RuntimeStateError, ScheduleError
+from planner.errors import InputError, RuntimeStateError, ScheduleError, UnsupportedModelError
 from planner.runtime.imaging.images import PIXELS, brings_images
 from planner.runtime.model.adapters import Parts
-from planner.runtime.model.cache import PrunedLayer, past_length
-from planner.schedule import Schedule
+from planner.runtime.model.cache import past_length, pruned_layers
+from planner.schedule import ATTENTION_SCORES, Schedule, Stage
+
+#: Scores made of attention weights.
+READS_ATTENTION = ATTENTION_SCORES | {"attention_received"}
 
 
 def check_schedule(schedule: Schedule, parts: Parts) -> None:
     """Refuse a schedule that does not fit the model.
 
     Raises:
-        ScheduleError: it has another number of layers, or fractional layers or counts.
+        ScheduleError: it has another number of layers, fractional layers or counts, or asks of recurrent layers what
+            only attention can do.
     """
     if schedule.layers != len(parts.layers):
         raise ScheduleError(
@@ -28,6 +32,75 @@ def check_schedule(schedule: Schedule, parts: Parts) -> None:
         raise ScheduleError(
             "the schedule has fractional layer bounds or counts, which belong to a paper's accounting",
             "Round them to whole numbers to run it",
+        )
+    for stage in schedule.stages:
+        _check_recurrent(stage, parts)
+        _check_scoring(stage, parts)
+    if parts.lenders:
+        _check_lenders(schedule, parts)
+
+
+def _check_recurrent(stage: Stage, parts: Parts) -> None:
+    """Refuse what recurrent layers cannot do: their rows do not see others one by one, but what is left of all."""
+    within = [layer for layer in parts.recurrent if stage.first <= layer < stage.last]
+    name = f"{parts.model.config.model_type}: recurrent layers ({', '.join(map(str, within))})"
+    if within and stage.visual_attention == "prefix":
+        raise ScheduleError(
+            f"{name} cannot let visual tokens see the text before them and no other (visual_attention 'prefix')",
+            "Use visual_attention 'self' with text_to_visual 'none' there, such as "
+            "visipruner:visual_attention=self, or keep that stage to other layers",
+        )
+    if within and stage.isolated != (stage.text_to_visual == "none"):
+        raise ScheduleError(
+            f"{name} cannot run visual_attention '{stage.visual_attention}' with text_to_visual "
+            f"'{stage.text_to_visual}': where visual tokens run alone the text goes on without them",
+            "Use 'self' (or 'skip') with 'none', or 'full' with 'full' there",
+        )
+
+
+def _check_lenders(schedule: Schedule, parts: Parts) -> None:
+    """Refuse visual rows beside the main stream where layers lend or borrow keys and values, and loans that are gone.
+
+    A layer that borrows attends to the lender's keys of the rows that are left, and decodes over those in its cache.
+    """
+    own, lending = min(parts.lenders), sorted(set(parts.lenders.values()))
+    for stage in schedule.stages:
+        if stage.isolated and any(
+            stage.first <= layer < stage.last for pair in parts.lenders.items() for layer in pair
+        ):
+            raise ScheduleError(
+                f"layers {own} and above read keys and values of layers {', '.join(map(str, lending))}, and in "
+                f"none of these visual tokens can run alone (visual_attention '{stage.visual_attention}')",
+                f"Let that stage end before layer {lending[0]}",
+            )
+        if any(select.probe for select in stage.selects) and stage.last in parts.lenders:
+            raise ScheduleError(
+                f"layer {stage.last} has no keys of its own that could be probed", "Rank after it, without probe"
+            )
+    for layer, lender in parts.lenders.items():
+        if schedule.stage_of(lender).cache_visual == "none" and schedule.stage_of(layer).cache_visual != "none":
+            raise ScheduleError(
+                f"layer {layer} decodes over visual tokens in the cache of layer {lender}, which keeps none "
+                "(cache_visual 'none')",
+                f"Use cache_visual 'kept' in the stage of layer {lender}",
+            )
+
+
+def _check_scoring(stage: Stage, parts: Parts) -> None:
+    """Refuse to rank by the attention of layers that have none, or whose last row may not see the image."""
+    for select in stage.selects:
+        layer = int(stage.last) - (not select.probe)
+        if select.rank_by not in READS_ATTENTION or (layer in parts.attentions and layer not in parts.chunked):
+            continue
+        why = (
+            "attends in chunks, which hide the image from what comes later"
+            if layer in parts.chunked
+            else "is recurrent"
+        )
+        able = [str(other) for other in parts.attentions if other not in parts.chunked]
+        raise ScheduleError(
+            f"layer {layer} would rank by its attention ('{select.rank_by}'), and it {why}",
+            f"Rank after a layer with {'full ' if parts.chunked else ''}attention: {', '.join(able)}",
         )
 
 
@@ -75,7 +148,7 @@ def check_turn(kwargs: dict[str, Any]) -> bool:
     cache: Any = kwargs.get("past_key_values")
     if not past_length(cache) or not brings_images(kwargs):
         return False
-    if isinstance(cache.layers[0], PrunedLayer):
+    if pruned_layers(cache):
         raise RuntimeStateError(
             "an image arrived in a later turn, with a KV cache that already holds a pruned prompt",
             "Give all images in the first prompt and no pixel values in later turns, or detach the plan",
@@ -92,7 +165,7 @@ def check_attention(parts: Parts, name: str) -> None:
     Raises:
         RuntimeStateError: another one is set.
     """
-    config: Any = parts.attentions[0].config
+    config: Any = next(iter(parts.attentions.values())).config
     if config._attn_implementation != name:
         raise RuntimeStateError(
             f"the attention implementation was set to '{config._attn_implementation}' while a plan is attached",
@@ -112,6 +185,38 @@ def check_pixels(kwargs: dict[str, Any]) -> None:
         pixels = kwargs.get(name)
         if isinstance(pixels, Tensor) and not bool(pixels.isfinite().all()):
             raise InputError(f"{name} holds NaN or infinite numbers", "Check the image and its preprocessing")
+
+
+def check_length(length: int, parts: Parts) -> None:
+    """Refuse a prompt that is too long for a plan to be exact.
+
+    Args:
+        length: of the prompt, padding included.
+        parts: the model.
+
+    Raises:
+        RuntimeStateError: the model would scale queries by places that a plan has changed.
+    """
+    if parts.shorter_than is not None and length >= parts.shorter_than:
+        raise RuntimeStateError(
+            f"the prompt has {length} tokens, and under a plan {parts.model.config.model_type} takes prompts shorter "
+            f"than {parts.shorter_than} tokens: beyond, it scales queries by their place among the rows of a layer",
+            "Shorten the prompt, or detach the plan",
+        )
+
+
+def check_fixed_shapes(parts: Parts) -> None:
+    """Refuse to compile prompts of padded lengths where that is not known to be right.
+
+    Raises:
+        UnsupportedModelError: the model has recurrent layers, or some that read the keys of others.
+    """
+    why = "recurrent layers, through which padding would pass" if parts.recurrent else ""
+    why = "layers that read keys and values of others" if parts.lenders else why
+    if why:
+        raise UnsupportedModelError(
+            f"prompts of {parts.model.config.model_type} cannot be compiled: it has {why}", "Run them uncompiled"
+        )
 
 
 def check_mode(model: Any) -> None:

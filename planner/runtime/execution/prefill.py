@@ -6,7 +6,7 @@ wherever it is, and the streams part or join as the stage says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from planner.runtime.selection.scores import BY_ATTENTION, Scored
 from planner.runtime.selection.select import survivors
 from planner.runtime.selection.streams import Streams
 from planner.runtime.tensors.layout import Layout
-from planner.runtime.tensors.masks import hide, part
+from planner.runtime.tensors.masks import hide, padding, part
 from planner.runtime.tensors.rows import Rows, gather
 from planner.schedule import Schedule, Select, Stage
 
@@ -56,11 +56,12 @@ class Prefill:
         schedule: what to execute.
         layout: parts of the prompts.
         isolated_layers: per layer, how isolated visual rows run and how a layer is probed.
-        caches: the cache's layers, empty without a cache.
+        caches: the cache's layers with keys and values, empty without a cache.
         seed: of random selections.
         entered: the visual rows that the schedule's entry lets in, None without one.
         image_stream: that of the shallow layers, to be read or filled.
-        windows: sliding window per layer, None for full attention.
+        windows: sliding window per layer, None for full attention, 0 for a recurrent layer.
+        lenders: layers that read the keys and values of earlier ones, and these.
 
     Attributes:
         deepstack: visual features that the family adds after each of the first layers.
@@ -73,14 +74,17 @@ class Prefill:
         schedule: Schedule,
         layout: Layout,
         isolated_layers: tuple[IsolatedLayer, ...],
-        caches: list[PrunedLayer],
+        caches: Mapping[int, PrunedLayer],
         seed: int,
         entered: Rows | None = None,
         image_stream: PromptStream | None = None,
         windows: Sequence[int | None] = (),
+        lenders: Mapping[int, int] | None = None,
     ) -> None:
         self.schedule, self.layout, self.isolated_layers = schedule, layout, isolated_layers
-        self.image_stream, self.windows = image_stream, windows
+        self.image_stream, self.windows, self.lenders = image_stream, windows, lenders or {}
+        #: Keys and values of layers that lend them, and whose they are.
+        self._lent: dict[int, tuple[Tensor, Tensor, Rows]] = {}
         self.deepstack: list[Tensor] = []
         self.streams = Streams(layout)
         self.writer = CacheWriter(caches, self.streams)
@@ -103,7 +107,7 @@ class Prefill:
         self.record.tokens.append((streams.visual.counts, streams.text.counts))
         isolated = self.beside.run(layer, stage, kwargs)
         keys = streams.present() if isolated is not None and isolated.read else streams.main
-        mask = self._mask(kwargs.get("attention_mask"), keys, stage)
+        mask = self._mask(kwargs.get("attention_mask"), keys, stage, self.isolated_layers[layer].recurrent)
         self._state = LayerState(stage, hidden, keys, isolated)
         return hidden, part_of_kwargs(kwargs, streams.main, mask, self._known)
 
@@ -118,6 +122,12 @@ class Prefill:
             order = self.streams.order(state.keys, isolated.rows)
             call.key = gather(torch.cat([isolated.key, call.key], dim=2), order, dim=2)
             call.value = gather(torch.cat([isolated.shown, call.value], dim=2), order, dim=2)
+        if call.layer in self.lenders:
+            key, value, rows = self._lent[self.lenders[call.layer]]
+            slots = rows.slots_of(state.keys)
+            call.key, call.value = gather(key, slots, dim=2), gather(value, slots, dim=2)
+        elif call.layer in self.lenders.values():
+            self._lent[call.layer] = call.key, call.value, state.keys
         output, weights = call.run()
         if stage.redistribute is not None:
             scored, asking = self._scored_by(state, call, output), self.streams.text_after()
@@ -213,8 +223,10 @@ class Prefill:
 
     # -- one layer ---------------------------------------------------------------------------------------------------
 
-    def _mask(self, mask: Tensor | None, keys: Rows, stage: Stage) -> Tensor | None:
+    def _mask(self, mask: Tensor | None, keys: Rows, stage: Stage, recurrent: bool) -> Tensor | None:
         main = self.streams.main
+        if recurrent:
+            return padding(mask, main)
         hides = not stage.isolated and stage.text_to_visual == "none"
         if torch.compiler.is_compiling():  # see part_of_kwargs
             return self._made_mask(mask, keys, hides)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.errors import InputError
+from planner.errors import InputError, UnsupportedModelError
 from planner.runtime.imaging.image_cache import ImageCache
 from planner.runtime.imaging.image_stream import ImageStream, Key, States, join_states
 from planner.runtime.imaging.images import Image, brings_pixels, images_of, whole
@@ -151,6 +151,7 @@ class StreamLookup:
 
     Raises:
         InputError: both are given, or the plan has no image stream that could be used.
+        UnsupportedModelError: no image of the model has one.
         PlanMismatchError: the stream is another model's or another plan's.
     """
 
@@ -158,6 +159,8 @@ class StreamLookup:
         deepstack = getattr(parts.model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.parts, self.stream, self.cache = parts, stream, cache
         self.extent = StreamExtent.of(schedule, len(deepstack))
+        if stream is not None or cache is not None:
+            self._check_model()
         self._model = ""
         if cache is not None and not self.extent.depth:
             _log.warning("the image cache stays empty: this plan has no shallow layers that depend on an image alone")
@@ -178,12 +181,22 @@ class StreamLookup:
             self._model = model_fingerprint(self.parts.model)
         return self._model
 
+    def _check_model(self) -> None:
+        if getattr(self.parts.tower.config, "hidden_size_per_layer_input", 0):
+            raise UnsupportedModelError(
+                f"{self.parts.model.config.model_type} has no image streams: every layer gets an input of its own from "
+                "the image's features, which a stream does not hold",
+                "Leave image_cache and image_stream out",
+            )
+
     def check_plan(self) -> None:
         """Refuse a plan without an image stream.
 
         Raises:
             InputError: its visual rows do not start isolated, or not for long enough.
+            UnsupportedModelError: no image of the model has one.
         """
+        self._check_model()
         if not self.extent.depth:
             raise InputError(
                 "the plan has no image stream: its visual tokens see each other from layer 0 "

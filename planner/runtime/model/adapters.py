@@ -5,24 +5,32 @@ Parts are found by what a module *has*, not by its class. A model that lacks a p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import transformers
 from torch import nn
 
 from planner.errors import UnsupportedModelError
+from planner.runtime.model.cache import KEEPS_STATES
 
 #: Config attributes that name the placeholder token of an image or a video.
 _TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-#: Layer types whose cache is a list of keys and values.
-_LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
+#: Layer types whose cache is a list of keys and values, and the config attribute that says how far they see.
+_ATTENTION = {
+    "full_attention": "",
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+}
+#: Layer types that keep a state of fixed size: linear attention, short convolutions.
+_RECURRENT = ("linear_attention", "conv")
 #: Config attributes that mean something a plan cannot reach into, and what that is.
 _OBSTACLES = {
-    "num_kv_shared_layers": "key/value sharing between layers",
-    "hidden_size_per_layer_input": "per-layer inputs",
+    "altup_num_inputs": "several hidden states a token (AltUp)",
     "cross_attention_layers": "cross-attention to the image",
     "kv_lora_rank": "latent (compressed) attention",
-    "linear_key_head_dim": "linear-attention layers",
+    "conv_bias": "biased convolutions, in which padding leaves a trace",
 }
 
 #: Model types with all parts, whose own way round them a plan would miss.
@@ -43,8 +51,13 @@ class Parts:
     Attributes:
         model: the model whose forward takes `input_ids`.
         tower: the text tower that owns the decoder layers.
-        layers, attentions: decoder layers and their attention modules, in order.
-        windows: sliding window per layer, None for full attention.
+        layers: decoder layers, in order.
+        attentions: attention modules by layer, in order; recurrent layers have none.
+        windows: sliding window or chunk per layer, None for full attention, 0 for a recurrent layer, which attends to
+            nothing.
+        lenders: layers without keys and values of their own, and the earlier ones whose they read.
+        chunked: layers that see their own chunk of the sequence only.
+        shorter_than: tokens that a prompt must stay below, None for any: beyond, queries are scaled by their place.
         visual_ids: ids of placeholder tokens.
         heads: query heads.
     """
@@ -52,10 +65,18 @@ class Parts:
     model: Any
     tower: Any
     layers: tuple[nn.Module, ...]
-    attentions: tuple[nn.Module, ...]
+    attentions: Mapping[int, nn.Module]
     windows: tuple[int | None, ...]
     visual_ids: tuple[int, ...]
     heads: int
+    lenders: Mapping[int, int] = field(default_factory=dict)
+    chunked: tuple[int, ...] = ()
+    shorter_than: int | None = None
+
+    @property
+    def recurrent(self) -> tuple[int, ...]:
+        """Layers that keep a state in place of keys and values."""
+        return tuple(layer for layer in range(len(self.layers)) if layer not in self.attentions)
 
 
 def find_parts(model: Any) -> Parts:
@@ -86,17 +107,60 @@ def find_parts(model: Any) -> Parts:
             f"{config.model_type} has no image placeholder token in its config, so its visual tokens cannot be found",
             "Use an image-text-to-text model such as LLaVA, Qwen2-VL or InternVL",
         )
-    for field, what in _OBSTACLES.items():
-        if getattr(text, field, None):
+    for attribute, what in _OBSTACLES.items():
+        if getattr(text, attribute, None):
             raise UnsupportedModelError(
                 f"{config.model_type} uses {what}, which a plan cannot prune", "Use another model"
             )
     tower = _tower(model, text)
     layers = tuple(tower.layers[: text.num_hidden_layers])
-    attentions = tuple(_attention(layer, config.model_type) for layer in layers)
+    windows = _windows(text, config.model_type)
+    if 0 in windows and not KEEPS_STATES:
+        raise UnsupportedModelError(
+            f"{config.model_type} has recurrent layers, whose states transformers {transformers.__version__} keeps in "
+            "another way",
+            "Use a newer release of transformers",
+        )
+    attentions = {
+        index: _attention(layer, config.model_type) for index, layer in enumerate(layers) if windows[index] != 0
+    }
     return Parts(
-        model, tower, layers, attentions, _windows(text, config.model_type), visual_ids, text.num_attention_heads
+        model,
+        tower,
+        layers,
+        attentions,
+        windows,
+        visual_ids,
+        text.num_attention_heads,
+        _lenders(text),
+        tuple(index for index, kind in enumerate(_types(text)) if kind == "chunked_attention"),
+        # Llama 4 counts places among the rows that a layer computes, which a plan changes.
+        text.floor_scale if getattr(text, "attn_temperature_tuning", False) else None,
     )
+
+
+def check_attending(parts: Parts, purpose: str) -> None:
+    """Refuse a model with recurrent layers, or with layers that read the keys of others, for what needs to see or
+    change the attention of every layer.
+
+    Args:
+        purpose: what needs it.
+
+    Raises:
+        UnsupportedModelError: naming the layers.
+    """
+    if parts.recurrent:
+        raise UnsupportedModelError(
+            f"{purpose} needs attention in every layer, and layers {', '.join(map(str, parts.recurrent))} of "
+            f"{parts.model.config.model_type} are recurrent",
+            "Leave it out for this model",
+        )
+    if parts.lenders:
+        raise UnsupportedModelError(
+            f"{purpose} needs keys of every layer's own, and layers {min(parts.lenders)} and above of "
+            f"{parts.model.config.model_type} read those of others",
+            "Leave it out for this model",
+        )
 
 
 def unwrap(model: Any) -> Any:
@@ -137,16 +201,27 @@ def _attention(layer: nn.Module, family: str) -> nn.Module:
     )
 
 
+def _types(text: Any) -> list[str]:
+    if getattr(text, "layer_types", None) is not None:
+        return list(text.layer_types)
+    # Without layer types every layer is alike; Mistral slides whenever it has a window.
+    slides = getattr(text, "sliding_window", None) is not None and getattr(text, "use_sliding_window", True)
+    return ["sliding_attention" if slides else "full_attention"] * int(text.num_hidden_layers)
+
+
+def _lenders(text: Any) -> dict[int, int]:
+    """The last layer of the same type that has keys and values, for each of the last layers that have none."""
+    types = _types(text)
+    own = len(types) - (getattr(text, "num_kv_shared_layers", 0) or 0)
+    last = {kind: index for index, kind in enumerate(types[:own])}
+    return {index: last[types[index]] for index in range(own, len(types))}
+
+
 def _windows(text: Any, family: str) -> tuple[int | None, ...]:
-    types = getattr(text, "layer_types", None)
-    window = getattr(text, "sliding_window", None)
-    if types is None:
-        # Without layer types every layer is alike; Mistral slides whenever it has a window.
-        slides = window is not None and getattr(text, "use_sliding_window", True)
-        types = ["sliding_attention" if slides else "full_attention"] * text.num_hidden_layers
-    unknown = sorted(set(types) - set(_LAYER_TYPES))
+    types = _types(text)
+    unknown = sorted(set(types) - set(_ATTENTION) - set(_RECURRENT))
     if unknown:
         raise UnsupportedModelError(
             f"{family} has layers of type {', '.join(unknown)}, which a plan cannot prune", "Use another model"
         )
-    return tuple(window if _LAYER_TYPES[kind] else None for kind in types)
+    return tuple(0 if kind in _RECURRENT else getattr(text, _ATTENTION[kind], None) for kind in types)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -101,12 +101,12 @@ def _kernel(name: str, module: nn.Module) -> Kernel:
 
 @contextmanager
 def attention_hook(
-    attentions: list[nn.Module],
+    attentions: Mapping[int, nn.Module],
     handler: Handler,
     traced: Callable[[], bool] = lambda: False,
     idle: Callable[[], bool] = lambda: False,
 ) -> Iterator[str]:
-    """Send every attention call of these modules (in layer order) through `handler`; everything is put back on exit.
+    """Send every attention call of these modules, by layer, through `handler`; everything is put back on exit.
 
     Gives the name under which the modules find the hook.
 
@@ -117,9 +117,9 @@ def attention_hook(
     Raises:
         RuntimeStateError: the model uses a kernel that is not supported.
     """
-    configs: dict[int, Any] = {id(attention.config): attention.config for attention in attentions}
+    configs: dict[int, Any] = {id(attention.config): attention.config for attention in attentions.values()}
     base = check_kernel(next(iter(configs.values()))._attn_implementation)
-    layers = {id(attention): (index, _kernel(base, attention)) for index, attention in enumerate(attentions)}
+    layers = {id(attention): (index, _kernel(base, attention)) for index, attention in attentions.items()}
 
     def hooked(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any

@@ -1,4 +1,4 @@
-"""Cache layers that hold few keys and values and say that they hold the whole prompt.
+"""Cache layers that hold few keys and values and say that they hold the whole prompt; states of recurrent layers.
 
 A model asks its cache how long the past is to place the next token and to size its mask. A pruned layer therefore
 answers with the **logical** length, in which dropped tokens still count, and the runtime picks from the model's mask
@@ -8,10 +8,13 @@ turns need nothing else.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import cache_utils
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from planner.errors import RuntimeStateError
@@ -26,6 +29,45 @@ class Attachment:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Attachment:
         return self
+
+    def check(self) -> None:
+        """Refuse a step over a cache whose plan is no longer there.
+
+        Raises:
+            RuntimeStateError: it has been detached.
+        """
+        if not self.active:
+            raise RuntimeStateError(
+                "this KV cache was filled under a plan that has been detached",
+                "Attach the plan again, or start from an empty cache",
+            )
+
+
+#: Of a recurrent layer. Older releases keep states in caches of single families.
+StateLayer: Any = getattr(cache_utils, "LinearAttentionLayer", object)
+KEEPS_STATES = "number_of_states" in inspect.signature(StateLayer).parameters
+
+
+class PrunedState(StateLayer):  # type: ignore[misc]
+    """One recurrent layer's states under a plan: those after the rows that the layer ran. They cannot forget any.
+
+    Args:
+        attachment: shared with the handle that makes this layer.
+    """
+
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment = attachment
+        super().__init__()
+
+    @property
+    def has_previous_state(self) -> dict[int, bool]:
+        """Which states there are. Every step asks, so that a step without the plan ends here."""
+        self.attachment.check()
+        return self._has_previous_state
+
+    @has_previous_state.setter
+    def has_previous_state(self, value: dict[int, bool]) -> None:
+        self._has_previous_state = value
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -55,6 +97,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.filled: Tensor | None = None
         self.sinks: Tensor | None = None
         self.visual: Tensor | None = None
+        #: Of the step at hand, keys held after the prompt's before it, and the prompt rows that are held.
+        self.step: tuple[int, Tensor | None] = (0, None)
 
     @property
     def generated(self) -> int:
@@ -86,14 +130,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append generated tokens; during the prefill, take the keys and values of the rows that run."""
-        if not self.attachment.active:
-            raise RuntimeStateError(
-                "this KV cache was filled under a plan that has been detached",
-                "Attach the plan again, or start from an empty cache",
-            )
+        self.attachment.check()
         if self._prefilling:
             self._store(key_states, value_states)
             return key_states, value_states
+        self.step = self.generated, self.index
         self.keys = torch.cat([self.keys, key_states], dim=-2)
         self.values = torch.cat([self.values, value_states], dim=-2)
         self._length += key_states.shape[-2]
@@ -163,15 +204,85 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         raise RuntimeStateError("a cache filled under a plan cannot be reset and used again", "Make a new cache")
 
 
+class BorrowingLayer(PrunedLayer):
+    """A decoder layer that reads keys and values of an earlier one: which of that layer's rows it may see.
+
+    Args:
+        lender: the earlier layer.
+    """
+
+    def __init__(self, lender: PrunedLayer) -> None:
+        super().__init__(lender.attachment, lender._length, lender.window)
+        self.lender = lender
+        self._slots: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+
+    @property
+    def generated(self) -> int:
+        """Keys after the prompt's that the lender held before this step."""
+        return self.lender.step[0]
+
+    def fill(self, keys: Tensor, values: Tensor, rows: Rows) -> None:
+        """See exactly these prompt rows."""
+        self.device = rows.index.device
+        self._set_rows(rows.index, rows.filled if rows.ragged else None)
+
+    def keep(self, rows: Rows, held: Rows) -> None:
+        """See only `rows` of the `held` ones."""
+        self.fill(self.keys, self.values, rows)
+
+    def pick(self, states: Tensor) -> Tensor:
+        """Keys or values ``[B, Hkv, k, dh]`` of a step, of all that the lender holds: those this layer may see."""
+        held, mine = self.lender.step[1], self.index
+        assert held is not None and mine is not None
+        if self._slots[0] is not held or self._slots[1] is not mine:
+            # A row that the lender's window has passed is hidden by the mask: any other may stand for it.
+            self._slots = held, mine, (held[:, None, :] == mine[:, :, None]).int().argmax(-1)
+        slots = self._slots[2]
+        assert slots is not None
+        return torch.cat([gather(states, slots, dim=2), states[:, :, held.shape[1] :]], dim=2)
+
+    def forget(self) -> None:
+        """Do not look for prompt rows that a sliding window has passed for every sample."""
+        if self.window is None or self.index is None or self.lender.record_past:
+            return
+        gone = int((self.index <= self.lender._length - self.window).all(dim=0).sum())
+        if gone:
+            self._set_rows(self.index[:, gone:], None if self.filled is None else self.filled[:, gone:])
+
+    def get_seq_length(self, *args: Any) -> int:
+        """Logical tokens seen."""
+        return self.lender.get_seq_length()
+
+    def crop(self, max_length: int) -> None:
+        """The lender takes tokens back."""
+
+
 def past_length(cache: Any) -> int:
     """Logical length of a cache, 0 for none."""
     return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
 
 
+def pruned_layers(cache: Any) -> dict[int, PrunedLayer]:
+    """Of a cache that a plan has filled, the layers with keys and values, by layer; of any other cache none."""
+    layers = getattr(cache, "layers", None) or []
+    return {index: layer for index, layer in enumerate(layers) if isinstance(layer, PrunedLayer)}
+
+
 def install(
-    cache: DynamicCache, layers: int, attachment: Attachment, length: int, windows: list[int | None]
-) -> list[PrunedLayer]:
-    """Put pruned layers into an ordinary, empty cache.
+    cache: DynamicCache,
+    attachment: Attachment,
+    length: int,
+    windows: Sequence[int | None],
+    lenders: Mapping[int, int],
+) -> dict[int, PrunedLayer]:
+    """Put pruned layers into an ordinary, empty cache; gives those with keys and values, by layer.
+
+    Args:
+        cache: that of a prompt.
+        attachment: of the plan.
+        length: logical length of the prompt.
+        windows: sliding window per layer, None for full attention, 0 for a recurrent layer.
+        lenders: layers that read the keys and values of earlier ones, and these.
 
     Raises:
         RuntimeStateError: the cache is of a kind whose shapes a plan cannot change.
@@ -183,6 +294,11 @@ def install(
         )
     if getattr(cache, "offloading", False):
         raise RuntimeStateError("a plan cannot shrink an offloaded cache", "Use DynamicCache() without offloading")
-    pruned = [PrunedLayer(attachment, length, windows[layer]) for layer in range(layers)]
-    cache.layers[:] = pruned
-    return pruned
+    layers: list[Any] = []
+    for index, size in enumerate(windows):
+        if index in lenders:
+            layers.append(BorrowingLayer(layers[lenders[index]]))
+        else:
+            layers.append(PrunedState(attachment) if size == 0 else PrunedLayer(attachment, length, size))
+    cache.layers[:] = layers
+    return pruned_layers(cache)

@@ -15,6 +15,7 @@ Rows that see the text before them as well run through the layer as it is, with 
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,6 +29,8 @@ from planner.runtime.model.attention import Call, Handler
 from planner.runtime.model.exchange import wrapped
 from planner.runtime.tensors.rows import Rows, gather
 
+#: Arguments of a decoder layer with something for every row, beside rotary tables.
+_PER_ROW = ("position_ids", "per_layer_input")
 #: Of an attention module: queries, keys, values.
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -56,7 +59,7 @@ def part_of_kwargs(kwargs: dict[str, Any], rows: Rows, mask: Tensor | None, know
     if rows.whole:
         return changed
     for name, table in kwargs.items():
-        if table is None or not (name.startswith("position_embeddings") or name == "position_ids"):
+        if table is None or not (name.startswith("position_embeddings") or name in _PER_ROW):
             continue
         if torch.compiler.is_compiling():  # which would make a graph for every id; equal parts are found anyway
             changed[name] = _part(table, rows.index)
@@ -72,7 +75,7 @@ def part_of_kwargs(kwargs: dict[str, Any], rows: Rows, mask: Tensor | None, know
 def _part(table: Any, index: Tensor) -> Any:
     if isinstance(table, tuple):
         return tuple(rotary_part(x, index) for x in table)
-    if table.ndim == 3:
+    if table.ndim == 3 and not (table.is_floating_point() or table.is_complex()):
         return torch.stack([gather(axis, index) for axis in table])
     return gather(table, index)
 
@@ -112,11 +115,19 @@ class IsolatedLayer:
         fast: which form to use.
     """
 
+    recurrent = False
+
     def __init__(self, layer: Any, attention: Any, heads: int, diversion: Diversion) -> None:
         self.layer, self.attention, self.heads, self.diversion = layer, attention, heads, diversion
         self.fast = False
         #: The layer's own forward, whatever will be put around it.
         self.forward: Callable[..., Any] = layer.forward
+        self._names = tuple(inspect.signature(type(layer).forward).parameters)[1:]
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Hidden states and keyword arguments of a call of the layer."""
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        return given.pop("hidden_states"), given
 
     @contextmanager
     def skippable(self) -> Iterator[None]:
@@ -135,14 +146,14 @@ class IsolatedLayer:
             # Compiled code never skips, and cannot look at what belongs to a thread.
             if torch.compiler.is_compiling() or projection not in diversion.skipped:
                 return original(x, *args, **kwargs)
-            return x.new_zeros(()).expand(*x.shape[:-1], diversion.skipped[projection])
+            return x.new_zeros(*x.shape[:-1], diversion.skipped[projection])
 
         return forward
 
     def _without(self, *names: str) -> dict[int, int]:
         return {id(getattr(self.attention, name)): self.head_size for name in names}
 
-    def run(self, hidden: Tensor, kwargs: dict[str, Any], keys: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    def run(self, hidden: Tensor, kwargs: dict[str, Any], keys: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Of rows that see only themselves, the layer's output ``[B, a, d]``, and the rotated keys (where asked) and
         values it had, ``[B, Hkv, a, dh]``.
 
@@ -261,7 +272,7 @@ def _each_alone(value: Any, batch: int, count: int) -> Any:
         return value
     if value.ndim == 4:  # [axes, B, a, dh]
         return value.expand(-1, batch, -1, -1).reshape(value.shape[0], batch * count, 1, -1)
-    if value.ndim == 3 and value.shape[-2] == count and value.is_floating_point():  # [B, a, dh]
+    if value.ndim == 3 and value.shape[-2] == count and (value.is_floating_point() or value.is_complex()):
         return value.expand(batch, -1, -1).reshape(batch * count, 1, -1)
     if value.ndim == 3:  # position ids [axes, B, a]
         return value.expand(-1, batch, -1).reshape(value.shape[0], batch * count, 1)
@@ -281,8 +292,7 @@ def find_fast_form(tower: Any, isolated_layers: tuple[IsolatedLayer, ...], layer
         def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if threading.get_ident() != thread:  # somebody else's forward, of the model without a plan
                 return
-            hidden = args[0] if args else kwargs["hidden_states"]
-            layer.fast = layer.check(hidden, {name: value for name, value in kwargs.items() if name != "hidden_states"})
+            layer.fast = layer.check(*layer.named(args, kwargs))
 
         return hook
 
@@ -299,4 +309,13 @@ def find_fast_form(tower: Any, isolated_layers: tuple[IsolatedLayer, ...], layer
             )
             hooks.callback(hook.remove)
         # The mask says that nothing is padding: without one, GLM-4V of 4.57 looks for packed sequences and fails.
-        tower(inputs_embeds=rows, attention_mask=rows.new_ones(1, 3, dtype=torch.long), use_cache=False)
+        mask = rows.new_ones(1, 3, dtype=torch.long)
+        tower(inputs_embeds=rows, attention_mask=mask, use_cache=False, **_beside_embeddings(tower, rows))
+
+
+def _beside_embeddings(tower: Any, rows: Tensor) -> dict[str, Tensor]:
+    """What a tower wants beside embeddings of no token: inputs per layer, which it would look up by their tokens."""
+    size = getattr(tower.config, "hidden_size_per_layer_input", 0)
+    if not size:
+        return {}
+    return {"per_layer_inputs": rows.new_zeros(*rows.shape[:2], tower.config.num_hidden_layers, size)}

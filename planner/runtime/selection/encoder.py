@@ -71,7 +71,7 @@ class EncoderScores:
     def watching(self) -> Iterator[None]:
         """Collect while the block runs; the encoder's own attention goes on unchanged."""
         with ExitStack() as stack:
-            stack.enter_context(attention_hook(self.attentions, self._attend))
+            stack.enter_context(attention_hook(dict(enumerate(self.attentions)), self._attend))
             for route in self.routes:
                 stack.enter_context(route(self._taken, self._give))
             yield

@@ -44,6 +44,18 @@ def part(mask: Tensor | None, queries: Rows, keys: Rows) -> Tensor | None:
     return allowed | ~queries.filled.to(allowed.device)[:, None, :, None]
 
 
+def padding(mask: Tensor | None, rows: Rows) -> Tensor | None:
+    """What recurrent layers ask: which slots hold a token, ``[B, m]``; None where all do.
+
+    Args:
+        mask: ``[B, n]``, as the model made it for the whole prompt, or None.
+        rows: a stream. Padding leaves it when the first row does.
+    """
+    if rows.whole:
+        return mask
+    return rows.filled if rows.ragged else None
+
+
 def causal(queries: Rows, keys: Rows) -> Tensor:
     """``[B, 1, q, k]``: plain causal attention between two sets of rows, empty keys hidden."""
     before = keys.index[:, None, :] <= queries.index[:, :, None]

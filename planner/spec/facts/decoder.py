@@ -75,6 +75,8 @@ class FeedForward:
 
     Attributes:
         dense_macs: multiply-adds per token outside routed experts: the whole dense block, or router and shared experts.
+        front_macs: of `dense_macs`, this layer's share of a projection in front of all layers, which runs for every
+            token of the prompt (Gemma 4's inputs per layer).
         expert_macs: one routed expert, per token.
         visual_expert_macs: the same for visual tokens that have as many experts of their own; 0: they share the others.
         experts: routed experts stored, of a kind.
@@ -89,6 +91,7 @@ class FeedForward:
     experts: int = 0
     experts_run: int = 0
     routed: int = 0
+    front_macs: int = 0
 
     @cached_property
     def macs(self) -> int:

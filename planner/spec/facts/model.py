@@ -113,6 +113,7 @@ _LATER = {
     "extra": 0,
     "index_macs": 0,
     "visual_expert_macs": 0,
+    "front_macs": 0,
 }
 
 
