@@ -112,8 +112,7 @@ class Job:
         self.tokens.append(token)
         ended = token in self.ends
         if self.watched or self.growth.stops:
-            new = self.growth.read(self.tokens)
-            if new and self.watched:
+            if new := self.growth.read(self.tokens):
                 self.tell(new)
             ended = ended or self.growth.stopped
         if ended or len(self.tokens) >= self.limit:
