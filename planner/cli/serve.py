@@ -86,7 +86,7 @@ def command(
 ) -> None:
     """Serve OpenAI-compatible chat completions under plans.
 
-    A request names as its model the plan that answers it: NAME where given, else the file's name without .json. The
+    A request names as its model the PLAN that answers it: NAME where given, else the file's name without .json. The
     name `dense` is answered without a plan. All plans are of one model. SIGTERM ends the server once the requests
     that it has are answered. docs/serving.md says what is supported and bounded.
     """

@@ -152,12 +152,13 @@ class _Chat:
                 reply.model = _known(asked.model, self.models)
                 size = len(body)
                 del body
-                await _while_connected(receive, lambda: self._answer(asked, ticket, size, reply))
+                if not await _while_connected(receive, lambda: self._answer(asked, ticket, size, reply)):
+                    reply.status = GONE
         except Refused as refused:
             await reply.refuse(refused)
         except TimeoutError:
             await reply.refuse(Refused(504, f"The request took more than {limits.seconds:g} seconds", "timeout"))
-        except ClientDisconnect:
+        except ClientDisconnect:  # before the body was whole
             pass
         except Exception:
             _log.exception("a request failed")
@@ -309,9 +310,10 @@ def _too_large(limits: Limits) -> Refused:
     return Refused(413, f"The request is larger than {limits.body_bytes:,} bytes. Send smaller images", "too_large")
 
 
-async def _while_connected(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
-    """Do some work, unless the client goes: it is cancelled then."""
+async def _while_connected(receive: Receive, work: Callable[[], Awaitable[None]]) -> bool:
+    """Do some work, unless the client goes: it is cancelled then. Whether it was done."""
     failure: Exception | None = None
+    done = False
     async with anyio.create_task_group() as group:
 
         async def watch() -> None:
@@ -322,8 +324,10 @@ async def _while_connected(receive: Receive, work: Callable[[], Awaitable[None]]
         group.start_soon(watch)
         try:
             await work()
+            done = True
         except Exception as error:
             failure = error
         group.cancel_scope.cancel()
     if failure is not None:
         raise failure
+    return done

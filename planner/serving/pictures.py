@@ -121,7 +121,7 @@ def _opened(data: bytes) -> Image.Image:
 
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refused(400, "The image has more pixels than any server takes", "image_too_large") from error
     except Exception as error:  # decoders of broken files raise whatever they stumble over
         raise _unreadable() from error

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.serving import Asked, alone, client, mixed, plans, questions, served
+from tests.serving import Asked, alone, client, metric, mixed, plans, questions, served
 
 CLIENTS = 32
 Server = tuple[str, str]
@@ -29,11 +29,6 @@ def ask(address: str, model: str, asked: Asked, stream: bool, **options: Any) ->
     chunks = list(api.chat.completions.create(stream=True, **common))
     assert [chunk.choices[0].finish_reason for chunk in chunks][-1] in ("stop", "length")
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-
-
-def metric(address: str, name: str) -> float:
-    lines = httpx2.get(f"{address}/metrics").text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
 def test_32_clients_get_the_answers_that_each_request_gets_alone(server: Server) -> None:
