@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -147,12 +148,8 @@ class _Chat:
         try:
             request = Request(scope, receive)
             with self.admission.enter(_declared_bytes(request, limits)) as ticket, anyio.fail_after(limits.seconds):
-                body = await _body(request, limits)
-                asked = await self._in_thread(protocol.read_request, body, limits.values)
-                reply.model = _known(asked.model, self.models)
-                size = len(body)
-                del body
-                if not await _while_connected(receive, lambda: self._answer(asked, ticket, size, reply)):
+                job = await self._job(request, ticket, reply)
+                if not await _while_connected(receive, partial(self._answer, job, reply)):
                     reply.status = GONE
         except Refused as refused:
             await reply.refuse(refused)
@@ -169,18 +166,27 @@ class _Chat:
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         return await anyio.to_thread.run_sync(function, *args, limiter=self.preparing)
 
-    async def _answer(self, asked: ChatRequest, ticket: Ticket, size: int, reply: _Reply) -> None:
-        web = await fetched(asked.urls, self.prompts.sources, self.admission.limits, ticket, size)
+    async def _job(self, request: Request, ticket: Ticket, reply: _Reply) -> Job:
+        """Reads a request and makes a job of it. What was sent is let go on return: only the job's inputs wait."""
+        limits = self.admission.limits
+        body = await _body(request, limits)
+        size = len(body)
+        asked: ChatRequest = await self._in_thread(protocol.read_request, body, limits.values)
+        del body
+        reply.model = _known(asked.model, self.models)
+        web = await fetched(asked.urls, self.prompts.sources, limits, ticket, size)
         job: Job = await self._in_thread(self.prompts.job, asked, web)
-        del web
         ticket.hold(job.bytes)
+        return job
+
+    async def _answer(self, job: Job, reply: _Reply) -> None:
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         job.tell = lambda piece: _tell(loop, pieces, piece)
         self.scheduler.submit(job)
         try:
-            if asked.stream:
-                await _stream(job, asked, pieces, reply)
+            if job.watched:
+                await _stream(job, pieces, reply)
             else:
                 text = "".join([piece async for piece in _until_end(pieces)])
                 _check(job)
@@ -190,7 +196,7 @@ class _Chat:
         self.metrics.answered(job, time.monotonic() - job.arrived)
 
 
-async def _stream(job: Job, asked: ChatRequest, pieces: asyncio.Queue[str | None], reply: _Reply) -> None:
+async def _stream(job: Job, pieces: asyncio.Queue[str | None], reply: _Reply) -> None:
     """The answer as server-sent events. The first comes with the first token, so that until then a failure is an HTTP
     status."""
     first = await pieces.get()
@@ -203,7 +209,7 @@ async def _stream(job: Job, asked: ChatRequest, pieces: asyncio.Queue[str | None
             await reply.event(protocol.chunk(identity, model, {"content": piece}))
     _check(job)
     await reply.event(protocol.chunk(identity, model, {}, job.finish))
-    if asked.stream_options.include_usage:
+    if job.counted:
         await reply.event(protocol.usage_chunk(identity, model, job.usage()))
     await reply.event("[DONE]")
     await reply.end()

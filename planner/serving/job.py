@@ -59,6 +59,7 @@ class Job:
         ends: tokens that end the answer.
         growth: its text.
         watched: pieces of text are wanted as they come.
+        counted: so are its tokens, at the end.
         tell: called with each new piece of text, and with None at the end; from the scheduler's thread.
         tokens: of the answer, the end token included.
         layers: visual tokens that each layer has run; empty without a plan or an image.
@@ -78,6 +79,7 @@ class Job:
     ends: frozenset[int]
     growth: Growth
     watched: bool
+    counted: bool = False
     tell: Callable[[str | None], None] = lambda _: None
     tokens: list[int] = field(default_factory=list)
     layers: tuple[int, ...] = ()

@@ -97,6 +97,7 @@ class Prompts:
             ends=frozenset() if asked.ignore_eos else self._ends,
             growth=Growth(self._decode, asked.stops),
             watched=asked.stream,
+            counted=asked.stream_options.include_usage,
         )
 
     def _check(self, asked: ChatRequest) -> None:
