@@ -26,7 +26,7 @@ class Limits:
     """What a request, and all of them together, may take.
 
     Attributes:
-        requests: in the building at once: read, prepared, waiting or answered. More are told to come back (429).
+        requests: admitted at once: read, prepared, waiting or answered. More are told to come back (429).
         pending_bytes: of all of them together, bodies and model inputs.
         body_bytes: of one request, and of the images that are fetched for it.
         images, pixels: of one request together, before they are resized.
@@ -60,37 +60,37 @@ class Limits:
 
 @dataclass
 class Admission:
-    """Who is in the building. Used on the event loop only.
+    """How many requests are admitted, and what they hold. Used on the event loop only.
 
     Attributes:
         limits: bounds.
-        inside, bytes: requests, and what they hold.
+        admitted, bytes: requests, and what they hold.
     """
 
     limits: Limits
-    inside: int = 0
+    admitted: int = 0
     bytes: int = 0
     _full: str = field(default="The server is busy. Try again in a moment", repr=False)
 
     @contextmanager
     def enter(self, size: int) -> Iterator[Ticket]:
-        """A request is in the building inside the block.
+        """A request is admitted inside the block.
 
         Args:
             size: bytes that it is about to send.
 
         Raises:
-            Refused: 429, it is full; 413, the request never fits.
+            Refused: 429, there is no room; 413, the request never fits.
         """
-        if self.inside >= self.limits.requests:
+        if self.admitted >= self.limits.requests:
             raise Refused(429, self._full, "server_busy")
         ticket = Ticket(self)
         ticket.hold(size)
-        self.inside += 1
+        self.admitted += 1
         try:
             yield ticket
         finally:
-            self.inside -= 1
+            self.admitted -= 1
             ticket.release()
 
 

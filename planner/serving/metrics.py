@@ -38,7 +38,7 @@ class Metrics:
         shown = {
             "plan_queue": ("Requests that wait for a batch.", lambda: scheduler.waiting),
             "plan_running": ("Requests that are being answered.", lambda: scheduler.running),
-            "plan_inside": ("Requests in the building, from their first byte on.", lambda: admission.inside),
+            "plan_admitted": ("Requests admitted, from their first byte on.", lambda: admission.admitted),
             "plan_pending_bytes": ("Bytes that they hold.", lambda: admission.bytes),
         }
         for name, (help_text, value) in shown.items():

@@ -46,7 +46,7 @@ PAGE = """# The server under load
 rounds, answers of at most {tokens} tokens, batches of at most {batch}. {machine} at the end;
 {versions}. Made by
 
-    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_serving PLAN --out reports/serving.md
+    OMP_NUM_THREADS={threads} python -m tests.benchmarks.bench_serving {arguments}
 
 Medians over rounds; ratios to dense are formed round by round, plan and dense taking turns. CPU time is the server
 process's alone and holds HTTP, image decoding and preprocessing, which a plan does not touch. Times are p50 / p95 of
@@ -86,7 +86,10 @@ class Round:
 def serving(plan: Path, options: Sequence[str]) -> Iterator[tuple[int, str]]:
     """The server's process and address."""
     command = ["-c", "from planner.cli import main; main()", "serve", f"plan={plan}", "--port", "0", *options]
-    with tempfile.NamedTemporaryFile() as log, subprocess.Popen([sys.executable, *command], stderr=log) as server:
+    with (
+        tempfile.NamedTemporaryFile() as log,
+        subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=log) as server,
+    ):
         try:
             while not (found := re.search(r"running on (http://[\d.]+:\d+)", Path(log.name).read_text())):
                 if server.poll() is not None:
@@ -199,7 +202,6 @@ def main() -> None:
                     found[model].append(round_of(pid, address, model, questions, clients, options.tokens))
             lines += [line(model, clients, found[model], found["dense"], alone[model]) for model in reversed(MODELS)]
         memory = peak_mb(pid)
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
     agree = sum(a == b for a, b in zip(alone["plan"], alone["dense"], strict=True))
     text = PAGE.format(
         model=plan.model.id,
@@ -209,7 +211,9 @@ def main() -> None:
         tokens=options.tokens,
         batch=options.batch,
         machine=f"{os.cpu_count()} {platform.machine()} cores shared with the clients, load {os.getloadavg()[1]:.1f}",
-        versions=f"torch {torch.__version__} ({threads} threads), transformers {transformers.__version__}",
+        versions=f"torch {torch.__version__}, transformers {transformers.__version__}",
+        threads=os.environ.get("OMP_NUM_THREADS", ""),
+        arguments=" ".join(sys.argv[1:]),
         rows="\n".join(lines),
         agree=agree,
         memory=memory,

@@ -53,7 +53,7 @@ def unharmed(address: str) -> Iterator[None]:
     asked = Asked.of(picture, prompt)
     found = create(address, asked.messages())
     assert [found.choices[0].message.content] == alone("windowed", plans("windowed")["plan"], [asked])
-    for name in ("plan_queue", "plan_running", "plan_inside", "plan_pending_bytes"):
+    for name in ("plan_queue", "plan_running", "plan_admitted", "plan_pending_bytes"):
         assert metric(address, name) == 0, name
 
 
@@ -204,7 +204,7 @@ def test_more_than_fit_are_told_to_come_back() -> None:
         for one in idle:
             one.sendall(head + b"Content-Length: 50\r\n\r\n")
         entered = threading.Event()
-        while metric(address, "plan_inside") < 2:
+        while metric(address, "plan_admitted") < 2:
             entered.wait(0.01)
         with pytest.raises(RateLimitError) as full:
             create(address, [{"role": "user", "content": "what?"}])

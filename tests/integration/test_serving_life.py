@@ -75,7 +75,7 @@ def test_aborts_free_their_place_and_end_the_work(monkeypatch: pytest.MonkeyPatc
             else:
                 with pytest.raises(APITimeoutError):
                     client(address, timeout=0.4).chat.completions.create(**LONG)
-            until(lambda: metric(address, "plan_inside") == metric(address, "plan_running") == 0)
+            until(lambda: metric(address, "plan_admitted") == metric(address, "plan_running") == 0)
         time.sleep(0.1)
         assert 0 < len(taken) < 100, "of 120 that were asked for"
         assert metric(address, 'plan_requests_total{model="plan",status="499"}') == 2
@@ -127,7 +127,7 @@ def test_memory_is_bounded_whatever_comes() -> None:
             statuses = list(pool.map(ask, range(60)))
         assert resident_mb(server.pid, "VmHWM") - before < 4 * limit
         assert set(statuses) == {200, 400, 429}
-        until(lambda: metric(address, "plan_inside") == metric(address, "plan_pending_bytes") == 0)
+        until(lambda: metric(address, "plan_admitted") == metric(address, "plan_pending_bytes") == 0)
         assert ask(4) == 200
 
 

@@ -106,7 +106,7 @@ def test_who_goes_leaves_the_queue_at_once() -> None:
     assert model.batches == [[running], [stays]] and not running.tokens and not gone.tokens
 
 
-def test_the_building_is_full() -> None:
+def test_no_more_are_admitted_than_there_is_room_for() -> None:
     admission = Admission(Limits(requests=2, pending_bytes=100))
     with admission.enter(60) as first:
         with pytest.raises(Refused, match="busy") as full, admission.enter(41):
@@ -122,4 +122,4 @@ def test_the_building_is_full() -> None:
         with pytest.raises(Refused) as never:
             first.hold(101)
         assert never.value.status == 413
-    assert admission.inside == admission.bytes == 0
+    assert admission.admitted == admission.bytes == 0
