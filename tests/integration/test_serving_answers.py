@@ -15,10 +15,16 @@ CLIENTS = 32
 Server = tuple[str, str]
 
 
-@pytest.fixture(scope="module", params=["windowed", "plain"])
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with served(request.param, cache_bytes=64 << 20) as address:
-        yield request.param, address
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with served("windowed", cache_bytes=64 << 20) as address:
+        yield "windowed", address
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Server]:
+    with served("plain", cache_bytes=64 << 20) as address:
+        yield "plain", address
 
 
 def ask(address: str, model: str, asked: Asked, stream: bool, **options: Any) -> str:
@@ -31,9 +37,12 @@ def ask(address: str, model: str, asked: Asked, stream: bool, **options: Any) ->
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
-def test_32_clients_get_the_answers_that_each_request_gets_alone(server: Server) -> None:
-    name, address = server
-    conversations = mixed(18)
+@pytest.mark.parametrize("model_name", ["server", "plain"])
+def test_32_clients_get_the_answers_that_each_request_gets_alone(
+    model_name: str, request: pytest.FixtureRequest
+) -> None:
+    name, address = request.getfixturevalue(model_name)
+    conversations = mixed(12)
     expected = {model: alone(name, plan, conversations) for model, plan in {**plans(name), "dense": None}.items()}
     before = metric(address, "plan_batch_size_count"), metric(address, "plan_batch_size_sum")
     asked = [(model, number) for number in range(len(conversations)) for model in expected]
@@ -94,9 +103,9 @@ def test_turns_as_a_client_holds_them(server: Server) -> None:
 
 
 def test_usage_tells_what_the_plan_keeps(server: Server) -> None:
-    name, address = server
+    _, address = server
     picture, prompt = questions(1)[0]
-    keep = {"windowed": 36, "plain": 26}[name]  # a quarter, and 0.18, of 144
+    keep = 36  # a quarter of 144
     messages: Any = Asked.of(picture, prompt).messages()
     api = client(address)
     found = {
@@ -121,13 +130,21 @@ def test_usage_tells_what_the_plan_keeps(server: Server) -> None:
 
 
 def test_tokens_kept_and_dropped_are_counted(server: Server) -> None:
-    name, address = server
-    keep = {"windowed": 36, "plain": 26}[name]
+    _, address = server
+    keep = 36
     names = [f'plan_visual_tokens_total{{fate="{fate}",model="plan"}}' for fate in ("kept", "dropped")]
     before = [metric(address, one) for one in names]
     for picture, prompt in questions(2):
         ask(address, "plan", Asked.of(picture, prompt), False)
     assert [metric(address, one) - was for one, was in zip(names, before, strict=True)] == [2 * keep, 2 * (144 - keep)]
+
+
+def test_usage_is_of_the_plan_that_answers(plain: Server) -> None:
+    _, address = plain
+    picture, prompt = questions(1)[0]
+    messages: Any = Asked.of(picture, prompt).messages()
+    usage: Any = client(address).chat.completions.create(model="plan", messages=messages, max_tokens=8).usage
+    assert usage.visual_tokens["kept"] == 26  # 0.18 of 144
 
 
 def test_stops_end_an_answer_before_them(server: Server) -> None:
