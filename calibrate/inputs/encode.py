@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
-from PIL.Image import Transpose
+from PIL import Image
 
 from calibrate.inputs.samples import Sample
 from planner.document import digest
@@ -68,11 +68,41 @@ class Encoder:
                     "Give image and prompt, or add the chat template to the processor",
                 )
             return str(self._image_token) * len(sample.images) + "\n" + sample.prompt
+        return self._written(sample.conversation(), sample.where)
+
+    def _written(self, conversation: list[dict[str, Any]], where: str) -> str:
         try:
-            return str(self.processor.apply_chat_template(sample.conversation(), add_generation_prompt=True))
+            return str(self.processor.apply_chat_template(conversation, add_generation_prompt=True))
         except TemplateError as error:
-            cause = f"{sample.where}: the chat template refuses the conversation ({error})"
+            cause = f"{where}: the chat template refuses the conversation ({error})"
             raise SampleError(cause, "Leave out what it does not know, such as a system prompt") from error
+
+    def request(self, conversation: list[dict[str, Any]], pictures: Sequence[Image.Image]) -> Inputs:
+        """Inputs of one conversation that came to a server, with images or without.
+
+        Args:
+            conversation: as chat templates read it.
+            pictures: as they were opened, in order.
+
+        Raises:
+            SampleError: the template or the processor refuses it.
+        """
+        where = "the request"
+        text = self._written(conversation, where)
+        if pictures:
+            sample = Sample(tuple(pictures), "", where=where)
+            return self._encoded([text], {"images": [sample.pictures()]}, where)
+        # Not every processor takes text alone.
+        settings = self._settings([text])
+        encoded = self.tokenizer([text], **settings)
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+    @property
+    def placeholders(self) -> frozenset[str]:
+        """Texts that the processor takes for an image or a part of one."""
+        named = {getattr(self.processor, name, None) for name in ("image_token", "video_token", "boi_token")}
+        tokens = self.tokenizer.convert_ids_to_tokens(self.visual_ids.tolist())
+        return frozenset(str(text) for text in (*named, *tokens) if text)
 
     def __call__(self, samples: Sequence[Sample], flip: bool = False) -> Inputs:
         """Inputs of a batch, padded on the left; with `flip` every image and video is turned upside down first.
@@ -82,30 +112,34 @@ class Encoder:
         """
         images = [sample.pictures() for sample in samples]
         if flip:
-            images = [[picture.transpose(Transpose.FLIP_TOP_BOTTOM) for picture in group] for group in images]
+            images = [[picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM) for picture in group] for group in images]
         shown: dict[str, Any] = {"images": images} if any(images) else {}
         if any(sample.videos for sample in samples):
             shown |= self._videos(samples, flip)
         text = [self.prompt(sample) for sample in samples]
-        # A template that writes the text's first special token makes the tokenizer's own a second one.
-        start = self.tokenizer.bos_token
-        doubled = bool(self._template and start and all(one.startswith(start) for one in text))
-        settings: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
-        if doubled:
-            settings["add_special_tokens"] = False
-        try:
-            encoded = self.processor(text=text, **shown, **settings)
-        except ValueError as error:
-            where = ", ".join(sample.where for sample in samples)
-            cause = f"the processor refuses a sample of {where}: {error}"
-            raise SampleError(cause, "Check images and prompts") from error
-        # Some processors (PaliGemma's) add labels: with them a forward computes a loss, and generating refuses them.
-        inputs = {n: value for n, value in encoded.items() if isinstance(value, torch.Tensor) and n != "labels"}
+        inputs = self._encoded(text, shown, ", ".join(sample.where for sample in samples))
         without = ~torch.isin(inputs["input_ids"], self.visual_ids).any(dim=1)
         if without.any():
             where = samples[int(without.nonzero()[0])].where
             raise SampleError(f"{where}: the encoded prompt has no visual token", "Check the chat template")
         return inputs
+
+    def _encoded(self, text: list[str], shown: dict[str, Any], where: str) -> Inputs:
+        try:
+            encoded = self.processor(text=text, **shown, **self._settings(text))
+        except ValueError as error:
+            cause = f"the processor refuses a sample of {where}: {error}"
+            raise SampleError(cause, "Check images and prompts") from error
+        # Some processors (PaliGemma's) add labels: with them a forward computes a loss, and generating refuses them.
+        return {n: value for n, value in encoded.items() if isinstance(value, torch.Tensor) and n != "labels"}
+
+    def _settings(self, text: list[str]) -> dict[str, Any]:
+        settings: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        # A template that writes the text's first special token makes the tokenizer's own a second one.
+        start = self.tokenizer.bos_token
+        if self._template and start and all(one.startswith(start) for one in text):
+            settings["add_special_tokens"] = False
+        return settings
 
     def _videos(self, samples: Sequence[Sample], flip: bool) -> dict[str, Any]:
         if getattr(self.processor, "video_processor", None) is None:

@@ -26,6 +26,7 @@ VERBS = {
     "push": "push",
     "pull": "pull",
     "run": "run",
+    "serve": "serve",
     "bench": "bench",
     "show": "show",
     "validate": "validate",

@@ -8,7 +8,7 @@ from tests.imports import ROOT, arrows, cycle, imports
 
 DOCUMENT = (ROOT / "docs" / "architecture.md").read_text()
 #: Most arrows per package: what there was when it was sorted into rooms, leaves that many use, and some slack.
-MOST = {"planner": 80, "planner.runtime": 23, "calibrate": 21}
+MOST = {"planner": 83, "planner.runtime": 26, "calibrate": 21}
 
 
 def listed(package: str) -> list[str]:
