@@ -143,7 +143,10 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     "--ep", type=click.IntRange(1, 1024), default=1, show_default=True, help="Devices that share the experts."
 )
 @click.option(
-    "--sweep", "swept", metavar="NAME:key=a..b,...", help="Cost every combination of a policy's parameters, as CSV."
+    "--sweep",
+    "swept",
+    metavar="NAME:key=a..b,...",
+    help="Cost every combination of a policy's parameters, as CSV; as HTML, those that no other one beats.",
 )
 @click.option(
     "--published-latency",
@@ -161,6 +164,12 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     default="table",
     show_default=True,
     help="Plain text, Markdown, CSV, JSON or HTML.",
+)
+@click.option(
+    "--interactive",
+    is_flag=True,
+    help="With --format html: a page on which model, pictures, text, batch, hardware, engine and two policies are "
+    "chosen; for every TARGET, or all shipped models. It needs no server.",
 )
 @click.option(
     "--check",
@@ -191,6 +200,7 @@ def command(
     head: Any,
     alone: Any,
     fmt: str,
+    interactive: bool,
     output: Path | None,
     **sizes: Any,
 ) -> None:
@@ -211,11 +221,21 @@ def command(
         _write(page(), output)
         return
     if checked is not None:
-        _refuse_beside_check(click.get_current_context(), fmt)
+        beside = {"checked", "policies", "head", "fmt", "output"}
+        _refuse_beside("--check", beside, "the forward decides")
+        if fmt in ("csv", "html"):
+            raise click.UsageError("--check prints table, md or json")
         from planner.cli.checking import check_model
         from planner.policies import parse
 
         _write(check_model(checked, [(text, parse(text)) for text in policies], head, fmt), output)
+        return
+    if interactive:
+        beside = {"interactive", "targets", "images", "max_pixels", "device", "fmt", "output"}
+        _refuse_beside("--interactive", beside, "the page asks for it")
+        if fmt != "html":
+            raise click.UsageError("--interactive makes a page: give --format html")
+        _write(_page(targets, images, max_pixels, device), output)
         return
     if not targets:
         raise click.UsageError("Give a TARGET, such as llava-1.5-7b (plan ls models), --check or --published.")
@@ -228,14 +248,17 @@ def command(
         raise click.UsageError("--image and --video decide the visual tokens: leave --visual-tokens out")
     parsed = [(text, parse(text)) for text in policies]
     row = _hardware(device, engine, {"tp": tp, "pp": pp, "ep": ep})
-    reports, sheets = [], []
+    reports, sheets, fronts = [], [], []
     for text in targets:
         target = read_target(text, max_pixels, decoder_only)
         workload = asked_workload(target, images, given, videos)
         if swept is not None:
-            from planner.report.sweeps import sweep_csv
+            from planner.report.sweeps import sweep_csv, sweep_front
 
-            sheets.append(sweep_csv(target, workload, swept, convention, row))
+            if fmt == "html":
+                fronts.append(sweep_front(target, workload, swept, convention, row))
+            else:
+                sheets.append(sweep_csv(target, workload, swept, convention, row))
             continue
         settled = [(name, policy.resolve(target.spec, workload, target.profile)) for name, policy in parsed]
         _refuse_without_context(settled, workload)
@@ -244,7 +267,13 @@ def command(
                 click.echo(f"{name} is {found}", err=True)
         chosen = [(name, policy.schedule(target.spec, workload, target.profile)) for name, policy in settled]
         reports.append(report(target, workload, [*target.plans, *chosen], convention, row, head, alone, eager))
-    _write("\n".join(sheets) if swept is not None else render(reports, fmt), output)
+    if fmt == "html":
+        from planner.report import costs_page
+
+        text = costs_page.sweep_page(fronts) if swept is not None else costs_page.page(reports)
+    else:
+        text = "\n".join(sheets) if swept is not None else render(reports, fmt)
+    _write(text, output)
 
 
 def _refuse_without_context(policies: list[tuple[str, Any]], workload: Any) -> None:
@@ -261,9 +290,9 @@ def _refuse_without_context(policies: list[tuple[str, Any]], workload: Any) -> N
             raise InputError(f"'{name}' prunes context, and there is none", "Give --context-tokens")
 
 
-def _refuse_beside_check(ctx: click.Context, fmt: str) -> None:
-    """A check asks one prompt of one model: what shapes other reports has no place beside it."""
-    beside = {"checked", "policies", "head", "fmt", "output"}
+def _refuse_beside(option: str, beside: set[str], reason: str) -> None:
+    """Refuse what shapes other reports and has no place beside an option."""
+    ctx = click.get_current_context()
     given = [
         parameter.opts[0] if isinstance(parameter, click.Option) else "TARGET"
         for parameter in ctx.command.params
@@ -271,9 +300,21 @@ def _refuse_beside_check(ctx: click.Context, fmt: str) -> None:
         and ctx.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
     ]
     if given:
-        raise click.UsageError(f"{', '.join(given)} cannot go with --check: the forward decides")
-    if fmt in ("csv", "html"):
-        raise click.UsageError("--check prints table, md or json")
+        raise click.UsageError(f"{', '.join(given)} cannot go with {option}: {reason}")
+
+
+def _page(
+    targets: tuple[str, ...], images: tuple[tuple[int, int], ...], max_pixels: int | None, device: str | None
+) -> str:
+    """The interactive page of the targets, or of all shipped models; it begins with the first model and device."""
+    from planner.cost.hardware import hardware, shipped_rows
+    from planner.report.explorer import explorer
+    from planner.report.targets import read_target
+    from planner.spec import shipped
+
+    names = dict.fromkeys((device or "h100-sxm", *shipped_rows()))
+    models = {text: read_target(text, max_pixels) for text in targets or dict.fromkeys(("llava-1.5-7b", *shipped()))}
+    return explorer(models, {name: hardware(name) for name in names}, images)
 
 
 def _hardware(device: str | None, engine: Any, shares: dict[str, int]) -> Any:

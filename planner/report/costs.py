@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 from planner.cost import COMPONENTS, CONVENTIONS, Cost, cost
@@ -17,6 +16,8 @@ from planner.schedule import Schedule, dense
 from planner.text import csv_text, printable
 from planner.workload import Workload
 
+#: Columns of the main table before those of the estimate.
+COST_COLUMNS = 8
 WORKLOAD_FIELDS = ("visual_tokens", "text_tokens", "system_tokens", "output_tokens", "batch")
 
 
@@ -67,12 +68,16 @@ def report(
         if hardware is not None:
             row["latency_estimate"] = _estimate(priced(schedule, "causal"), hardware, eager)
         rows.append(row)
+    return {**request(target, workload, convention), "rows": rows}
+
+
+def request(target: Target, workload: Workload, convention: str) -> dict[str, Any]:
+    """What a report is about: all but its rows."""
     return {
         "model": target.name,
-        **({"modelled": True} if spec.decoder.modelled else {}),
+        **({"modelled": True} if target.spec.decoder.modelled else {}),
         "convention": convention,
         "workload": {name: getattr(workload, name) for name in WORKLOAD_FIELDS},
-        "rows": rows,
     }
 
 
@@ -93,10 +98,13 @@ def _estimate(found: Cost, hardware: Any, eager: bool) -> dict[str, Any]:
         "time_to_first_token_ms": time.prefill_ms,
         "per_token_ms": time.decode_ms,
         "total_ms": time.total_ms,
+        "prefill_ms_by_class": time.prefill_ms_by_class,
+        "per_token_ms_by_class": time.decode_ms_by_class,
         "prefill_bound": time.prefill_bound,
         "decode_bound": time.decode_bound,
         "memory_bytes": time.memory.total,
         "weights_bytes": time.memory.weights,
+        "kv_cache_bytes": time.memory.kv_cache,
         "activation_bytes": time.memory.activations,
         "available_bytes": time.memory.available,
         "fits": time.memory.fits,
@@ -108,18 +116,17 @@ def _estimate(found: Cost, hardware: Any, eager: bool) -> dict[str, Any]:
 
 
 def render(reports: Sequence[dict[str, Any]], fmt: str) -> str:
-    """Reports as ``table``, ``md``, ``csv``, ``json`` or ``html``; JSON of one report is that report, of several a
-    list."""
+    """Reports as ``table``, ``md``, ``csv`` or ``json``; JSON of one report is that report, of several a list.
+    `planner.report.costs_page` makes HTML."""
     if fmt == "json":
         return json.dumps(reports[0] if len(reports) == 1 else list(reports), indent=2) + "\n"
     if fmt == "csv":
         return _csv(reports)
-    if fmt == "html":
-        return _html(reports)
     return printable("\n\n".join(_text(found, fmt) for found in reports)) + "\n"
 
 
-def _title(found: dict[str, Any]) -> str:
+def title(found: dict[str, Any]) -> str:
+    """The model, its request, and how FLOPs are counted."""
     load, rule = found["workload"], CONVENTIONS[found["convention"]]
     return (
         f"{found['model']}: {load['system_tokens']} + {load['visual_tokens']} visual + {load['text_tokens']} text "
@@ -128,7 +135,8 @@ def _title(found: dict[str, Any]) -> str:
     )
 
 
-def _columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of the main table."""
     per_layer = CONVENTIONS[found["convention"]].per_layer
     headers = [
         "policy",
@@ -143,10 +151,10 @@ def _columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     cells = [
         [
             row["policy"],
-            _figure(row["prefill_flops"]),
+            figure(row["prefill_flops"]),
             f"{row['prefill_ratio']:.3f}",
             f"{row['visual_attention_ratio']:.4f}",
-            _figure(row["decode_flops_per_token"]),
+            figure(row["decode_flops_per_token"]),
             f"{row['kv_cache_bytes']:,}",
             f"{row['kv_cache_ratio']:.3f}",
             layer_runs(row["visual_tokens_per_layer"]),
@@ -163,13 +171,14 @@ def _columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headers, cells
 
 
-def _components(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def components(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells of the prefill by component; those that are nowhere are left out."""
     used = [name for name in COMPONENTS if any(row["prefill_by_component"][name] for row in found["rows"])]
-    cells = [[row["policy"], *(_figure(row["prefill_by_component"][name]) for name in used)] for row in found["rows"]]
+    cells = [[row["policy"], *(figure(row["prefill_by_component"][name]) for name in used)] for row in found["rows"]]
     return ["prefill by component", *(name.replace("_", " ") for name in used)], cells
 
 
-def _figure(flops: float) -> str:
+def figure(flops: float) -> str:
     """Four significant digits with a unit, for readers; machines take JSON or CSV."""
     for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if flops >= size:
@@ -181,12 +190,12 @@ def _text(found: dict[str, Any], fmt: str) -> str:
     from tabulate import tabulate
 
     style = {"table": "simple", "md": "github"}[fmt]
-    parts = [_title(found)]
-    for headers, cells in (_columns(found), _components(found)):
+    parts = [title(found)]
+    for headers, cells in (columns(found), components(found)):
         align = ["left", *["right"] * (len(headers) - 1)]
         parts.append(tabulate(cells, headers, tablefmt=style, disable_numparse=True, colalign=align))
     if "latency_estimate" in found["rows"][0]:
-        parts.append(_assumed(found))
+        parts.append(assumed(found))
     return "\n\n".join(parts)
 
 
@@ -198,7 +207,7 @@ def _fits(time: dict[str, Any]) -> str:
     return f"does not fit; batch {most:,} does" if most else "does not fit"
 
 
-def _assumed(found: dict[str, Any]) -> str:
+def assumed(found: dict[str, Any]) -> str:
     """What the estimates are of."""
     time = found["rows"][0]["latency_estimate"]
     devices = f"{time['devices']} x " if time["devices"] > 1 else ""
@@ -216,24 +225,11 @@ def _csv(reports: Sequence[dict[str, Any]]) -> str:
             line |= {name: value for name, value in row.items() if not isinstance(value, (dict, list))}
             line |= {f"prefill_{name}_flops": row["prefill_by_component"][name] for name in COMPONENTS}
             line["visual_tokens_per_layer"] = " ".join(f"{count:g}" for count in row["visual_tokens_per_layer"])
-            line |= {f"estimated_{name}": value for name, value in row.get("latency_estimate", {}).items()}
+            time = row.get("latency_estimate", {})
+            line |= {f"estimated_{name}": value for name, value in time.items() if not isinstance(value, dict)}
             flat.append({name: csv_text(value) if isinstance(value, str) else value for name, value in line.items()})
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(flat[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return text.getvalue()
-
-
-def _html(reports: Sequence[dict[str, Any]]) -> str:
-    from jinja2 import Environment
-
-    template = (resources.files("planner.report") / "costs.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    return environment.from_string(template).render(
-        reports=[
-            {"model": found["model"], "title": _title(found), "tables": (_columns(found), _components(found))}
-            for found in reports
-        ],
-        assumed=[_assumed(found) for found in reports if "latency_estimate" in found["rows"][0]],
-    )

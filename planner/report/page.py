@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any, Protocol
 
 from planner.evidence import Evidence, Measured
@@ -23,19 +20,17 @@ from planner.report.evidence_view import (
     rows_legend,
     worst_kind,
 )
-from planner.report.inline import inline
 from planner.report.plan_view import ENGINE_HEADERS, STAGE_HEADERS, engine_rows, stage_legend, stage_rows
 from planner.report.probes import sections
 from planner.report.probes.masking import window
 from planner.report.profile_view import measured_on
 from planner.report.rows_view import ROW_HEADERS, evidence_rows, filled, named, spellings
+from planner.report.templates import render_page
 from planner.report.units import percent
 from planner.report.verdict import verdict
 
 #: Tables up to this long are open, beside a picture and below; longer ones are folded.
 OPEN_BESIDE, OPEN_BELOW = 12, 6
-#: The space between a number and its unit, at which no line is broken.
-_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|[KMGTP]?(?:FLOP|B))\b)")
 
 
 class TrialRow(Protocol):
@@ -99,14 +94,7 @@ def profile_page(profile: Profile) -> str:
 
 
 def _render(**values: Any) -> str:
-    from jinja2 import Environment
-
-    template = (resources.files("planner.report") / "page.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    numbers = itertools.count(1)
-    environment.filters["inline"] = lambda svg, title: inline(svg, next(numbers), title)
-    environment.filters["unbroken"] = lambda text: _UNIT.sub("\u00a0", text)
-    return environment.from_string(template).render(open_beside=OPEN_BESIDE, open_below=OPEN_BELOW, **values)
+    return render_page("page.html.jinja", open_beside=OPEN_BESIDE, open_below=OPEN_BELOW, **values)
 
 
 def _measured(profile: Profile | None, plan: Plan | None) -> dict[str, Any]:

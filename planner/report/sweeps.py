@@ -12,10 +12,11 @@ import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from planner.errors import InputError, nearest
 from planner.policies import AnyPolicy, Composition, Policy, policy_class
+from planner.report.costs import figure, request
 from planner.report.targets import Target
 from planner.text import csv_text
 from planner.workload import Workload
@@ -27,9 +28,35 @@ if TYPE_CHECKING:
 MOST_LINES = 5_000_000
 #: Values of a range of fractions that states no step.
 VALUES_OF_FRACTIONS = 10
+#: A page shows at most so many settings: as points, and of the front as lines of a table.
+MOST_POINTS, MOST_ROWS = 2_000, 24
 #: Values of each parameter.
 Axes = Mapping[str, Sequence[Any]]
 _WORDS = {"true": True, "false": False}
+
+
+class Front(NamedTuple):
+    """A sweep, as a picture and a table show it.
+
+    Attributes:
+        request: as `planner.report.costs.request` has it.
+        policy: its name, or those of a composition.
+        device: name and engine, where times are estimated.
+        settings, unbeaten: how many there are, and how many no other one beats: none has fewer FLOPs and leaves at
+            least as much attention to visual tokens.
+        points, line: (prefill FLOPs, attention to visual tokens), shares of dense: of settings, of unbeaten ones.
+        headers, rows: parameters and figures of unbeaten ones, formatted. Where there are many, every second or third.
+    """
+
+    request: dict[str, Any]
+    policy: str
+    device: str
+    settings: int
+    unbeaten: int
+    points: list[tuple[float, float]]
+    line: list[tuple[float, float]]
+    headers: list[str]
+    rows: list[list[str]]
 
 
 def sweep_csv(target: Target, workload: Workload, spelled: str, convention: str, hardware: Any = None) -> str:
@@ -38,6 +65,45 @@ def sweep_csv(target: Target, workload: Workload, spelled: str, convention: str,
     Raises:
         InputError: a range that cannot be read, parameters that do not fit, or more combinations than make sense.
     """
+    name, columns = _swept(target, workload, spelled, convention, hardware)
+    text = io.StringIO()
+    text.write(",".join(["policy", *columns]) + "\n")
+    for line in zip(*(_listed(values) for values in columns.values()), strict=True):
+        text.write(f"{csv_text(name)},{','.join(map(_cell, line))}\n")
+    return text.getvalue()
+
+
+def sweep_front(target: Target, workload: Workload, spelled: str, convention: str, hardware: Any = None) -> Front:
+    """The settings of a sweep that no other one beats; see `sweep_csv`.
+
+    Raises:
+        InputError: as there.
+    """
+    name, columns = _swept(target, workload, spelled, convention, hardware)
+    cost, left = (_listed(columns[key]) for key in ("prefill_ratio", "visual_attention_ratio"))
+    unbeaten: list[int] = []
+    for index in sorted(range(len(cost)), key=lambda i: (cost[i], -left[i])):
+        if not unbeaten or left[index] > left[unbeaten[-1]]:
+            unbeaten.append(index)
+    told = unbeaten[:: -(-len(unbeaten) // MOST_ROWS)]
+    values = {key: _listed(column) for key, column in columns.items()}
+    return Front(
+        request=request(target, workload, convention),
+        policy=name,
+        device="" if hardware is None else f"{hardware.name} and the engine {hardware.engine}",
+        settings=len(cost),
+        unbeaten=len(unbeaten),
+        points=[(cost[i], left[i]) for i in range(0, len(cost), -(-len(cost) // MOST_POINTS))],
+        line=[(cost[i], left[i]) for i in unbeaten],
+        headers=[key.replace("_", " ") for key in columns],
+        rows=[[_shown(key, column[i]) for key, column in values.items()] for i in told],
+    )
+
+
+def _swept(
+    target: Target, workload: Workload, spelled: str, convention: str, hardware: Any
+) -> tuple[str, dict[str, Any]]:
+    """What was swept, and columns with a value for each combination."""
     from planner.cost import cost
     from planner.schedule import dense
 
@@ -61,13 +127,11 @@ def sweep_csv(target: Target, workload: Workload, spelled: str, convention: str,
     }
     if found.prefill_ms is not None:
         columns |= {"estimated_prefill_ms": found.prefill_ms, "estimated_decode_ms": found.decode_ms}
-    text = io.StringIO()
-    text.write(",".join(["policy", *columns]) + "\n")
-    for line in zip(
-        *(values if isinstance(values, list) else values.tolist() for values in columns.values()), strict=True
-    ):
-        text.write(f"{csv_text(name)},{','.join(map(_cell, line))}\n")
-    return text.getvalue()
+    return name, columns
+
+
+def _listed(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else list(values.tolist())
 
 
 def _one(
@@ -168,3 +232,12 @@ def _whole(value: float) -> float:
 
 def _cell(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _shown(name: str, value: Any) -> str:
+    """For readers: FLOPs with a unit, other integers whole, fractions to four digits."""
+    if "flops" in name:
+        return figure(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else _cell(value)

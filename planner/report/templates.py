@@ -1,0 +1,40 @@
+"""HTML pages from the templates beside this file: one style, pictures inline, units on their number's line."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from importlib import resources
+from typing import Any
+
+from planner.report.inline import inline
+
+#: The space between a number and its unit, at which no line is broken.
+_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|[KMGTP]?(?:FLOP|B))\b)")
+
+
+def text_of(name: str) -> str:
+    """A template, style or script that is shipped."""
+    return (resources.files("planner.report") / name).read_text(encoding="utf-8")
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page as HTML text. What values say is text, not markup.
+
+    Args:
+        template: its file's name; it may include others, the style among them.
+        values: what it shows.
+    """
+    from jinja2 import Environment, FunctionLoader
+
+    environment = Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        loader=FunctionLoader(text_of),
+    )
+    numbers = itertools.count(1)
+    environment.filters["inline"] = lambda svg, title: inline(svg, next(numbers), title)
+    environment.filters["unbroken"] = lambda text: _UNIT.sub("\u00a0", text)
+    return environment.get_template(template).render(**values)
