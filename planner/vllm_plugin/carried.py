@@ -7,21 +7,20 @@ what it encoded for any prompt with that picture. It has one slot of KV cache fo
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 from planner.errors import PlanError
 from planner.plan import Plan, load_plan
-from planner.schedule import Select, Threshold
-from planner.vllm_plugin.architectures import families
+from planner.schedule import ENCODER_SCORES, Select, Threshold, kept
+from planner.vllm_plugin.architectures import families, of_family
 
 #: Rankings that a picture by itself does not allow, and why.
 _BARRED = {
-    "none": "without a picture there is nothing to serve: leave it out of the request",
+    "none": "no token stays, so that there is nothing to serve: leave the picture out of the request",
     "random": "the draw depends on the question, and vLLM encodes a picture before it sees one",
     "determinantal": "relevance depends on the question, and vLLM encodes a picture before it sees one",
-    "encoder_attention": "vLLM's vision encoders do not show their attention",
-    "salient_then_distant": "vLLM's vision encoders do not show their attention",
     "frame_change": "it is for videos, for which vLLM has --video-pruning-rate and --video-pruning-method evs",
     "frame_uniqueness": "it is for videos, for which vLLM has --video-pruning-rate and --video-pruning-method vidcom2",
 }
@@ -78,18 +77,22 @@ def carried(path: str) -> Carried | None:
         return None
     if not schedule.before_decoder or entry is None:
         raise _refused(plan, "it acts inside the decoder, where vLLM has one KV slot for a token in all layers")
-    axes = families().get(plan.model.family)
-    if axes is None:
+    known = of_family(plan.model.family)
+    if known is None:
         raise _refused(plan, f"the family {plan.model.family} is not covered ({', '.join(families())} are)")
     if entry.rank_by in _BARRED:
         raise _refused(plan, f"rank_by '{entry.rank_by}': {_BARRED[entry.rank_by]}")
+    if entry.rank_by in ENCODER_SCORES and not known.attention:
+        raise _refused(plan, f"the attention in {plan.model.family}'s vision encoder is not followed to its tokens")
     if isinstance(entry.keep, Threshold):
         raise _refused(plan, "how many tokens reach a threshold is known after encoding, and vLLM must know it before")
-    if entry.merge == "pixels" and axes:
+    if not kept(entry.keep, sys.maxsize):
+        raise _refused(plan, _BARRED["none"])
+    if entry.merge == "pixels" and known.axes:
         raise _refused(plan, "a smaller picture is asked for with vLLM's own --mm-processor-kwargs")
-    if axes and schedule.positions == "packed":
+    if known.axes and schedule.positions == "packed":
         raise _refused(plan, f"{plan.model.family} places tokens on several axes, where nothing can be packed")
-    return Carried(plan, entry, tuple(_differences(plan, entry, axes)))
+    return Carried(plan, entry, tuple(_differences(plan, entry, known.axes)))
 
 
 def _differences(plan: Plan, entry: Select, axes: bool) -> list[str]:

@@ -23,7 +23,7 @@ def __getattr__(name: str) -> type:
     if plan is None:
         raise AttributeError(name)
     architecture = ARCHITECTURES[name]
-    family = getattr(importlib.import_module(architecture.module), architecture.name)
+    family = getattr(importlib.import_module(architecture.module), architecture.name or name)
     mixin = PlannedAxes if architecture.axes else PlannedModel
     factories = planned_factories(family._processor_factory, plan)
     return type(name, (mixin, family), {"plan": plan, "_processor_factory": factories, "__module__": __name__})

@@ -11,8 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from vllm.multimodal.parse import ImageEmbeddingItems
-
 from planner.runtime.selection.picture import PictureEntry
 from planner.vllm_plugin.carried import Carried
 from planner.vllm_plugin.prompts import shortened
@@ -80,6 +78,8 @@ class PlannedProcessor:
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[Any]:
+        from vllm.multimodal.parse import ImageEmbeddingItems
+
         updates = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)  # type: ignore[misc]
         if "image" not in mm_items or isinstance(mm_items["image"], ImageEmbeddingItems):
             return updates  # type: ignore[no-any-return]  # embeddings that a client sends are used as they are

@@ -31,7 +31,9 @@ def widened(source: Path, folder: Path) -> Path:
     config = json.loads((source / "config.json").read_text())
     width = config["text_config"]["head_dim"]
     weights = load_file(source / "model.safetensors")
-    save_file({name: _wide(name, tensor.float(), width) for name, tensor in weights.items()}, folder / "model.safetensors")
+    save_file(
+        {name: _wide(name, tensor.float(), width) for name, tensor in weights.items()}, folder / "model.safetensors"
+    )
     config["text_config"]["head_dim"] = 2 * width
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2))
     return folder
