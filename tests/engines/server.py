@@ -18,7 +18,7 @@ from pathlib import Path
 
 #: What the model is called in requests.
 NAME = "model"
-_START_S, _STOP_S = 240, 30
+_START_S, _STOP_S = 600, 30
 _SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 

@@ -1,8 +1,8 @@
 """A bundled model with wider attention heads, which computes the same: vLLM's kernels on CPUs want 32 channels or more.
 
 Channels of zeros are added to queries, keys and values. Queries are scaled, because scores are divided by the square
-root of the width. Rotary embeddings turn channel i of a head of width 2h with channel i + h, by a frequency that depends
-on i / h: twice as wide, the pair i becomes the pair 2i.
+root of the width. Rotary embeddings turn channel i of a head of width 2h with channel i + h, by a frequency that
+depends on i / h: twice as wide, the pair i becomes the pair 2i.
 """
 
 from __future__ import annotations
