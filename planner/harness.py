@@ -41,4 +41,19 @@ class PlannedHuggingface(Huggingface):  # type: ignore[misc]
             # lmms-eval 0.7 loads the model without its head where transformers has it as image-text-to-text.
             loaded = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype, device_map=self.device_map)
             self._model, self._config = loaded.eval(), loaded.config
+        self.processor = _Processor(self.processor)
         self.handle = load_plan(plan).attach(self.model, allow_other_weights=allow_other_weights)
+
+
+class _Processor:
+    """A processor that is not asked for media of which there are none: transformers 5 refuses the names that lmms-eval
+    0.7 has for them."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._processor(*args, **{name: value for name, value in options.items() if value != []})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)

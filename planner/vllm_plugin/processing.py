@@ -59,7 +59,8 @@ class PlannedInfo:
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """How many items of each kind a prompt may hold; None: any number."""
-        return {"image": 1 if self.plan.select.per == "prompt" else None}
+        known = super().get_supported_mm_limits()  # type: ignore[misc]
+        return {**dict.fromkeys(known, 0), "image": 1 if self.plan.select.per == "prompt" else None}
 
 
 class PlannedProcessor:

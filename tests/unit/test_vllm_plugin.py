@@ -201,11 +201,18 @@ def test_a_picture_under_another_plan_is_another_picture(processor_of: Any) -> N
     assert names[0] == processor_of(PACKED)._get_mm_hashes(["a", "b"])["image"]
 
 
-def test_a_budget_for_a_prompt_takes_one_picture(tmp_path: Path, identity: ModelIdentity) -> None:
+class Info:
+    """As vLLM's of a family that takes videos too."""
+
+    def get_supported_mm_limits(self) -> dict[str, int | None]:
+        return {"image": None, "video": None}
+
+
+def test_a_budget_for_a_prompt_takes_one_picture_and_none_takes_videos(tmp_path: Path, identity: ModelIdentity) -> None:
     for policy, limit in ((PACKED, 1), (f"{PACKED},per=picture", None)):
-        info = PlannedInfo()
-        info.plan = carried(written(tmp_path, identity, policy))  # type: ignore[assignment]
-        assert info.get_supported_mm_limits() == {"image": limit}
+        plan = carried(written(tmp_path, identity, policy))
+        info = type("Planned", (PlannedInfo, Info), {"plan": plan})()
+        assert info.get_supported_mm_limits() == {"image": limit, "video": 0}
 
 
 @dataclass
