@@ -33,7 +33,7 @@ FAMILIES = tuple(dict.fromkeys(one.family for one in ARCHITECTURES.values()))
 PROMPTS = (((80, 80),), ((96, 64),), ((60, 120),), ((80, 80), (96, 64)))
 NEW_TOKENS = 5
 #: Channels of the tiny decoders, so that a head has the 32 that vLLM's kernels on CPUs want.
-_HIDDEN, _SECTIONS = 128, (8, 4, 4)
+_HIDDEN, _HEAD, _SECTIONS = 128, 32, (8, 4, 4)
 #: Families whose processors cut pictures into tiles with marks between them.
 _MARKED = ("idefics3", "smolvlm")
 
@@ -62,10 +62,11 @@ def policy_of(family: str) -> str:
 
 def write(family: str, folder: Path) -> None:
     """A tiny checkpoint whose decoder is wide enough for vLLM."""
-    sections = configs._mrope
+    sections, text = configs._mrope, configs.text
     with (
         mock.patch.object(configs, "HIDDEN", _HIDDEN),
         mock.patch.object(configs, "_mrope", lambda *_, **more: sections(*_SECTIONS, **more)),
+        mock.patch.object(configs, "text", lambda layers, **more: text(layers, **{**more, "head_dim": _HEAD})),
     ):
         build.write(family, folder)
     if family.startswith("llava"):  # vLLM knows the names that these towers had in released checkpoints
