@@ -41,7 +41,7 @@ class PlannedHuggingface(Huggingface):  # type: ignore[misc]
             # lmms-eval 0.7 loads the model without its head where transformers has it as image-text-to-text.
             loaded = AutoModelForImageTextToText.from_pretrained(pretrained, dtype=dtype, device_map=self.device_map)
             self._model, self._config = loaded.eval(), loaded.config
-        self.processor = _Processor(self.processor)
+        self.processor: Any = _Processor(self.processor)
         self.handle = load_plan(plan).attach(self.model, allow_other_weights=allow_other_weights)
 
 
