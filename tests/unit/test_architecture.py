@@ -8,7 +8,7 @@ from tests.imports import ROOT, arrows, cycle, imports
 
 DOCUMENT = (ROOT / "docs" / "architecture.md").read_text()
 #: Most arrows per package: what there was when it was sorted into rooms, leaves that many use, and some slack.
-MOST = {"planner": 83, "planner.runtime": 26, "calibrate": 21}
+MOST = {"planner": 91, "planner.runtime": 26, "calibrate": 21}
 
 
 def listed(package: str) -> list[str]:
@@ -43,7 +43,7 @@ def test_only_the_command_line_imports_calibrate() -> None:
 def test_torch_stays_in_runtime_and_calibrate() -> None:
     """Imports inside functions are allowed: a verb that needs torch loads it when it runs."""
     for path in (ROOT / "planner").rglob("*.py"):
-        if "runtime" not in path.parts:
+        if not {"runtime", "vllm_plugin"} & set(path.parts):
             top = {name.split(".")[0] for name in imports(path, nested=False)}
             assert not top & {"torch", "transformers", "calibrate"}, path
 

@@ -85,10 +85,8 @@ class EncoderScores:
 
     def _attend(self, call: Call) -> tuple[Tensor, Tensor | None]:
         if call.layer == self.layer:
-            query = call.query[:, :, :1] if self.class_token else call.query
-            mask = call.mask[:, :, : query.shape[2]] if call.mask is not None else None
-            weights = attention_weights(query, call.key, mask, call.scaling, call.softcap)
-            received = weights.mean(1).sum(1) / _askers(mask, query.shape[2])
+            query, key, mask = call.query, call.key, call.mask
+            received = received_attention(query, key, mask, call.scaling, call.softcap, self.class_token)
             self._seen.tiles += list(received if self.keeps_class or not self.class_token else received[:, 1:])
         return call.run()
 
@@ -147,6 +145,23 @@ class EncoderScores:
             return scores.reshape(-1, side * side).mean(1)
         grid = round(scores.shape[0] ** 0.5)
         return nn.functional.avg_pool2d(scores.reshape(1, 1, grid, grid), side).flatten()
+
+
+def received_attention(
+    query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, class_token: bool
+) -> Tensor:
+    """Attention that each row of a tile receives, mean over heads and over the rows that may see it, ``[tiles, n]``.
+
+    Args:
+        query, key: ``[tiles, H, n, dh]``.
+        mask: ``[tiles, 1, n, n]`` or None.
+        scaling, softcap: of the scores.
+        class_token: only the first row asks.
+    """
+    query = query[:, :, :1] if class_token else query
+    mask = mask[:, :, : query.shape[2]] if mask is not None else None
+    weights = attention_weights(query, key, mask, scaling, softcap)
+    return weights.mean(1).sum(1) / _askers(mask, query.shape[2])
 
 
 def find_encoder(model: Any) -> nn.Module:

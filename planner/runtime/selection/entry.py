@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,22 @@ class Entered:
     features: list[Tensor]
 
 
+class AttentionSource(Protocol):
+    """Where the attention comes from that images receive in the vision encoder; see `EncoderScores`."""
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Be in the encoder while the block runs."""
+
+    def check(self, kwargs: dict[str, Any]) -> None:
+        """Refuse what cannot be followed."""
+
+    def forget(self) -> None:
+        """Drop what an unfinished forward left."""
+
+    def take(self, layout: Layout, samples: int) -> Tensor:
+        """Scores of the visual rows, ``[B, n]``."""
+
+
 class _Begun(threading.local):
     """What the calling thread's prompts said of their pictures, before they were encoded."""
 
@@ -61,14 +77,17 @@ class Entry:
         parts: the model.
         select: what the entry selects.
         seed: added to the selection's own where it is random.
+        encoder: where the attention of the vision encoder comes from; None: from the model, where it is read.
 
     Raises:
         UnsupportedModelError: it ranks by the vision encoder, whose patches cannot be followed or attention not seen.
     """
 
-    def __init__(self, parts: Parts, select: Select, seed: int) -> None:
+    def __init__(self, parts: Parts, select: Select, seed: int, encoder: AttentionSource | None = None) -> None:
         self.parts, self.select, self.seed = parts, select, seed
-        self._encoder = EncoderScores(parts.model) if select.rank_by in ENCODER_SCORES else None
+        self._encoder = encoder
+        if encoder is None and select.rank_by in ENCODER_SCORES:
+            self._encoder = EncoderScores(parts.model)
         self._smaller: SmallerImages | None = None
         vision = getattr(parts.model.config, "vision_config", None)
         if select.merge == "pixels" and SmallerImages.serves(vision):
