@@ -56,7 +56,7 @@ class PictureEntry:
 
     def __init__(self, config: Any, select: Select, seed: int = 0) -> None:
         self.config, self.select = config, select
-        parts = Parts(SimpleNamespace(config=config), None, (), (), (), _VISUAL, 0)
+        parts = Parts(SimpleNamespace(config=config), None, (), {}, (), _VISUAL, 0)
         self._received = _Received() if select.rank_by in ENCODER_SCORES else None
         self._entry = Entry(parts, select, seed, self._received)
 
