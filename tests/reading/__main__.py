@@ -1,7 +1,6 @@
 """The reading of the papers on the pretrained reference model.
 
 python -m tests.reading heads MODEL --out FILE      attribute the set of look-alikes, compare its heads
-python -m tests.reading write --out FILE            the reading, from the committed profile and comparison
 """
 
 from __future__ import annotations
