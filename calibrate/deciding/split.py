@@ -1,10 +1,8 @@
 """Which samples propose, which select, and which certify: three parts that share no picture.
 
-A proof is helped by nothing but samples, so certify gets most of them. But a search that saw too few takes policies for
-equal of which one loses four times as much: on both bundled models the cheapest of 160 candidates that lost none of 43
-samples had true losses from 0.0025 to 0.0225, and 107 samples told most of them apart. Where misses are counted certify
-gets not one more than its last allowed miss needs: of two sizes that allow equally many, the smaller passes more easily
-(`calibrate.deciding.power`). Other losses tell more of each sample, so that fewer do for the search.
+Proposing and selecting are helped by continuous losses on few samples; a proof is helped by nothing but samples. So
+certify gets most of them. Where misses are counted it gets not one more than its last allowed miss needs: of two sizes
+that allow equally many, the smaller passes more easily (`calibrate.deciding.power`).
 """
 
 from __future__ import annotations
@@ -19,10 +17,8 @@ from calibrate.deciding.power import allowed, few, least
 from calibrate.inputs.samples import SampleSet
 from planner.errors import InputError
 
-#: Pictures that propose and select at least, where there are twice as many.
-SEARCH_PICTURES = 24
-#: Their share where misses are counted, up to a number that is enough; and of other losses.
-SEARCH_SHARE, SEARCH_ENOUGH, SEARCH_SHARE_OTHERS = 0.25, 128, 0.1
+#: Pictures that propose and select at least, where there are twice as many; and their least share.
+SEARCH_PICTURES, SEARCH_SHARE = 24, 0.1
 #: Without these there are no three parts.
 FEWEST_PICTURES = 4
 
@@ -102,13 +98,11 @@ def count_pictures(samples: SampleSet) -> int:
 
 def sizes(pictures: int, limit: float, confidence: float, counted: bool = True) -> tuple[int, int, int]:
     """How many pictures propose, select and certify; `counted`: the proof counts misses, one question a picture."""
-    fewest = min(SEARCH_PICTURES, pictures // 2)
-    wanted = min(round(SEARCH_SHARE * pictures), SEARCH_ENOUGH) if counted else round(SEARCH_SHARE_OTHERS * pictures)
-    certify = pictures - max(fewest, wanted)
-    if counted:
-        certify = min(max(certify, least(limit, confidence)), pictures - fewest)  # a proof comes first
-        misses = allowed(certify, limit, confidence)
-        certify = certify if misses < 0 else _smallest_with(misses, certify, limit, confidence)
+    search = min(max(SEARCH_PICTURES, round(SEARCH_SHARE * pictures)), pictures // 2)
+    certify = pictures - search
+    misses = allowed(certify, limit, confidence)
+    if counted and misses >= 0:
+        certify = _smallest_with(misses, certify, limit, confidence)
     search = pictures - certify
     return search // 2, search - search // 2, certify
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from calibrate.deciding.power import least, needed
-from calibrate.deciding.split import SEARCH_ENOUGH, SEARCH_PICTURES, SEARCH_SHARE
+from calibrate.deciding.split import SEARCH_PICTURES, SEARCH_SHARE
 from calibrate.running.losses import LONG_ANSWER_TOKENS, NLL_CAP
 from calibrate.running.metrics import METRICS
 
@@ -25,6 +25,6 @@ def test_sample_counts():
 def test_constants_and_names():
     assert f"answers of more than {LONG_ANSWER_TOKENS} tokens on average" in PAGE
     assert NLL_CAP == 1 and "1 and more count as 1" in PAGE
-    assert f"{SEARCH_PICTURES} pictures, or a quarter up to {SEARCH_ENOUGH}" in PAGE and SEARCH_SHARE == 0.25
+    assert f"{SEARCH_PICTURES} pictures, or a tenth" in PAGE and SEARCH_SHARE == 0.1
     assert all(f"`{name}`" in PAGE for name in METRICS)
     assert "(32 at confidence 0.8)" in PAGE and least(0.05, 0.8) == 32
