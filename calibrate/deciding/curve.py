@@ -3,7 +3,8 @@
 The members of a family are nested: what one drops, a cheaper one drops too. So each sample has a dose, the share of
 visual tokens that the decoder computes, below which it loses its answer, and the expected loss of a member is the share
 of samples whose dose is higher. Those doses are taken to be spread log-logistically, above a floor that a family loses
-at every dose (what is fixed in it, such as a layer from which on there is no image):
+at every dose (what is fixed in it, such as a layer from which on there is no image), or that fades only as the dose
+nears the whole: some answers hang on tokens that any choice but the whole may drop, however well the others fare:
 
     loss(x) = floor + (1 - floor) / (1 + exp(slope * (x - middle))),    x the logarithm of the dose.
 
@@ -27,6 +28,8 @@ FloatArray = NDArray[np.float64]
 #: Floors that a family may have, and how likely each is of a rule that nothing is known about.
 FLOORS = np.array([0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08])
 _UNKNOWN = np.array([0.5, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05])
+#: Of a family that changes nothing at the whole dose, where the floor fades to nothing.
+_FADING = np.array([0.5, 0.12, 0.14, 0.12, 0.07, 0.03, 0.02])
 #: Points of the grid. Before anything ran, half of the answers are lost at 2 % of the tokens, or 4 times more or fewer.
 MIDDLE, SLOPE, FLOOR = (
     axis.ravel()
@@ -44,15 +47,26 @@ class Curve:
     Args:
         doses: logarithms of the members' doses, ascending.
         floors: how likely each of `FLOORS` is; None: as of a rule that nothing is known about.
+        fading: the floor falls to nothing at the whole dose, and is likely as of any such family.
         prior: of the family that this one lays over something.
     """
 
-    def __init__(self, doses: Sequence[float], floors: FloatArray | None = None, prior: Curve | None = None) -> None:
+    def __init__(
+        self,
+        doses: Sequence[float],
+        floors: FloatArray | None = None,
+        prior: Curve | None = None,
+        *,
+        fading: bool = False,
+    ) -> None:
         self.doses = np.asarray(doses, np.float64)
         fallen = expit(-SLOPE[:, None] * (self.doses - MIDDLE[:, None]))
-        self._losses = FLOOR[:, None] + (1 - FLOOR[:, None]) * fallen  # [grid, members]
+        lowest = FLOOR[:, None] * (-np.expm1(np.minimum(self.doses, 0.0)) if fading else 1.0)
+        self._losses = lowest + (1 - lowest) * fallen  # [grid, members]
+        if floors is None:
+            floors = _FADING if fading else _UNKNOWN
         with np.errstate(divide="ignore"):  # what cannot be stays impossible
-            floor = np.log(_UNKNOWN if floors is None else floors)
+            floor = np.log(floors)
         self._prior = _PRIOR + np.tile(floor, len(FLOOR) // len(FLOORS))
         if prior is not None:
             # Half of what is known of that family, whatever its floor is: laid over something, it may fall otherwise.

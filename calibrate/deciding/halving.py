@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from calibrate.deciding.curve import FLOORS, Curve
+from calibrate.deciding.curve import Curve
 from calibrate.deciding.space import Candidate, Family, Space, parts
 from calibrate.deciding.trials import Trials
 from planner.schedule import Schedule
@@ -185,8 +185,7 @@ class Search:
         falls as the family that is laid over that."""
         doses = [member.dose for member in family.members]
         if family.origin is None or family.fixed is None:
-            none = np.eye(len(FLOORS))[0]
-            return Curve(doses, none if family.tends_to_dense else None)
+            return Curve(doses, fading=family.tends_to_dense)
         origin = next(line.curve for line in self.lines if line.family is family.origin)
         line, member = max(self._places[family.fixed.name], key=lambda place: len(place[0].seen))
         return Curve(doses, line.curve.floors(member), origin)

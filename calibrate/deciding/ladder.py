@@ -2,9 +2,10 @@
 
 A ladder is tested from its safest rung, and the first that fails ends the test (`calibrate.deciding.proof`). What it is
 worth is the saving that is expected of it: of each rung, what it saves beyond the one before it, times the chance that
-it and all before it pass. Chances come from what the search believes of each family, and families are thought to share
-their luck, since all ran on the same samples: where one is worse than it looked, so are the others. So rungs on the
-safe side are put first exactly where the search knows little.
+it and all before it pass. Chances come from what the search believes of each family. Families are thought to share a
+part of their luck, since all ran on the same samples: where one is worse than it looked, so are the others, as a rule.
+So rungs on the safe side are put first exactly where the search knows little; and as each family has luck of its own
+too, one that adds little is no rung: it may fail alone, and end the test before cheaper ones.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr
+from scipy.special import bdtr, ndtr
 
 from calibrate.deciding.halving import Line
 from calibrate.deciding.space import Candidate
@@ -25,6 +26,8 @@ _DRAWS = 400
 #: What a believed loss may be wrong by, since no family loses answers quite as its curve says: a factor, as a normal
 #: deviation of its logarithm.
 _DOUBT = 0.8
+#: Correlation of the luck of two families.
+_SHARED = 0.5
 #: A rung that saves less than this share of dense more is left out.
 _WORTH = 1e-3
 
@@ -61,9 +64,10 @@ def _chances(
     """Candidates, and their chances to pass in many draws of what their losses may be: ``[draws, candidates]``."""
     rng = np.random.default_rng(seed)
     found: dict[str, tuple[Candidate, FloatArray]] = {}
-    luck, doubt = rng.random(_DRAWS), np.exp(_DOUBT * rng.standard_normal((_DRAWS, 1)))
+    shared = rng.standard_normal((2, _DRAWS))
     for line in lines:
-        losses = line.curve.quantiles(luck) * doubt
+        luck, doubt = np.sqrt(_SHARED) * shared + np.sqrt(1 - _SHARED) * rng.standard_normal((2, _DRAWS))
+        losses = line.curve.quantiles(ndtr(luck)) * np.exp(_DOUBT * doubt)[:, None]
         for member, one in enumerate(line.members):
             if id(one) in eligible:
                 found[one.name] = one, losses[:, member]

@@ -77,7 +77,7 @@ def literal(model, parts, inputs, keep=None, pooling=max, dropped_at=None):
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with torch.enable_grad(), attention_hook(list(parts.attentions), attend):
+    with torch.enable_grad(), attention_hook(parts.attentions, attend):
         logits = model(**inputs, use_cache=False).logits[0, -1]
         loss = -logits.log_softmax(-1)[7]
         gradients = torch.autograd.grad(loss, tables)

@@ -20,6 +20,7 @@ from calibrate.measuring.state import SUFFIX
 from planner import load_plan
 from planner.errors import CalibrationError, InputError, PlanMismatchError, UnsupportedModelError
 from planner.plan import Decision, Plan
+from planner.policies import parse
 from planner.profile import processor_differences
 from planner.runtime import ImageStream
 from planner.runtime.model.weights import weights_of
@@ -28,7 +29,7 @@ from planner.spec.read import facts_of
 from planner.weights import compare
 from tests import tiny
 from tests.integration import calibrate_stub as stub
-from tests.schedules import LAYERS, SCHEDULES
+from tests.schedules import LAYERS
 
 
 def fresh(family: str = "llava") -> Any:
@@ -36,8 +37,9 @@ def fresh(family: str = "llava") -> Any:
 
 
 def plan_of(model: Any) -> Plan:
-    decision = Decision(policy="visipruner", schedule=SCHEDULES["visipruner"])
-    return Plan(model=identify(model, "tiny").identity, decision=decision).sealed()
+    known, policy = identify(model, "tiny"), parse("visipruner:filter=1,keep=4,exit=3")
+    decision = Decision(policy=str(policy), schedule=policy.schedule(known.spec))
+    return Plan(model=known.identity, decision=decision).sealed()
 
 
 def layers(model: Any) -> Any:

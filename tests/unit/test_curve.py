@@ -98,3 +98,14 @@ def test_accuracy_may_rise() -> None:
     curve = Curve(DOSES)
     curve.learn({2: (30, -0.1)})
     assert curve.below(0.02)[2] > 0.5
+
+
+def test_a_floor_that_fades_is_not_ruled_out_by_few_samples_and_is_less_where_more_is_kept() -> None:
+    doses = np.log([0.1, 0.2, 0.4, 0.8])
+    bare, fading = Curve(doses, NONE), Curve(doses, fading=True)
+    for curve in (bare, fading):
+        curve.learn({0: (107, 0.4), 1: (107, 0.0)})
+    safe, hedged = (curve.below(0.01) for curve in (bare, fading))
+    assert hedged[1] < safe[1] and np.all(np.diff(hedged[1:]) >= 0)
+    assert 0.5 < hedged[2] < hedged[3], "the same samples lost nothing, and four fifths of the tokens are safer"
+    assert Curve([0.0], fading=True).mean()[0] == pytest.approx(Curve([0.0], NONE).mean()[0]), "none at the whole dose"

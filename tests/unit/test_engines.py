@@ -203,7 +203,7 @@ def test_a_plan_inside_the_decoder_is_refused_and_its_stages_are_named() -> None
         hand_over(made, engine("vllm"))
     cause = caught.value.cause
     assert "layers 0 to 2 visual_attention=self and text_to_visual=none and cache_visual=none" in cause
-    assert "layer 3 cache_visual=kept and keep 20 by influence_l2; layers 4 to 6 drop the image" in cause
+    assert "layer 3 keep 20 by influence_l2; layers 4 to 6 drop the image" in cause
     assert "layers 7" not in cause, "nothing is lost there"
     assert "None of the plans that were measured" in caught.value.remedy and "--portable vllm" in caught.value.remedy
     assert hand_over(made, engine("transformers")).portable == "exact"

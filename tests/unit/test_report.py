@@ -183,7 +183,7 @@ def test_a_bundled_model_goes_by_its_name() -> None:
     """It has images of 60 pixels in patches of 5."""
     found = as_json("reference/plain")
     assert (found["model"], found["workload"]["visual_tokens"]) == ("plain", 144)
-    assert "no bundled model is called 'reference/none'" in refused("reference/none")
+    assert "there is no model named 'reference/none'" in refused("reference/none")
 
 
 def test_eager_attention_takes_memory() -> None:
@@ -221,12 +221,13 @@ REQUIRED = {
 @pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_every_policy_sweeps_in_every_convention(name: str, convention: str) -> None:
     """The last line is what a report of that policy alone says."""
-    result = run("llava-1.5-7b", "--sweep", REQUIRED.get(name, name), "--convention", convention)
+    settings = ["--convention", convention, *(["--context-tokens", "32"] if name == "context" else [])]
+    result = run("llava-1.5-7b", "--sweep", REQUIRED.get(name, name), *settings)
     assert result.exit_code == 0, result.output
     line = list(csv.DictReader(io.StringIO(result.output)))[-1]
     keys = {key: values[-1] for key, values in parse_sweep(REQUIRED.get(name, name))[0][1].items()}
     spelled = f"{name}:{','.join(f'{key}={value}' for key, value in keys.items())}" if keys else name
-    row = as_json("llava-1.5-7b", "--policy", spelled, "--convention", convention)["rows"][-1]
+    row = as_json("llava-1.5-7b", "--policy", spelled, *settings)["rows"][-1]
     assert float(line["prefill_flops"]) == pytest.approx(row["prefill_flops"], rel=1e-12)
     assert int(line["kv_cache_bytes"]) == row["kv_cache_bytes"]
 

@@ -58,7 +58,7 @@ const POLICIES = {
       const shallow = { visual_attention: "prefix", text_to_visual: "none", cache_visual: "none" };
       const influence = select("influence_l2", keepOf(keep));
       const parts = filter ? [stage(0, filter, shallow)] : [];
-      parts.push(stage(filter, middle, { cache_visual: "kept", selects: [influence] }));
+      parts.push(stage(filter, middle, { selects: [influence] }));
       if (middle < last) parts.push(stage(middle, last, { selects: last < layers ? [NOTHING] : [] }));
       if (last < layers) parts.push(stage(last, layers));
       return staged(...parts);
