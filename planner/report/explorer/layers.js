@@ -112,6 +112,12 @@ function isolatedProjections(attention, isRead, segment, fast) {
   return segment.streamed ? inputs : inputs + attention.output_macs;
 }
 
+/** Feed-forward of text and visual rows, and what is projected for the whole prompt before any row is dropped. */
+function fed(ffn, words, visual, segment) {
+  const dropped = segment.system + segment.promptText + segment.promptVisual - words - visual;
+  return dropped * ffn.front_macs + words * ffn.macs + visual * ffn.visual_macs;
+}
+
 /** A layer in which no visual row sees another one. */
 function isolatedMacs(causal, layer, segment, visual) {
   const { attention, ffn } = layer, words = segment.system + segment.text;
@@ -130,7 +136,7 @@ function isolatedMacs(causal, layer, segment, visual) {
   return [
     words * attention.projection_macs + visual * isolatedProjections(attention, isRead, segment, fast),
     (textPairs + read + own + ahead) * attention.pair_macs,
-    words * ffn.macs + computed * ffn.visual_macs,
+    fed(ffn, words, computed, segment),
     segment.redistributes ? attention.pair_macs * segment.text * (words + visual) : 0,
   ];
 }
@@ -148,15 +154,19 @@ function layerMacs(causal, model, layer, segment) {
   }
   const visual = model.cross ? 0 : segment.visual, rows = words + visual;
   if (attention.kind === "linear") {
-    const chunks = attention.chunk ? Math.ceil(rows / attention.chunk) : 0;
-    const state = (rows + attention.state_lead) * attention.state_macs + chunks * attention.chunk_macs;
-    return [rows * attention.projection_macs, state, words * ffn.macs + visual * ffn.visual_macs, 0];
+    // Visual rows that run alone are each a decode step, from a fresh state.
+    const together = segment.alone ? words : rows, alone = segment.alone && !segment.streamed ? visual : 0;
+    const chunks = attention.chunk ? Math.ceil(together / attention.chunk) : 0;
+    const state = (together + attention.state_lead) * attention.state_macs + chunks * attention.chunk_macs
+      + alone * 2 * attention.state_macs;
+    const run = together + alone;
+    return [run * attention.projection_macs, state, fed(ffn, words, run - words, segment), 0];
   }
   if (segment.alone) return isolatedMacs(causal, layer, segment, visual);
   return [
     rows * attention.projection_macs,
     ordinaryPairs(causal, attention, segment, rows) * attention.pair_macs,
-    words * ffn.macs + visual * ffn.visual_macs,
+    fed(ffn, words, visual, segment),
     segment.redistributes ? attention.pair_macs * segment.text * rows : 0,
   ];
 }
