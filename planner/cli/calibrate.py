@@ -234,11 +234,14 @@ def _claimed(ctx: click.Context, options: Options, overwrite: bool) -> Iterator[
         yield
         return
     with claimed(options.out, part, keep=not (options.resume or overwrite), profile=options.profile):
-        if options.shard[0] == 0:
-            save(ctx, options.out)
+        first = options.shard[0] == 0
         try:
             yield
+            if first:  # what was refused leaves nothing
+                save(ctx, options.out)
         except KeyboardInterrupt:
+            if first:
+                save(ctx, options.out)
             adding = () if options.profile is not None else ("--resume",)
             command = again(ctx, without=("--overwrite",), adding=adding)
             click.echo(f"\n{kept_state(options.out, part)}\nGo on with: {command}", err=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from textwrap import fill
 
+from planner.engines import portability
 from planner.evidence import Evidence, Promise, Row
 from planner.plan import Plan
 from planner.report.rows_view import base_name
@@ -215,7 +216,12 @@ class _Judged:
         yield "in Python", f'with load_plan("{self.path}").apply(model): model.generate(**inputs)'
         yield "time and memory here", f"plan bench {path}"
         yield "OpenAI-compatible server", f"plan serve {path}"
-        yield "for an inference engine", f"plan export {path} --to vllm"
+        carries = [one.engine.name for one in portability(self.plan) if one.level != "no"]
+        engine = next((name for name in ("vllm", "openvino", "trt-edge", "llamacpp") if name in carries), None)
+        if engine is not None:
+            yield "for an inference engine", f"plan export {path} --to {engine}"
+        else:
+            yield "a plan that vLLM can run", "plan calibrate MODEL --portable vllm"
 
     # -- what the parts are made of -----------------------------------------------------------------------------------
 

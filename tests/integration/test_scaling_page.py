@@ -94,6 +94,9 @@ def launched(line: str, folder: Path) -> str:
     """What a line of the page with a launcher in it tells, shortened, in processes of its own."""
     verb = "evaluate" if " evaluate " in line else "calibrate"
     shortened = line.replace(f"plan {verb}", f"plan {verb} {' '.join(SHORT[verb])}").replace("MODEL", MODEL)
+    shortened = shortened.replace(
+        "accelerate launch", "accelerate launch --multi_gpu"
+    )  # its default where there is one
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
