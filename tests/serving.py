@@ -60,6 +60,9 @@ def plans(name: str) -> dict[str, Plan]:
     return found
 
 
+_clients: dict[str, list[OpenAI]] = {}
+
+
 @contextmanager
 def running(app: Any) -> Iterator[str]:
     """An application on a free port; gives its address."""
@@ -70,9 +73,12 @@ def running(app: Any) -> Iterator[str]:
     while not server.started:
         assert thread.is_alive()
         time.sleep(0.01)
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield address
     finally:
+        for one in _clients.pop(address, []):
+            one.close()
         server.should_exit = True
         thread.join(60)
         listener.close()
@@ -88,8 +94,10 @@ def served(name: str = "windowed", limits: Limits = LIMITS, **options: Any) -> I
 
 
 def client(address: str, **options: Any) -> OpenAI:
-    """The real client, without second tries."""
-    return OpenAI(base_url=f"{address}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60, **options})
+    """The real client, without second tries; it is closed when its server ends."""
+    one = OpenAI(base_url=f"{address}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60, **options})
+    _clients.setdefault(address, []).append(one)
+    return one
 
 
 def data_url(picture: Image.Image, form: str = "PNG") -> str:
