@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 import transformers
@@ -124,6 +125,13 @@ def find_parts(model: Any) -> Parts:
     attentions = {
         index: _attention(layer, config.model_type) for index, layer in enumerate(layers) if windows[index] != 0
     }
+    scaled = getattr(text, "attn_temperature_tuning", False)
+    if scaled and any("cache_position" in signature(attention.forward).parameters for attention in attentions.values()):
+        raise UnsupportedModelError(
+            f"{config.model_type} scales queries by their places in the prompt in transformers "
+            f"{transformers.__version__}, which fit no layer that computes fewer rows",
+            "Use a newer release of transformers",
+        )
     return Parts(
         model,
         tower,
@@ -135,7 +143,7 @@ def find_parts(model: Any) -> Parts:
         _lenders(text),
         tuple(index for index, kind in enumerate(_types(text)) if kind == "chunked_attention"),
         # Llama 4 counts places among the rows that a layer computes, which a plan changes.
-        text.floor_scale if getattr(text, "attn_temperature_tuning", False) else None,
+        text.floor_scale if scaled else None,
     )
 
 
