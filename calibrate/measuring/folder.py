@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,6 +30,7 @@ def claimed(out: Path, part: str = "0-of-1", *, keep: bool = True, profile: Path
     Raises:
         InputError: the folder cannot be written, is in use, or holds what would be overwritten.
     """
+    made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / f".{part}.lock", timeout=0)
@@ -49,6 +50,9 @@ def claimed(out: Path, part: str = "0-of-1", *, keep: bool = True, profile: Path
         # Before it is released: whoever comes later makes a new one.
         (out / f".{part}.lock").unlink(missing_ok=True)
         lock.release()
+        if made:
+            with suppress(OSError):  # what was refused leaves no empty folder
+                out.rmdir()
 
 
 def _refuse_overwriting(out: Path, part: str, profile: Path | None) -> None:
