@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from planner.bundled import bundled
 from planner.errors import PlanDigestError, PlanError, PlanVersionError
 from planner.files import in_folder, parse_json, read_text, write_atomic
 
@@ -93,7 +94,7 @@ class Document(BaseModel):
         """Read a document and check version, digest and fields, in that order; an older schema is brought up to date.
 
         Args:
-            path: of the file, or of the folder in which it lies under its kind's name, such as ``plan.json``.
+            path: see `located`.
 
         Raises:
             InputError: the file cannot be read.
@@ -101,8 +102,14 @@ class Document(BaseModel):
             PlanDigestError: it was changed after it was written.
             PlanError: it is not such a document.
         """
-        path = in_folder(path, f"{cls.KIND}.json")
+        path = cls.located(path)
         return cls.parse(read_json(path), source=str(path))
+
+    @classmethod
+    def located(cls, path: str | Path) -> Path:
+        """Where a document lies: at a path, in a folder under its kind's name, such as ``plan.json``, or with the
+        package, under the name of a bundled model."""
+        return in_folder(bundled(path, cls.KIND), f"{cls.KIND}.json")
 
     @classmethod
     def parse(cls: type[Self], body: Any, source: str = "the document") -> Self:

@@ -105,6 +105,17 @@ def holds(where: Reference, name: str) -> bool:
     return True
 
 
+def fetch_profile(where: Reference) -> Path:
+    """A repository's profile, in the hub's cache, with its tables beside it where it has any.
+
+    Raises:
+        InputError: as `fetch`.
+    """
+    if holds(where, TABLES):
+        fetch(where, TABLES)
+    return fetch(where, PROFILE)
+
+
 def push(where: Reference, files: Mapping[str, bytes], message: str, private: bool = False) -> str:
     """Write files to a repository in one commit; it is made where there is none.
 

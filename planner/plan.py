@@ -303,7 +303,8 @@ def load_plan(path: str | Path) -> Plan:
     """Read a plan and check that it is whole.
 
     Args:
-        path: a file, or ``hf://user/repo@revision`` on the Hugging Face Hub.
+        path: a file or its folder, ``hf://user/repo@revision`` on the Hugging Face Hub, or the name of a bundled model,
+            ``reference/windowed``.
 
     Raises:
         InputError: the file cannot be read, or had from the hub.

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializerFuncti
 
 from planner.document import Document, write_atomic
 from planner.errors import PlanDigestError, PlanError
+from planner.hub import fetch_profile, reference
 from planner.weights import Weights
 
 Arrays = dict[str, NDArray[Any]]
@@ -172,10 +173,24 @@ class Profile(Document):
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """Read a profile; its tables are read when asked for. Raises as `Document.load`."""
-        profile = super().load(path)
-        profile._arrays_path = Path(path).with_suffix(".safetensors")
+        """Read a profile; its tables are read when asked for.
+
+        Args:
+            path: a file or its folder, ``hf://user/repo@revision``, or the name of a bundled model.
+
+        Raises:
+            InputError, PlanError: as `Document.load` does; the hub has no such profile.
+        """
+        where = reference(path)
+        file = cls.located(path) if where is None else fetch_profile(where)
+        profile = super().load(file)
+        profile._arrays_path = file.with_suffix(".safetensors")
         return profile
+
+    @property
+    def tables(self) -> Path | None:
+        """Where the tables lie; None of a profile that was made here and not read."""
+        return self._arrays_path
 
     def _read_arrays(self) -> Arrays:
         if self.arrays_sha256 is None:

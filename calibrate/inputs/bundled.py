@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 
 #: What the names start with where a hub id or a directory could stand too.
 PREFIX = "reference/"
@@ -68,7 +68,10 @@ def reference(name: str | None) -> Reference | None:
     known = references()
     found = known.get(name.removeprefix(PREFIX))
     if found is None:
-        raise InputError(f"no bundled model is called {name!r}", f"Bundled: {', '.join(known)}")
+        raise InputError(
+            f"no bundled model is called {name!r}",
+            f"{nearest(name.removeprefix(PREFIX), known)}Bundled: {', '.join(known)}",
+        )
     return found
 
 

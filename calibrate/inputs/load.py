@@ -23,6 +23,7 @@ from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.plain_processor import PlainProcessor
 from calibrate.ranks import local_rank
 from planner.errors import InputError, UnsupportedModelError
+from planner.spec import shipped
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,17 @@ def load(
 
 
 def _source(name: str | None) -> str:
-    """The hub id or directory that a name stands for."""
+    """The hub id or directory that a name stands for.
+
+    Raises:
+        InputError: a bundled model that is not there, or the name of shipped facts.
+    """
     found = reference(name)
+    if found is None and name in shipped() and not Path(str(name)).exists():
+        raise InputError(
+            f"'{name}' is shipped as facts without weights: nothing can be run",
+            "Give a model directory, or its hub id: `plan ls models` has it under source",
+        )
     return str(name) if found is None else str(model_folder(found))
 
 

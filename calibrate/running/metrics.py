@@ -23,7 +23,7 @@ from pathlib import Path
 
 from calibrate.inputs.answers import matches, normalise
 from calibrate.inputs.samples import Sample
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 
 #: An answer and the accepted ones to a number from 0 to 1.
 Score = Callable[[str, list[str]], float]
@@ -65,7 +65,9 @@ def metric(name: str) -> Metric:
         return Metric(name, METRICS[name])
     module, colon, function = name.partition(":")
     if not (module and colon and function):
-        raise InputError(f"no metric is called '{name}'", f"Known: {', '.join(METRICS)}, or module:function")
+        raise InputError(
+            f"no metric is called '{name}'", f"{nearest(name, METRICS)}Known: {', '.join(METRICS)}, or module:function"
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import click
 
+from planner.cli.completion import devices, engines, names
 from planner.cli.options import judging, with_options
 from planner.cli.words import F, option
 
@@ -76,9 +77,14 @@ _WHAT_IS_SAVED: tuple[Callable[[Any], Any], ...] = (
     option("--max-latency-ms", type=float, help="Longest time of a request on --hardware."),
     option(
         "--hardware",
+        shell_complete=names(devices, lambda: ["measured"], files=True),
         help="Where times are estimated: a row of `plan ls hardware`; measured: prefills on this machine.",
     ),
-    option("--portable", help="Only what this engine can carry: vllm, openvino, trt-edge, llamacpp."),
+    option(
+        "--portable",
+        shell_complete=names(engines),
+        help="Only what this engine can carry: vllm, openvino, trt-edge, llamacpp.",
+    ),
     option(
         "--questions",
         type=click.IntRange(1),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from planner.cli.completion import MODEL, PLAN, devices, names
 from planner.cli.options import fits, load_for, loading, other_weights
 from planner.cli.words import Verb, option
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
         "plan bench plan.json --batch-size 8 --rounds 30",
     ],
 )
-@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path), shell_complete=PLAN)
+@click.option("--model", shell_complete=MODEL, help="Hub id or directory. [default: the model that the plan names]")
 @click.option(
     "--image", type=click.Path(path_type=Path), help="Image file. [default: one of the model's bundled samples]"
 )
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     "--hardware",
     "row_name",
     metavar="ROW",
+    shell_complete=names(devices, files=True),
     help="Row or JSON file for the second prediction. [default: fitted to dense runs on this device]",
 )
 @click.option("--fit-hardware", metavar="NAME", help="Write the row that was fitted to this device as NAME.json.")

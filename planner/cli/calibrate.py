@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner.cli.asked import MEASURE, asked
+from planner.cli.completion import MODEL, PLAN
 from planner.cli.config import configured, save
 from planner.cli.logged import ANSWERS, log_answers
 from planner.cli.options import MEASURING, SAMPLES, loading, max_new_tokens, sampling, shard_of
@@ -47,7 +48,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
         "plan calibrate --config out/run.yaml -o again           # an earlier run once more",
     ],
 )
-@click.argument("model", required=False)
+@click.argument("model", required=False, shell_complete=MODEL)
 @configured
 @option("--data", help="Calibration samples: JSONL, an image folder, or a datasets id.", group=SAMPLES)
 @option("--eval-data", help="Samples for the final comparison, never used to decide.", group=SAMPLES)
@@ -87,6 +88,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 @option(
     "--profile",
     type=click.Path(path_type=Path),
+    shell_complete=PLAN,
     help="Decide from this profile of the same samples (see `plan merge`) instead of measuring.",
     group=MEASURING,
 )

@@ -33,16 +33,10 @@ def check_model(name: str, policies: Sequence[tuple[str, Any]], head: Head, fmt:
     from calibrate.inputs.samples import Sample, SampleSet
     from calibrate.running.check import check
     from planner.cli.options import load_for
-    from planner.errors import InputError
     from planner.report.check_view import render_checks
     from planner.report.targets import ORDINARY_PICTURE
     from planner.schedule import dense
-    from planner.spec import shipped
 
-    if name in shipped():
-        raise InputError(
-            f"'{name}' is shipped as facts without weights: nothing can be run", "Give a model directory or a hub id"
-        )
     loaded = load_for(name, None, LoadOptions())
     known = identify(loaded.model, loaded.id)
     sample = Sample((_picture(ORDINARY_PICTURE),), PROMPT, where="the prompt")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.completion import MODEL, PLAN, policies
 from planner.cli.logged import log_answers
 from planner.cli.options import fits, judging, load_for, loading, max_new_tokens, other_weights, sampling, shard_of
 from planner.cli.words import Verb, option
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
         "plan evaluate plan.json --data others.jsonl --log-samples answers.jsonl",
     ],
 )
-@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@option("--model", help="Hub id or directory. [default: the model that the plan names]")
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path), shell_complete=PLAN)
+@option("--model", shell_complete=MODEL, help="Hub id or directory. [default: the model that the plan names]")
 @option("--data", help="Samples: JSONL, an image folder or a datasets id. [default: the bundled test set]")
 @option("--num-samples", aliases=["--limit"], type=click.IntRange(1), help="Draw this many samples. [default: all]")
 @option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the draw and of random pruning.")
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     "--policy",
     "against",
     multiple=True,
+    shell_complete=policies("all"),
     help="Policy to compare with: a name (scaled to the plan's decoder FLOPs), all, or a full spelling; repeatable. "
     "Controls are always there. [default: fastv]",
 )

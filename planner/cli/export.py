@@ -6,11 +6,34 @@ from pathlib import Path
 
 import click
 
+from planner.cli.completion import PLAN, engines, names
+from planner.cli.words import Verb, option
 
-@click.command("export")
-@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--to", "name", required=True, help="vllm, openvino, trt-edge, llamacpp or transformers.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Where the document goes. [default: ENGINE.json]")
+
+@click.command(
+    "export",
+    cls=Verb,
+    examples=[
+        "plan export plan.json --to vllm",
+        "plan export plan.json --to openvino -o openvino.json",
+    ],
+)
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path), shell_complete=PLAN)
+@click.option(
+    "--to",
+    "name",
+    required=True,
+    shell_complete=names(engines),
+    help="vllm, openvino, trt-edge, llamacpp or transformers.",
+)
+@option(
+    "-o",
+    "--output",
+    "out",
+    aliases=["--out"],
+    type=click.Path(path_type=Path),
+    help="Where the document goes. [default: ENGINE.json]",
+)
 def command(plan_path: Path, name: str, out: Path | None) -> None:
     """Hand a plan to an inference engine.
 

@@ -6,11 +6,24 @@ from pathlib import Path
 
 import click
 
+from planner.cli.completion import PLAN, policies
+from planner.cli.words import Verb, option
 
-@click.command("freeze")
-@click.argument("profile_path", metavar="PROFILE", type=click.Path(path_type=Path))
+
+@click.command(
+    "freeze",
+    cls=Verb,
+    examples=[
+        "plan freeze profile.json --policy diverse:keep=0.25",
+        "plan freeze reference/windowed --policy prellm:keep=0.5+vtw:k=6 -o two.json",
+    ],
+)
+@click.argument("profile_path", metavar="PROFILE", type=click.Path(path_type=Path), shell_complete=PLAN)
 @click.option(
-    "--policy", required=True, help="Policy, spelled as in `plan report`: visipruner:filter=3,keep=20,exit=7."
+    "--policy",
+    required=True,
+    shell_complete=policies(),
+    help="Policy, spelled as in `plan report`: visipruner:filter=3,keep=20,exit=7.",
 )
 @click.option(
     "--context-tokens",
@@ -20,9 +33,11 @@ import click
     help="Tokens of long context before the question, beside those of the profile's prompts.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random selections.")
-@click.option(
+@option(
     "-o",
-    "--out",
+    "--output",
+    "out",
+    aliases=["--out"],
     type=click.Path(path_type=Path),
     default=Path("plan.json"),
     show_default=True,

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 import click
 
+from planner.cli.words import Verb
+
 _T = TypeVar("_T")
 
 
-@click.command("ls")
+@click.command("ls", cls=Verb, examples=["plan ls policies", "plan ls hardware --format md"])
 @click.argument(
     "what",
     metavar="WHAT",
@@ -115,11 +117,10 @@ def _policies() -> list[dict[str, str]]:
 
 
 def _hardware() -> list[dict[str, str]]:
-    from planner import extensions
-    from planner.cost.hardware import hardware, shipped_rows
+    from planner.cost.hardware import hardware, rows
 
     found = []
-    for name, row in _usable(dict.fromkeys((*shipped_rows(), *extensions.added(extensions.HARDWARE))), hardware):
+    for name, row in _usable(rows(), hardware):
         found.append(
             {
                 "hardware": name,

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import click
 
-from planner.cli.words import option
+from planner.cli.words import Verb, option
 
 
-@click.command("merge")
+@click.command(
+    "merge",
+    cls=Verb,
+    examples=[
+        "plan merge calibration/*.state.safetensors -o profile.json",
+        "plan merge evaluation-*.json",
+    ],
+)
 @click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option(
     "-o",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from planner.cli.completion import metrics, names
 from planner.cli.words import F, option
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def judging(default: str | None = None) -> Callable[[F], F]:
             ),
             option(
                 "--metric",
+                shell_complete=names(metrics),
                 default=default,
                 show_default=default is not None,
                 help=f"When an answer is right: {METRICS}." + ("" if default else " [default: the plan's, or exact]"),

@@ -6,12 +6,23 @@ from pathlib import Path
 
 import click
 
+from planner.cli.words import Verb, option
 
-@click.command("pull")
+
+@click.command(
+    "pull",
+    cls=Verb,
+    examples=[
+        "plan pull team/plans",
+        "plan pull team/plans@v1 -o plan.json --profile profile.json",
+    ],
+)
 @click.argument("repository", metavar="REPO")
-@click.option(
+@option(
     "-o",
-    "--out",
+    "--output",
+    "out",
+    aliases=["--out"],
     type=click.Path(path_type=Path),
     default=Path("plan.json"),
     show_default=True,
@@ -23,7 +34,7 @@ def command(repository: str, out: Path, profile_path: Path | None) -> None:
 
     REPO is user/repo, user/repo@revision or hf://user/repo@revision. The plan is checked before it is written.
     """
-    from planner.hub import PROFILE, TABLES, fetch, holds
+    from planner.hub import fetch, fetch_profile
     from planner.hub import repository as named
     from planner.plan import load_plan
     from planner.profile import Profile
@@ -34,8 +45,6 @@ def command(repository: str, out: Path, profile_path: Path | None) -> None:
     click.echo(f"wrote {out}: {plan.decision.policy} for {plan.model.id}", err=True)
     if profile_path is None:
         return
-    if holds(where, TABLES):
-        fetch(where, TABLES)  # beside the profile, in the cache
-    profile = Profile.load(fetch(where, PROFILE))
+    profile = Profile.load(fetch_profile(where))
     profile.save(profile_path)
     click.echo(f"wrote {profile_path}: {profile.samples.n} samples", err=True)

@@ -6,9 +6,19 @@ from pathlib import Path
 
 import click
 
+from planner.cli.completion import PLAN
+from planner.cli.words import Verb
 
-@click.command("push")
-@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+
+@click.command(
+    "push",
+    cls=Verb,
+    examples=[
+        "plan push plan.json team/plans --profile profile.json",
+        "plan push plan.json team/plans@draft --private",
+    ],
+)
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path), shell_complete=PLAN)
 @click.argument("repository", metavar="REPO")
 @click.option("--profile", "profile_path", type=click.Path(path_type=Path), help="Push this profile along.")
 @click.option("--private", is_flag=True, help="Make the repository private, if there is none yet.")
@@ -32,8 +42,8 @@ def command(plan_path: Path, repository: str, profile_path: Path | None, private
     if profile_path is not None:
         profile = Profile.load(profile_path)
         files[PROFILE] = canonical(profile.content()).encode()
-        if profile.arrays:
-            files[TABLES] = profile_path.with_suffix(".safetensors").read_bytes()
+        if profile.arrays and profile.tables is not None:
+            files[TABLES] = profile.tables.read_bytes()
     url = push(where, files, message or f"{plan.decision.policy} for {plan.model.id}", private)
     click.echo(str(where))
     click.echo(f"wrote {', '.join(files)}: {url}", err=True)

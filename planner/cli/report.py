@@ -7,6 +7,15 @@ from typing import Any
 
 import click
 
+from planner.cli.completion import (
+    MODEL,
+    bundled_models,
+    conventions,
+    devices,
+    names,
+    policies,
+    shipped_models,
+)
 from planner.cli.words import Verb, option
 
 FORMATS = ("table", "md", "csv", "json", "html")
@@ -65,17 +74,24 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
         "plan report llava-1.5-7b --sweep prellm:keep=0.1..0.9..0.1 -o sweep.csv",
     ],
 )
-@click.argument("targets", metavar="TARGET...", nargs=-1)
+@click.argument(
+    "targets",
+    metavar="TARGET...",
+    nargs=-1,
+    shell_complete=names(shipped_models, bundled_models, files=True),
+)
 @click.option(
     "--policy",
     "policies",
     multiple=True,
     metavar="NAME[:key=value,...]",
+    shell_complete=policies(),
     help="Add a policy as a row; repeatable. + composes policies.",
 )
 @click.option(
     "--convention",
     default="exact",
+    shell_complete=names(conventions),
     show_default=True,
     help="How FLOPs are counted: exact, causal, pdrop, cdpruner, fastv, sparsevlm or mean-token.",
 )
@@ -125,7 +141,12 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     show_default=True,
     help="How visual rows that see only themselves run: values and FFN only, or with queries and keys.",
 )
-@click.option("--hardware", "device", help="Add roofline latency for a device (plan ls hardware) or a JSON file.")
+@click.option(
+    "--hardware",
+    "device",
+    shell_complete=names(devices, files=True),
+    help="Add roofline latency for a device (plan ls hardware) or a JSON file.",
+)
 @click.option(
     "--engine",
     type=click.Choice(["hf", "vllm", "ideal"]),
@@ -146,6 +167,7 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     "--sweep",
     "swept",
     metavar="NAME:key=a..b,...",
+    shell_complete=policies(),
     help="Cost every combination of a policy's parameters, as CSV; as HTML, those that no other one beats.",
 )
 @click.option(
@@ -175,6 +197,7 @@ class _Bits(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic
     "--check",
     "checked",
     metavar="MODEL",
+    shell_complete=MODEL,
     help="Load MODEL (directory, hub id or reference/plain), run one forward, and show the FLOPs that torch's and "
     "fvcore's counters measure beside the prediction, dense and with each --policy; takes no TARGET.",
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from planner.cli.completion import MODEL, PLAN
 from planner.cli.options import fits, load_for, loading, other_weights
 from planner.cli.words import Verb
 
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
         'plan run plan.json --image photo.jpg --prompt "What is this?" --dense --overlay kept.png',
     ],
 )
-@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path), shell_complete=PLAN)
 @click.option(
     "--image", "images", type=click.Path(path_type=Path), multiple=True, required=True, help="Image file; repeatable."
 )
 @click.option("--prompt", required=True, help="Question about the image.")
-@click.option("--model", help="Hub id or directory. [default: the model that the plan names]")
+@click.option("--model", shell_complete=MODEL, help="Hub id or directory. [default: the model that the plan names]")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer.")
 @click.option("--dense", is_flag=True, help="Also answer without the plan, for comparison.")
 @click.option("--overlay", type=click.Path(path_type=Path), help="Write a PNG of the patches that the plan kept.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import click
 
+from planner.cli.words import Verb
 
-@click.command("schema")
+
+@click.command("schema", cls=Verb, examples=["plan schema plan > plan.schema.json"])
 @click.argument(
     "document", metavar="[plan|profile|export]", type=click.Choice(["plan", "profile", "export"]), default="plan"
 )

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from planner.cli.completion import MODEL, PLAN
 from planner.cli.options import fits, load_for, loading, other_weights
+from planner.cli.words import Verb, option
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -29,9 +31,17 @@ DENSE = "dense"
 MEGABYTE = 1 << 20
 
 
-@click.command("serve")
-@click.argument("plans", metavar="[NAME=]PLAN...", nargs=-1, required=True)
-@click.option("--model", help="Hub id or directory. [default: the model that the first plan names]")
+@click.command(
+    "serve",
+    cls=Verb,
+    examples=[
+        "plan serve plan.json                                     # http://127.0.0.1:8000/v1",
+        "plan serve fast=a.json careful=b.json --port 9000",
+        "plan serve plan.json --host 0.0.0.0 --api-key SECRET",
+    ],
+)
+@click.argument("plans", metavar="[NAME=]PLAN...", nargs=-1, required=True, shell_complete=PLAN)
+@option("--model", shell_complete=MODEL, help="Hub id or directory. [default: the model that the first plan names]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--api-key", envvar="PLAN_SERVE_API_KEY", help="What clients must send. Also PLAN_SERVE_API_KEY.")
@@ -47,7 +57,15 @@ MEGABYTE = 1 << 20
     help="Of its images.",
 )
 @click.option("--max-context", type=click.IntRange(2), help="Tokens of prompt and answer. [default: the model's own]")
-@click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, help="Longest answer.")
+@option(
+    "--max-new-tokens",
+    "max_tokens",
+    aliases=["--max-tokens"],
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Longest answer.",
+)
 @click.option(
     "--max-seconds", type=click.FloatRange(0, min_open=True), default=120, show_default=True, help="A request."
 )

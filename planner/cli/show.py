@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from planner.cli.completion import PLAN
 from planner.cli.words import Verb
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         "plan show plan.json --profile profile.json --format html -o report.html",
     ],
 )
-@click.argument("path", metavar="PLAN|PROFILE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="PLAN|PROFILE", type=click.Path(path_type=Path), shell_complete=PLAN)
 @click.option(
     "--profile", "beside", type=click.Path(path_type=Path), help="Also show this profile, from which PLAN was derived."
 )
@@ -42,11 +43,12 @@ def command(path: Path, beside: Path | None, fmt: str, output: Path | None) -> N
     Of a PLAN: the verdict, its stages, predicted cost and what was measured. Of a PROFILE: the findings of each probe.
     As HTML, the report that `plan calibrate` writes.
     """
+    from planner.bundled import bundled
     from planner.document import read_json, write_atomic
     from planner.files import document_in
     from planner.hub import local
 
-    path = document_in(local(path))
+    path = document_in(bundled(local(path), "plan"))
     body = read_json(path)
     is_profile = isinstance(body, dict) and "profile_sha256" in body
     if beside is not None and (is_profile or fmt == "json"):

@@ -6,12 +6,25 @@ from pathlib import Path
 
 import click
 
+from planner.cli.completion import PLAN, bundled_models, names, shipped_models
 from planner.cli.options import other_weights
+from planner.cli.words import Verb
 
 
-@click.command("validate")
-@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("--model", help="Model that the plan must fit: config.json, model directory or shipped name.")
+@click.command(
+    "validate",
+    cls=Verb,
+    examples=[
+        "plan validate plan.json",
+        "plan validate plan.json --model path/to/model --full-digest",
+    ],
+)
+@click.argument("plan_path", metavar="PLAN", type=click.Path(path_type=Path), shell_complete=PLAN)
+@click.option(
+    "--model",
+    shell_complete=names(shipped_models, bundled_models, files=True),
+    help="Model that the plan must fit: a directory, a hub id, or a config.json or shipped name without weights.",
+)
 @click.option("--full-digest", is_flag=True, help="Compare every byte of the weights with the digest in PLAN.")
 @other_weights
 def command(plan_path: Path, model: str | None, full_digest: bool, allow_other_weights: bool) -> None:
@@ -20,10 +33,13 @@ def command(plan_path: Path, model: str | None, full_digest: bool, allow_other_w
     PLAN must be complete, of a known schema and unchanged since it was written; with --model it must also fit that
     model.
 
-    Of a directory with weights these are loaded and compared, too.
+    Of a directory with weights, and of a bundled model, these are loaded and compared, too; of a hub id only with
+    --full-digest.
     """
+    from calibrate.inputs.bundled import model_folder, reference
     from planner.errors import InputError
     from planner.plan import load_plan
+    from planner.report.hub import hub_folder, is_hub_id
     from planner.text import printable
 
     if full_digest and model is None:
@@ -35,11 +51,15 @@ def command(plan_path: Path, model: str | None, full_digest: bool, allow_other_w
     click.echo(printable(f"{plan_path}: {about}"))
     if model is None:
         return
-    plan.check(model)
-    if not _has_weights(model):
+    known = reference(model)
+    source = model if known is None else str(model_folder(known))
+    on_hub = is_hub_id(source)
+    plan.check(hub_folder(source) if on_hub else source)
+    if not (full_digest if on_hub else _has_weights(source)):
         if full_digest:
             raise InputError(f"{model} has no weights to compare", "Give a model directory")
-        click.echo(f"{plan_path}: fits the configuration of {model}; there are no weights to compare")
+        why = "its weights were not loaded (--full-digest does)" if on_hub else "there are no weights to compare"
+        click.echo(f"{plan_path}: fits the configuration of {model}; {why}")
         return
     from calibrate.inputs.load import load
 

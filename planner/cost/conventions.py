@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,6 @@ def convention(name: str) -> Convention:
         InputError: there is none.
     """
     if name not in CONVENTIONS:
-        from difflib import get_close_matches
-
-        near = get_close_matches(name, CONVENTIONS, n=1)
-        hint = f"Did you mean '{near[0]}'? " if near else ""
+        hint = nearest(name, CONVENTIONS)
         raise InputError(f"there is no convention '{name}'", f"{hint}Conventions: {', '.join(CONVENTIONS)}")
     return CONVENTIONS[name]

@@ -90,7 +90,7 @@ def hardware(name: str | os.PathLike[str]) -> Hardware:
         return _row(extensions.load_json(extensions.HARDWARE, text), where, ExtensionError)
     path = Path(text)
     if not is_file(path):
-        known = sorted({*shipped_rows(), *added})
+        known = rows()
         raise InputError(
             f"there is no hardware row or file '{text}'", f"{nearest(text, known)}Known: {', '.join(known)}"
         )
@@ -105,6 +105,11 @@ def _row(values: Any, where: str, refusal: type[PlannerError] = InputError) -> H
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the row"
         raise refusal(f"{where}: {field}: {first['msg']}", "A row is like those of `plan ls hardware`") from error
+
+
+def rows() -> list[str]:
+    """Names of all rows, those of other packages among them, sorted."""
+    return sorted({*shipped_rows(), *extensions.added(extensions.HARDWARE)})
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 from planner.schedule import Merge, RankBy
 
 #: How well an engine carries a plan: as it was measured, nearly so, or not.
@@ -106,6 +106,8 @@ def engine(name: str) -> Engine:
         InputError: there is none.
     """
     if name not in engine_names():
-        raise InputError(f"there is no engine '{name}'", f"Engines: {', '.join(engine_names())}")
+        raise InputError(
+            f"there is no engine '{name}'", f"{nearest(name, engine_names())}Engines: {', '.join(engine_names())}"
+        )
     text = (resources.files("planner.profiles") / "exports" / f"{name}.json").read_text(encoding="utf-8")
     return Engine.model_validate(json.loads(text))

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from planner.errors import InputError
+from planner.errors import InputError, nearest
 from planner.files import is_file, is_folder, parse_json, read_text
 from planner.spec.config import Config, family, reader, role_of
 from planner.spec.decoder import read_decoder
@@ -142,11 +142,9 @@ def shipped_model(name: str) -> dict[str, Any]:
 
 
 def _suggestion(name: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, shipped(), n=1)
-    hint = f"Did you mean '{near[0]}'? " if near else ""
-    return f"{hint}Shipped models: {', '.join(shipped())}; or give a config.json or a model directory"
+    return (
+        f"{nearest(name, shipped())}Shipped models: {', '.join(shipped())}; or give a config.json or a model directory"
+    )
 
 
 def _understood(read_it: Callable[[], ModelSpec], name: str) -> ModelSpec:
