@@ -22,9 +22,10 @@ def run(name: str, *arguments: object) -> str:
 
 
 def test_every_example_is_tested_and_told() -> None:
-    names = {path.name for path in (ROOT / "examples").glob("*.py")}
+    names = {path.name for kind in ("*.py", "*.ipynb") for path in (ROOT / "examples").glob(kind)}
     told = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-    tested = Path(__file__).read_text(encoding="utf-8")
+    files = (Path(__file__), Path(__file__).parent / "test_notebooks.py")
+    tested = "".join(path.read_text(encoding="utf-8") for path in files)
     assert all(f"`{name}`" in told and f'"{name}"' in tested for name in names)
 
 

@@ -1,37 +1,63 @@
-"""The manual: it builds without a broken link, its commands are commands, and its Python runs."""
+"""The manual: it builds without a broken link, and its commands are commands. `test_manual_python` runs its Python."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
+from packaging.requirements import Requirement
 
 from planner.cli import cli
 from tests import toy
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+TOLD = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 
 
-def commands(page: Path) -> list[str]:
-    """Every command line of `plan` in a page's code, of which several may stand on one line."""
+#: Programs of others whose arguments are not looked at, and words that begin a line of `sh`.
+FOREIGN = {
+    *("accelerate", "aiperf", "cat", "cd", "docker", "git", "grep", "guidellm", "lmms-eval"),
+    *("mypy", "pytest", "ruff", "source", "torchrun", "vllm"),
+}
+#: How many indented blocks of a page are no commands: listings, what a program prints, lines of a file.
+LISTINGS = {"README.md": 1, "CONTRIBUTING.md": 4, "architecture.md": 4, "deciding.md": 1, "dense.md": 1}
+
+
+def shells(page: Path) -> list[str]:
+    """Blocks of commands: those that are marked so, and those that are indented and begin with a program."""
     text = page.read_text(encoding="utf-8")
-    shells = [body for language, body in BLOCK.findall(text) if language in ("", "bash", "sh", "console")]
-    shells += INDENTED.findall(BLOCK.sub("", text))
-    lines = [line.strip() for shell in shells for line in shell.replace("\\\n", " ").splitlines()]
+    marked = [body for language, body in BLOCK.findall(text) if language in ("bash", "sh", "console")]
+    return marked + [one for one in indented(page) if _program(one.strip()) in {"plan", "pip", "python", *FOREIGN}]
+
+
+def indented(page: Path) -> list[str]:
+    """Indented blocks, without the options of what is made from docstrings."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return INDENTED.findall(re.sub(r"^:::.*\n(?:    .*\n)*", "", text, flags=re.MULTILINE))
+
+
+def _program(line: str) -> str:
+    """The first word that sets no variable; `python3` and `python` are one."""
+    words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
+    return words[0].replace("python3", "python") if words else ""
+
+
+def commands(page: Path, program: str = "plan") -> list[str]:
+    """Every command line of a program in a page's code, of which several may stand on one line."""
+    lines = [line.strip() for shell in shells(page) for line in shell.replace("\\\n", " ").splitlines()]
     parts = [part.strip() for line in lines for part in re.split(r"&&|;|(?<!\S)\|(?!\S)", line)]
-    return [part for part in parts if re.match(r"plan [a-z]", part)]
+    return [part for part in parts if _program(part) == program]
 
 
 def understood(line: str) -> None:
@@ -50,7 +76,7 @@ def understood(line: str) -> None:
         verb.make_context(words[0], words[1:])
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TOLD, ids=lambda page: page.name)
 def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for line in commands(page):
@@ -63,6 +89,49 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
             absent = ("does not exist", "there is no probe 'toy_attention'")  # files and packages of the reader's own
             if not isinstance(error, click.BadParameter) or not any(what in error.format_message() for what in absent):
                 raise AssertionError(f"{page.name}: {line}: {error.format_message()}") from error
+
+
+@pytest.mark.parametrize("page", TOLD, ids=lambda page: page.name)
+def test_every_line_of_a_shell_is_a_command(page: Path) -> None:
+    """So that what the other tests look at is all there is."""
+    assert len(indented(page)) - len([one for one in shells(page) if one in indented(page)]) == LISTINGS.get(
+        page.name, 0
+    )
+    for shell in shells(page):
+        for line in shell.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.strip().startswith("#"):
+                assert _program(line.strip()) in {"plan", "pip", "python", *FOREIGN}, f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize("page", TOLD, ids=lambda page: page.name)
+def test_what_pip_installs_can_be_asked_for(page: Path) -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = set(re.findall(r"^([\w-]+) = \[", project.split("[project.optional-dependencies]")[1], re.MULTILINE))
+    for line in commands(page, "pip"):
+        words = shlex.split(line, comments=True)
+        assert words[1] == "install", line
+        files = [word for before, word in itertools.pairwise(words) if before in ("-c", "-r")]
+        assert set(files) <= {"constraints.txt", ".venv/constraints.txt", "requirements.txt"}, line
+        for word in words[2:]:
+            if word.startswith("-") or word in files:
+                continue
+            asked = Requirement(word.replace(".", "vlm-planner", 1) if word.startswith(".") else word)
+            assert asked.name != "vlm-planner" or asked.extras <= extras, line
+
+
+@pytest.mark.parametrize("page", TOLD, ids=lambda page: page.name)
+def test_programs_in_python_are_there_and_know_their_options(page: Path) -> None:
+    for line in commands(page, "python"):
+        words = shlex.split(line, comments=True)
+        words = words[1 + next(i for i, word in enumerate(words) if word.startswith("python")) :]
+        if words[:2] == ["-m", "venv"] or words[0] == "run.py":  # Python's own, and a harness's
+            continue
+        assert words[0] == "-m" or (ROOT / words[0]).is_file(), line
+        place = words[1].replace("planner.profiles", "profiles").replace(".", "/")
+        files = [path for path in (ROOT / f"{place}.py", ROOT / place / "__main__.py") if path.is_file()]
+        assert files, f"{page.name}: {line}"
+        source = files[0].read_text(encoding="utf-8")
+        assert all(f'"{word}"' in source for word in words[2:] if word.startswith("--")), f"{page.name}: {line}"
 
 
 def _told(code: str) -> list[str]:
@@ -95,20 +164,6 @@ def test_what_the_page_on_extending_shows_is_what_the_tests_use() -> None:
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     shown = [_told(body) for language, body in BLOCK.findall(page) if language == "python"]
     assert shown == [_told(part) for part in (toy.POLICY, toy.PROBE, toy.READERS)]
-
-
-@pytest.mark.parametrize("page", [ROOT / "docs" / name for name in ("api.md", "cost.md", "quickstart.md")])
-def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("profiles", "reports"):
-        os.symlink(ROOT / name, tmp_path / name)
-    (tmp_path / "calibration").mkdir()
-    shutil.copy(ROOT / "reports" / "reference" / "windowed" / "plan.json", tmp_path / "calibration")
-    monkeypatch.chdir(tmp_path)
-    found = [body for language, body in BLOCK.findall(page.read_text(encoding="utf-8")) if language == "python"]
-    assert found
-    names: dict[str, Any] = {}
-    for block in found:
-        exec(compile(block, page.name, "exec"), names)
 
 
 def test_messages_that_the_manual_explains_are_messages() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
-from click.shell_completion import ShellComplete
+from click.shell_completion import ShellComplete, get_completion_class
 
 from planner.cli import VERBS, cli
 from planner.cost.hardware import shipped_rows
@@ -92,3 +93,9 @@ def test_a_key_press_imports_no_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **asked}, check=False
     )
     assert (done.returncode, done.stdout) == (0, "plain,pyramiddrop\n"), done.stderr
+
+
+def test_the_quick_start_says_how_a_shell_is_told() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "quickstart.md").read_text(encoding="utf-8")
+    told = re.findall(r"_PLAN_COMPLETE=(\w+)_source plan", page)
+    assert told == ["bash", "zsh", "fish"] and all(get_completion_class(shell) for shell in told)

@@ -1,10 +1,18 @@
-"""What is installed is what is in the tree: every package is listed, and every data file's kind is shipped."""
+"""What is installed is what is in the tree: every package is listed, and every data file's kind is shipped. What
+releases it names what there is."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from fnmatch import fnmatch
 from pathlib import Path
+
+import click
+import yaml
+
+from planner.cli import cli
 
 ROOT = Path(__file__).parents[2]
 PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -56,3 +64,40 @@ def test_every_kind_of_data_file_is_installed() -> None:
                 for pattern in re.findall(r'"([^"]+)"', patterns[1]) if patterns else ():
                     shipped |= fnmatch(name, pattern) or fnmatch(name, pattern.removeprefix("**/"))
             assert shipped, f"{file.relative_to(ROOT)} would be missing after pip install"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    version = re.findall(r'^version = "(.+)"$', PROJECT, re.MULTILINE)
+    assert len(version) == 1
+    others = [*(ROOT / "planner").rglob("*.py"), *(ROOT / "calibrate").rglob("*.py"), ROOT / "CITATION.cff"]
+    assert not [path.name for path in others if version[0] in path.read_text(encoding="utf-8")]
+
+
+def test_the_release_runs_commands_that_there_are() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))["jobs"]
+    assert list(jobs) == ["build", "publish"] and jobs["publish"]["needs"] == "build"
+    steps = jobs["build"]["steps"]
+    lines = [line for step in steps for line in step.get("run", "").splitlines()]
+    assert "python -m build" in lines
+    assert any(line.endswith("/dist/*.whl") for line in lines), "the wheel itself is tried"
+    asked = [shlex.split(line)[1:] for line in lines if line.startswith("plan ")]
+    for verb, *arguments in (words for words in asked if words != ["--version"]):
+        command = cli.get_command(click.Context(cli), verb)
+        assert command is not None
+        command.make_context(verb, arguments)
+    (kept,) = (step["with"] for step in steps if "upload-artifact" in step.get("uses", ""))
+    (taken,) = (step["with"] for step in jobs["publish"]["steps"] if "download-artifact" in step.get("uses", ""))
+    assert kept == taken, "what is published is what was tried"
+
+
+def test_the_image_copies_what_there_is() -> None:
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    copied = [place for line in lines if line.startswith("COPY ") for place in line.split()[1:-1]]
+    assert all((ROOT / place).exists() for place in copied)
+    roots = {place.split("/")[0] for place in re.findall(r'= "([\w/]+)"', table("tool.setuptools.package-dir"))}
+    assert roots <= {place.split("/")[0] for place in copied}, "every package's folder is there to be installed"
+    (run,) = (line for line in lines if line.startswith("RUN "))
+    assert "'.[serve]'" in run and "\nserve = [" in PROJECT
+    assert (ROOT / "constraints.txt").read_text(encoding="utf-8").count("\ntorch==") == 1, "which the image asks for"
+    entry = next(line for line in lines if line.startswith("ENTRYPOINT "))
+    assert json.loads(entry.removeprefix("ENTRYPOINT ")) == ["plan"] and table("project.scripts").startswith("plan = ")
