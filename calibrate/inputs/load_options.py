@@ -15,7 +15,7 @@ class LoadOptions:
     """Everything `calibrate.inputs.load.load` can be told besides the model's name.
 
     Attributes:
-        device: ``auto`` is the first accelerator, else the CPU; ignored with `device_map`.
+        device: ``auto`` is the first accelerator, else the CPU; not together with `device_map`.
         dtype: ``auto`` is the checkpoint's own, except that half precision becomes float32 on a CPU.
         revision: branch, tag or commit on the hub.
         trust_remote_code: run model code from the hub.
@@ -24,7 +24,7 @@ class LoadOptions:
         processor: settings of the image processor that replace the checkpoint's own, such as ``max_pixels``.
 
     Raises:
-        InputError: an unknown dtype.
+        InputError: an unknown dtype, or two places.
     """
 
     device: str = "auto"
@@ -38,6 +38,10 @@ class LoadOptions:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InputError(f"dtype {self.dtype!r} is unknown", f"Choose one of {', '.join(DTYPES)}")
+        if self.device_map is not None and self.device != "auto":
+            raise InputError(
+                f"--device {self.device} and --device-map {self.device_map} both say where the model goes", "Give one"
+            )
 
     @property
     def hub(self) -> dict[str, str | bool | None]:

@@ -181,6 +181,10 @@ def command(
     clash = [name for name, value in {**measuring, "--shard": rest["shard"] != (0, 1)}.items() if value]
     if rest["profile"] is not None and clash:
         raise click.UsageError(f"{', '.join(clash)} cannot be combined with --profile, which measures nothing")
+    if rest["resume"] and overwrite:
+        raise click.UsageError("--resume goes on with what --overwrite would replace: give one of them")
+    if profile_only and log_samples:
+        raise click.UsageError("--log-samples needs an evaluation, and --profile-only decides on nothing to evaluate")
     idle = [name for name in settings if name not in chosen]
     if idle:
         raise click.UsageError(f"--set names {', '.join(idle)}, which --probes does not select")

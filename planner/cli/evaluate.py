@@ -118,6 +118,8 @@ def command(
     from planner.plan import load_plan
     from planner.policies import parse
 
+    if out is not None and shard == (0, 1):
+        raise click.UsageError("--output is where a shard goes: give --shard too, or redirect what is printed")
     plan = load_plan(plan_path)
     promise = None if plan.evidence is None else plan.evidence.promise
     judged = metric_named(metric or (promise.metric if promise is not None else None) or DEFAULT)

@@ -19,6 +19,8 @@ from planner.cli.completion import (
 from planner.cli.words import Verb, option
 
 FORMATS = ("table", "md", "csv", "json", "html")
+#: Parameters that say nothing without a device.
+_OF_HARDWARE = ("engine", "eager", "tp", "pp", "ep")
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.2 on
@@ -233,6 +235,9 @@ def command(
     reference/plain, a profile or a plan.
     The first row of each table is the dense model.
     """
+    if published or published_latency:
+        option = "--published" if published else "--published-latency"
+        _refuse_beside(option, {"published", "published_latency", "output"}, "it has models and settings of its own")
     if published:
         from planner.report.published import markdown
 
@@ -262,6 +267,7 @@ def command(
         return
     if not targets:
         raise click.UsageError("Give a TARGET, such as llava-1.5-7b (plan ls models), --check or --published.")
+    _refuse_what_has_no_effect()
     from planner.policies import parse
     from planner.report.costs import render, report
     from planner.report.targets import asked_workload, read_target
@@ -315,15 +321,33 @@ def _refuse_without_context(policies: list[tuple[str, Any]], workload: Any) -> N
 
 def _refuse_beside(option: str, beside: set[str], reason: str) -> None:
     """Refuse what shapes other reports and has no place beside an option."""
-    ctx = click.get_current_context()
-    given = [
-        parameter.opts[0] if isinstance(parameter, click.Option) else "TARGET"
-        for parameter in ctx.command.params
-        if parameter.name not in beside
-        and ctx.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
-    ]
+    given = [spelling for name, spelling in _written().items() if name not in beside]
     if given:
         raise click.UsageError(f"{', '.join(given)} cannot go with {option}: {reason}")
+
+
+def _refuse_what_has_no_effect() -> None:
+    """Refuse options that would be passed over without a word."""
+    given = _written()
+    idle = [given[name] for name in _OF_HARDWARE if name in given]
+    if idle and "device" not in given:
+        raise click.UsageError(
+            f"{', '.join(idle)} without --hardware changes nothing: give a row of `plan ls hardware`"
+        )
+    if "swept" in given and "policies" in given:
+        raise click.UsageError("--policy cannot go with --sweep, which costs one policy's parameters: give one of them")
+    if "swept" in given and "fmt" in given and click.get_current_context().params["fmt"] not in ("csv", "html"):
+        raise click.UsageError("--sweep writes csv or html")
+
+
+def _written() -> dict[str, str]:
+    """What the command line holds, by parameter, as it is spelled."""
+    ctx = click.get_current_context()
+    return {
+        str(parameter.name): parameter.opts[0] if isinstance(parameter, click.Option) else "TARGET"
+        for parameter in ctx.command.params
+        if ctx.get_parameter_source(str(parameter.name)) is click.core.ParameterSource.COMMANDLINE
+    }
 
 
 def _page(

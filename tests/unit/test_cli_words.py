@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -113,7 +114,14 @@ def test_a_verb_s_option_has_one_spelling_that_is_shown(verb):
         hidden = parameter.aliases if isinstance(parameter, Option) else frozenset()
         shown = [word for word in parameter.opts if word.startswith("--") and word not in hidden]
         assert len(shown) == 1, shown
-        assert shown[0] not in {"--answer-tokens", "--new-tokens", "--min-agreement", "--batch"}
+        assert shown[0] not in {
+            "--answer-tokens",
+            "--new-tokens",
+            "--min-agreement",
+            "--batch",
+            "--out",
+            "--max-tokens",
+        }
 
 
 def test_words_that_are_short_for_others_are_told_from_typing_errors():
@@ -135,11 +143,48 @@ def test_an_unknown_verb_is_wrong_usage_with_a_hint():
         (("--image", "640x480", "--visual-tokens", 100), "leave --visual-tokens out"),
         (("--weight-bits", 7), "elements of 7 bits"),
         (("--kv-bits", "x"), "elements of x bits"),
+        (("--engine", "vllm", "--eager"), "--engine, --eager without --hardware changes nothing"),
+        (("--tp", 2), "--tp without --hardware changes nothing"),
+        (("--sweep", "vtw:k=1..3", "--policy", "vtw:k=2"), "--policy cannot go with --sweep"),
+        (("--sweep", "vtw:k=1..3", "--format", "json"), "--sweep writes csv or html"),
+        (("--published",), "TARGET cannot go with --published"),
+        (("--published-latency", "--format", "json"), "TARGET, --format cannot go with --published-latency"),
     ],
 )
 def test_reports_refuse_options_that_contradict_each_other(arguments, says):
     found = plan("report", "llava-1.5-7b", *arguments)
     assert found.exit_code == 2 and says in " ".join(found.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("calibrate", "--resume", "--overwrite"), "--resume goes on with what --overwrite would replace"),
+        (("calibrate", "--profile-only", "--log-samples"), "--log-samples needs an evaluation"),
+        (("calibrate", "--device", "cpu", "--device-map", "auto"), "both say where the model goes"),
+        (("evaluate", "reference/windowed", "-o", "rows.json"), "--output is where a shard goes"),
+        (("export", "reference/windowed", "--to", "vlm"), "there is no engine 'vlm'. Did you mean 'vllm'?"),
+        (("calibrate", "reference/windoed"), "Did you mean 'windowed'?"),
+        (("calibrate", "--metric", "exakt"), "Did you mean 'exact'?"),
+        (("report", "--check", "llava-1.5-7b"), "'llava-1.5-7b' is shipped as facts without weights"),
+        (("freeze", "reference/plain", "--policy", "divers:keep=0.2"), "Did you mean 'diverse'?"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = plan(*arguments)
+    assert found.exit_code in (1, 2) and says in " ".join(f"{found.output} {found.exception}".split())
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_s_help_has_examples_that_parse(verb):
+    command = cli.get_command(click.Context(cli), verb)
+    assert isinstance(command, Verb) and command.examples
+    for line in command.examples:
+        program, name, *words = shlex.split(line, comments=True)
+        assert (program, name) == ("plan", verb)
+        command.make_parser(click.Context(command)).parse_args(words[: words.index(">")] if ">" in words else words)
 
 
 def test_pruning_a_context_that_is_not_there_is_refused():
