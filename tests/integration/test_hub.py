@@ -70,6 +70,10 @@ def test_a_plan_goes_to_the_hub_and_comes_back(hub: FakeHub, made: Plan, tmp_pat
         done = run(here, name, f"hf://team/plans@{first}", *rest)
         assert done.returncode == 0, (verb, done.stderr)
 
+    frozen = run(here, "freeze", f"hf://team/plans@{first}", "--policy", "vtw:k=6", "-o", tmp_path / "frozen.json")
+    assert frozen.returncode == 0, frozen.stderr
+    assert load_plan(tmp_path / "frozen.json").model == Profile.load(profile).model, "the profile beside the plan"
+
     told = json.loads((tmp_path / "vllm.json").read_text())
     assert told["environment"] == {"VLM_PLAN": f"hf://team/plans@{first}"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -110,12 +111,17 @@ def test_what_pip_installs_can_be_asked_for(page: Path) -> None:
     for line in commands(page, "pip"):
         words = shlex.split(line, comments=True)
         assert words[1] == "install", line
-        files = [word for before, word in itertools.pairwise(words) if before in ("-c", "-r")]
-        assert set(files) <= {"constraints.txt", ".venv/constraints.txt", "requirements.txt"}, line
+        options = {key: value for key, value in itertools.pairwise(words) if key in ("-c", "-r", "--index-url")}
+        assert {options.get("-c"), options.get("-r")} <= {
+            None,
+            "constraints.txt",
+            ".venv/constraints.txt",
+            "requirements.txt",
+        }
         for word in words[2:]:
-            if word.startswith("-") or word in files or (word == words[-1] and "--index-url" in words):
+            if word.startswith("-") or word in options.values():
                 continue
-            if "--index-url" in words:
+            if "--index-url" in options:  # the build of torch for CPUs, of the release that the tests use
                 assert word in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines(), line
             asked = Requirement(word.replace(".", "vlm-planner", 1) if word.startswith(".") else word)
             assert asked.name != "vlm-planner" or asked.extras <= extras, line
@@ -166,6 +172,11 @@ def test_what_the_page_on_extending_shows_is_what_the_tests_use() -> None:
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     shown = [_told(body) for language, body in BLOCK.findall(page) if language == "python"]
     assert shown == [_told(part) for part in (toy.POLICY, toy.PROBE, toy.READERS)]
+    data = [json.loads(body) for language, body in BLOCK.findall(page) if language == "json"]
+    assert data == [toy.FAMILY, toy.HARDWARE]
+    (entries,) = (body for language, body in BLOCK.findall(page) if language == "toml")
+    spelled = entries.replace("project.entry-points.", "").replace('"', "")  # as a distribution's metadata has them
+    assert _told(spelled) == _told(toy.ENTRY_POINTS)
 
 
 def test_messages_that_the_manual_explains_are_messages() -> None:
