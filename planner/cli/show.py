@@ -46,14 +46,15 @@ def command(path: Path, beside: Path | None, fmt: str, output: Path | None) -> N
     from planner.bundled import bundled
     from planner.document import read_json, write_atomic
     from planner.files import document_in
-    from planner.hub import local
+    from planner.hub import local, reference
 
-    path = document_in(bundled(local(path), "plan"))
+    given, path = path, document_in(bundled(local(path), "plan"))
+    name = str(path if given.exists() else reference(given) or given)  # as it can be given again
     body = read_json(path)
     is_profile = isinstance(body, dict) and "profile_sha256" in body
     if beside is not None and (is_profile or fmt == "json"):
         raise click.UsageError("--profile needs a PLAN and the format table, md or html")
-    text = _profile(path, fmt) if is_profile else _plan(path, beside, fmt)
+    text = _profile(path, fmt) if is_profile else _plan(path, name, beside, fmt)
     if output is None:
         click.echo(text, nl=False)
         return
@@ -61,7 +62,12 @@ def command(path: Path, beside: Path | None, fmt: str, output: Path | None) -> N
     click.echo(f"Wrote {output}", err=True)
 
 
-def _plan(path: Path, beside: Path | None, fmt: str) -> str:
+def _plan(path: Path, name: str, beside: Path | None, fmt: str) -> str:
+    """A plan as text.
+
+    Args:
+        name: what the commands that it suggests call it.
+    """
     from planner.document import canonical
     from planner.plan import load_plan
 
@@ -72,11 +78,11 @@ def _plan(path: Path, beside: Path | None, fmt: str) -> str:
     if fmt == "html":
         from planner.report.page import page
 
-        return page(plan, profile, path=str(path))
+        return page(plan, profile, path=name)
     from planner.report.plan_view import describe
     from planner.report.profile_view import describe_profile
 
-    parts = [describe(plan, fmt, str(path))] + ([] if profile is None else [describe_profile(profile, fmt)])
+    parts = [describe(plan, fmt, name)] + ([] if profile is None else [describe_profile(profile, fmt)])
     return "\n\n".join(parts) + "\n"
 
 

@@ -64,7 +64,8 @@ def test_a_plan_goes_to_the_hub_and_comes_back(hub: FakeHub, made: Plan, tmp_pat
     first = hub.commits["team/plans"][0][0]
     shown = run(here, "show", "hf://team/plans", "--format", "json")
     assert Plan.parse(json.loads(shown.stdout)) == other
-    assert "max_min_distance" in run(here, "show", f"hf://team/plans@{first}").stdout
+    told = run(here, "show", f"hf://team/plans@{first}").stdout
+    assert "max_min_distance" in told and f'load_plan("hf://team/plans@{first}")' in told
     for verb in (("validate",), ("export", "--to", "vllm", "-o", tmp_path / "vllm.json"), ("report",)):
         name, *rest = verb
         done = run(here, name, f"hf://team/plans@{first}", *rest)

@@ -58,7 +58,7 @@ def test_a_profile_by_its_folder_has_its_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["show", "reference/windowed"], "cdpruner"),
+        (["show", "reference/windowed"], 'load_plan("reference/windowed").apply(model)'),
         (["validate", "reference/windowed", "--model", "reference/windowed"], "weights included"),
         (["freeze", "reference/windowed", "--policy", "diverse:keep=0.25", "-o", "new.json"], "diverse:keep=0.25"),
         (["report", "reference/windowed"], "windowed"),
