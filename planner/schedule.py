@@ -8,15 +8,16 @@ Semantics, for a prompt made of text before the image, visual tokens, and text a
 * A schedule is a tuple of stages, half-open layer ranges that tile ``[0, layers)``.
 * Tokens dropped by a `Select` are gone from every later layer: attention, FFN and KV cache.
 * `Schedule.entry` selects before layer 0, by the vision encoder or its projected features (pruning before the language
-  model).
+  model); `Schedule.tower` merges inside the encoder.
 * Tokens keep their original position ids, unless `Schedule.positions` packs what an entry leaves.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from planner.errors import ScheduleError
 
@@ -33,6 +34,7 @@ RankBy = Literal[
     "cross_self_attention",  # text-to-token times image-to-token attention, head maximum (FitPrune)
     "attention_received",  # mean over queries that see the token, head maximum (context pruning, as we read eq. 4)
     "encoder_attention",  # attention received in the vision encoder's scoring layer (VisionZip)
+    "tile_attention",  # the same, within a budget for each tile by what an early layer's attention gives it (HiRED)
     "encoder_norm",  # L2 norm of the projected visual feature
     "pivot_distance",  # a few pivots, then what is least similar to any of them (DART)
     "max_min_distance",  # greedily what is farthest from all that is chosen (DivPrune)
@@ -55,7 +57,7 @@ FEATURE_ORDERS: frozenset[str] = frozenset({"pivot_distance", "max_min_distance"
 #: Scores that read where tokens lie in their picture.
 PLACED: frozenset[str] = frozenset({"frame_change", "frame_uniqueness", "grid"})
 #: Scores for which the attention of the vision encoder is read.
-ENCODER_SCORES: frozenset[str] = frozenset({"encoder_attention", "salient_then_distant"})
+ENCODER_SCORES: frozenset[str] = frozenset({"encoder_attention", "salient_then_distant", "tile_attention"})
 #: Scores that exist before the decoder runs, and only there.
 ENTRY_SCORES: frozenset[str] = FEATURE_ORDERS | ENCODER_SCORES | PLACED | {"encoder_norm"}
 #: Choices without a score that a threshold could be compared with.
@@ -75,6 +77,15 @@ OF_LAST_ROW: frozenset[str] = frozenset({"last_attention", "last_attention_detre
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    #: Fields that came after the first plans: a document leaves them out where they say nothing, so that those plans
+    #: keep their digests.
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if value is not None or name not in self.LATER}
 
 
 class Count(_Frozen):
@@ -204,6 +215,8 @@ class Stage(_Frozen):
             first visual token (needs ``self``).
         cache_visual: visual tokens that decoding may attend to in these layers: ``all`` that the layer computed, those
             that the stage's selection ``kept`` (after a merge: the merge token), or ``none``.
+        cache_generated: of the answer, the tokens that stay in the cache of these layers: the last so many, or a share
+            that is chosen as they come (Dynamic-LLaVA); None: all. The newest one always sees itself.
         selects: applied after layer ``last - 1``, in order.
 
     Recurrent layers (linear attention, short convolutions) run over the rows that are left, in order, and hand their
@@ -222,6 +235,9 @@ class Stage(_Frozen):
     cache_visual: Literal["all", "kept", "none"] = "all"
     selects: tuple[Select, ...] = ()
     redistribute: Redistribute | None = None
+    cache_generated: Count | Fraction | None = None
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"cache_generated"})
 
     @model_validator(mode="after")
     def _consistent(self) -> Stage:
@@ -247,8 +263,8 @@ class Stage(_Frozen):
                 raise ValueError(f"'{select.rank_by}' belongs to the schedule's entry, not to a stage")
             if select.per != "prompt":
                 raise ValueError("only the schedule's entry has a budget for each picture or tile")
-            if select.merge != "none":
-                raise ValueError("only the schedule's entry merges: deeper layers have keys of every token already")
+            if select.merge != "none" and select.of == "context":
+                raise ValueError("only visual tokens are merged")
         if self.redistribute is not None and self.text_to_visual != "full":
             raise ValueError("redistribute needs text_to_visual 'full'")
         return self
@@ -259,10 +275,25 @@ class Stage(_Frozen):
         return self.visual_attention != "full"
 
 
+class TowerMerge(_Frozen):
+    """Tokens that each tile loses inside the vision encoder, between the attention and the feed-forward of a block
+    (ToMe, Bolya et al., ICLR 2023, section 3).
+
+    Every other token there looks for the one of the rest that it is most like, by their keys' mean over heads; of the
+    most alike pairs so many become one, their mean.
+
+    Attributes:
+        merged: pairs, block by block; blocks beyond the last one named merge none.
+    """
+
+    merged: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+
 class Schedule(_Frozen):
     """Stages that tile ``[0, layers)``, and what is dropped before layer 0.
 
     Attributes:
+        tower: tokens that are merged inside the vision encoder; it leaves none for an entry to choose among.
         positions: ``original``: every token keeps its position id. ``packed``: those that the entry leaves are counted
             anew, as engines do that never see the dropped ones (vLLM, OpenVINO). What stages drop leaves gaps all the
             same: their keys are in the cache of earlier layers. Sliding windows reach as far as in the whole prompt.
@@ -271,6 +302,9 @@ class Schedule(_Frozen):
     stages: tuple[Stage, ...] = Field(min_length=1)
     entry: Select | None = None
     positions: Literal["original", "packed"] = "original"
+    tower: TowerMerge | None = None
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"tower"})
 
     @model_validator(mode="after")
     def _tiles(self) -> Schedule:
@@ -282,6 +316,8 @@ class Schedule(_Frozen):
         entry = self.entry
         if entry is not None and (entry.rank_by not in ENTRY_SCORES | {"none", "random"} or entry.of != "visual"):
             raise ValueError(f"nothing ranks by '{entry.rank_by}' before the first layer")
+        if self.tower is not None and entry is not None:
+            raise ValueError("tokens merged inside the vision encoder lie in no grid that an entry could choose from")
         if self.positions == "packed" and entry is None:
             raise ValueError("positions 'packed' needs an entry: nothing else is dropped before positions are given")
         if self.stages[-1].selects and any(select.probe for select in self.stages[-1].selects):
@@ -302,14 +338,18 @@ class Schedule(_Frozen):
     @property
     def executable(self) -> bool:
         """True when bounds and counts are whole numbers."""
-        counts = (select.keep.count for select in self.selects if type(select.keep) is Count)
-        numbers = (*(stage.last for stage in self.stages), *counts)
-        return all(type(number) is int or float(number).is_integer() for number in numbers)
+        for stage in self.stages:
+            if type(stage.last) is float and not stage.last.is_integer():
+                return False
+            for select in stage.selects:
+                if not _whole(select.keep):
+                    return False
+        return self.entry is None or _whole(self.entry.keep)
 
     @property
     def empty(self) -> bool:
         """True when executing this schedule changes nothing."""
-        return self.entry is None and self.before_decoder
+        return self.entry is None and self.tower is None and self.before_decoder
 
     @property
     def before_decoder(self) -> bool:
@@ -319,10 +359,27 @@ class Schedule(_Frozen):
             stage.visual_attention == "full"
             and stage.text_to_visual == "full"
             and stage.cache_visual == "all"
+            and stage.cache_generated is None
             and not stage.selects
             and stage.redistribute is None
             for stage in self.stages
         )
+
+    @property
+    def cost_only(self) -> tuple[str, ...]:
+        """What of it can be costed and not executed, in words; nothing of a schedule that can be attached."""
+        return tuple(dict.fromkeys(self._cost_only()))
+
+    def _cost_only(self) -> Iterator[str]:
+        if self.tower is not None:
+            yield "merges tokens inside the vision encoder"
+        if self.entry is not None and self.entry.rank_by == "tile_attention":
+            yield "gives each tile a budget by an early layer of the vision encoder"
+        for stage in self.stages:
+            if stage.cache_generated is not None:
+                yield "drops generated tokens from the cache"
+            if any(select.merge != "none" for select in stage.selects):
+                yield "merges tokens between decoder layers"
 
     def image_stream_layers(self, deepstack: int = 0) -> float:
         """How many of the first layers compute visual rows that depend on their image alone, or on it and what stands
@@ -360,6 +417,11 @@ class Schedule(_Frozen):
             if stage.first <= layer < stage.last:
                 return stage
         raise ScheduleError(f"layer {layer} is outside the schedule's {self.layers} layers")
+
+
+def _whole(keep: Keep) -> bool:
+    """No count of a part of a token."""
+    return type(keep) is not Count or type(keep.count) is int or float(keep.count).is_integer()
 
 
 def dense(layers: int) -> Schedule:

@@ -53,6 +53,10 @@ SCHEDULES: dict[str, Schedule] = {
     "random": after_layer(1, select("random", 5, seed=3)),
     "fastv": after_layer(1, select("last_attention", 5)),
     "fastv-cache-kept": after_layer(1, select("last_attention", 0.5), cache_visual="kept"),
+    # Every layer runs on all tokens, and every layer's cache forgets the same ones.
+    "evict": Schedule(
+        stages=(Stage(first=0, last=LAYERS, cache_visual="kept", selects=(select("last_attention", 5),)),)
+    ),
     "fastv-cache-none": after_layer(1, select("last_attention", 5), cache_visual="none"),
     "pyramiddrop": Schedule(
         stages=(

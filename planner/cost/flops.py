@@ -9,8 +9,9 @@ from typing import Literal
 
 from planner.cost import formulas
 from planner.cost.conventions import CONVENTIONS, Convention, convention
+from planner.cost.merging import merged_workload
 from planner.cost.pieces import pieces
-from planner.cost.selector import Number, entry_macs, score_macs
+from planner.cost.selector import Number, entry_macs, merge_macs, score_macs
 from planner.cost.staircase import Segment, lay, survivor_count
 from planner.cost.vision import vision_flops
 from planner.errors import InputError, ScheduleError
@@ -49,6 +50,7 @@ class Cost:
     workload: Workload = field(repr=False)
     segments: tuple[Segment, ...] = field(repr=False)
     cells: tuple[Cell, ...] = field(repr=False)
+    schedule: Schedule = field(repr=False)
     generic: bool = field(default=False, repr=False)
 
     @property
@@ -89,11 +91,11 @@ class Cost:
 
     def kv_cache_bytes_after(self, tokens: int) -> int:
         """Bytes the cache holds once `tokens` generated tokens of each request are cached."""
-        return _cache_bytes(self.spec, self.workload, self.cells, tokens)
+        return _cache_bytes(self.spec, self.workload, decode_step(self.spec, self.cells, tokens)[1])
 
     def decode_flops_at(self, step: int) -> Number:
         """FLOPs of decode step `step` (0 is the first) of one request."""
-        return sum(_decode(self.spec, self.cells, step).values())
+        return sum(_decode(decode_step(self.spec, self.cells, step)[0]).values())
 
     def _shares(self, layer: int) -> list[tuple[Segment, float]]:
         """The segments that overlap a layer, and how much of it each covers."""
@@ -127,8 +129,9 @@ def cost(
     rule = _check(spec, schedule, convention, head, alone)
     if workload.image_stream_cached and not schedule.image_stream_layers(spec.decoder.deepstack):
         workload = workload.model_copy(update={"image_stream_cached": False})  # this schedule has none
-    shared = pieces(spec, workload, schedule.entry)
-    segments = lay(schedule, workload, rule.real, shared)
+    request = merged_workload(spec, workload, schedule.tower)
+    shared = pieces(spec, request, schedule.entry)
+    segments = lay(schedule, request, rule.real, shared)
     cells = cells_of(spec, segments)
     generic = alone == "generic"
     if rule.mean_token:
@@ -139,25 +142,27 @@ def cost(
     prefill: dict[str, Number] = dict.fromkeys(COMPONENTS, 0)
     prefill |= {name: macs[name] * batch * flops for name in macs}
     if rule.real:
-        prefill["vision"], prefill["projector"], scored = _vision(spec, workload, schedule)
+        prefill["vision"], prefill["projector"], scored = sight_flops(spec, workload, schedule)
         chosen = _entry_macs(spec, schedule.entry, shared)
         prefill["selector"] += scored + flops * batch * chosen
         # The runtime gives dropped rows their place back, so a head on all positions runs on all of the prompt's.
-        words = workload.system_tokens + workload.text_tokens
-        rows = 1 if head == "last" else words + (0 if spec.decoder.cross else workload.visual_tokens)
+        words = request.system_tokens + request.text_tokens
+        rows = 1 if head == "last" else words + (0 if spec.decoder.cross else request.visual_tokens)
         prefill["lm_head"] = flops * batch * rows * spec.decoder.head_macs
     if rule.per_layer:
         prefill = {name: value / spec.layers for name, value in prefill.items()}
+    step, cached = decode_step(spec, cells, 0)
     return Cost(
         convention=rule.name,
         prefill=prefill,
-        decode=_decode(spec, cells, 0),
+        decode=_decode(step),
         visual_attention=visual_attention * batch * flops,
-        kv_cache_bytes=_cache_bytes(spec, workload, cells, 0),
+        kv_cache_bytes=_cache_bytes(spec, workload, cached),
         spec=spec,
         workload=workload,
         segments=segments,
         cells=cells,
+        schedule=schedule,
         generic=generic,
     )
 
@@ -183,9 +188,13 @@ def _check(spec: ModelSpec, schedule: Schedule, name: str, head: str, alone: str
 
 def cells_of(spec: ModelSpec, segments: Sequence[Segment]) -> tuple[Cell, ...]:
     """Every segment with every kind of layer it holds."""
-    cells = []
+    cells: list[Cell] = []
+    kinds = spec.decoder.kinds
     for segment in segments:
-        for layer, prefix in spec.decoder.kinds:
+        if len(kinds) == 1:
+            cells.append((segment, kinds[0][0], segment.last - segment.first))
+            continue
+        for layer, prefix in kinds:
             layers = between(prefix, segment.first, segment.last)
             if not (isinstance(layers, int) and layers == 0):
                 cells.append((segment, layer, layers))
@@ -234,21 +243,16 @@ def _before(prefix: Sequence[int], layer: Number) -> Number:
 def _scorings(spec: ModelSpec, segment: Segment, generic: bool) -> Number:
     """Selections at the end of a segment, each by the attention of its scoring layer."""
     total: Number = 0
-    for scoring in segment.scorings:
-        rows = segment.system + scoring.text + (0 if spec.decoder.cross else scoring.visual)
-        ranked = scoring.visual if scoring.ranked is None else scoring.ranked
-        for layer, prefix in spec.decoder.kinds:
-            macs = score_macs(
-                scoring.select,
-                layer.attention,
-                spec.hidden_size,
-                rows,
-                ranked,
-                scoring.text,
-                generic,
-                scoring.repeated,
-            )
-            total += between(prefix, scoring.layer, scoring.layer + 1) * macs
+    hidden, kinds = spec.decoder.hidden_size, spec.decoder.kinds
+    for select, visual, text, at, ranked, repeated, left in segment.scorings:
+        rows = segment.system + text + (0 if spec.decoder.cross else visual)
+        among = visual if ranked is None else ranked
+        for layer, prefix in kinds:
+            # One kind of layer is every layer's.
+            here = 1 if len(kinds) == 1 else between(prefix, at, at + 1)
+            total += here * score_macs(select, layer.attention, hidden, rows, among, text, generic, repeated)
+        if select.merge != "none":
+            total += merge_macs(select, hidden, among, left)
     return total
 
 
@@ -268,15 +272,18 @@ def _mean_token(spec: ModelSpec, workload: Workload, segments: Sequence[Segment]
     return {"attention_scores": 2 * spec.hidden_size * pairs}, 2 * spec.hidden_size * pairs
 
 
-def _vision(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[int, int, int]:
+def sight_flops(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tuple[int, int, int]:
     """FLOPs of tower, projector, and of ranking inside the tower, whole batch. A cached image stream needs none of
     them."""
     if spec.vision is None or not workload.visual_tokens or workload.image_stream_cached:
         return 0, 0, 0
     entry = schedule.entry
-    ranks = entry is not None and entry.rank_by in ENCODER_SCORES
+    # HiRED asks an early layer too, for the budgets of tiles.
+    ranks = 0 if entry is None else (entry.rank_by in ENCODER_SCORES) + (entry.rank_by == "tile_attention")
     shrinks = entry if entry is not None and entry.merge == "pixels" else None
-    return vision_flops(spec, workload.images, workload.visual_tokens, workload.batch, ranks, shrinks, workload.videos)
+    merged = () if schedule.tower is None else schedule.tower.merged
+    images, visual, batch = workload.images, workload.visual_tokens, workload.batch
+    return vision_flops(spec, images, visual, batch, ranks, shrinks, workload.videos, merged)
 
 
 def _entry_macs(spec: ModelSpec, entry: Select | None, shared: Sequence[int]) -> Number:
@@ -287,40 +294,33 @@ def _entry_macs(spec: ModelSpec, entry: Select | None, shared: Sequence[int]) ->
     return sum(entry_macs(entry, spec.hidden_size, piece, left) for piece, left in counts if piece)
 
 
-def decode_step_macs(spec: ModelSpec, cells: Sequence[Cell], step: int) -> dict[str, Number]:
-    """The new row of one request over the cache, all layers and the head, by component. Arrays in, arrays out."""
-    projections = scores = ffn = selector = 0
+def decode_step(spec: ModelSpec, cells: Sequence[Cell], step: int) -> tuple[dict[str, Number], Number]:
+    """The new row of one request over the cache, all layers and the head: multiply-adds by component, and elements that
+    the cache holds. Arrays in, arrays out."""
+    projections = scores = ffn = selector = elements = 0
+    decoder, decode_macs = spec.decoder, formulas.decode_macs
     for segment, layer, layers in cells:
-        macs = formulas.decode_macs(layer, segment, spec.decoder, step)
+        macs = decode_macs(layer, segment, decoder, step)
         projections += layers * macs[0]
         scores += layers * macs[1]
         ffn += layers * macs[2]
         selector += layers * macs[3]
+        elements += layers * macs[4]
     named = dict(zip(formulas.DECODER_COMPONENTS, (projections, scores, ffn, selector), strict=True))
-    return {**named, "lm_head": spec.decoder.head_macs}
+    return {**named, "lm_head": spec.decoder.head_macs}, elements
 
 
-def _decode(spec: ModelSpec, cells: Sequence[Cell], step: int) -> dict[str, Number]:
-    macs = decode_step_macs(spec, cells, step)
+def _decode(macs: dict[str, Number]) -> dict[str, Number]:
     exact = CONVENTIONS["exact"].flops_per_mac
     return {name: exact * macs.get(name, 0) for name in COMPONENTS}
 
 
-def cache_elements(spec: ModelSpec, cells: Sequence[Cell], tokens: int) -> Number:
-    """Elements cached for one request after `tokens` generated ones. Arrays in, arrays out."""
-    elements: Number = 0
-    for segment, layer, layers in cells:
-        elements += layers * formulas.cached_elements(layer, segment, spec.decoder, tokens)
-    return elements
-
-
-def cache_bits(spec: ModelSpec, cells: Sequence[Cell], tokens: int, kv_bits: int) -> Number:
-    """Bits cached for one request after `tokens` generated ones, recurrent states in float32 included. Arrays in,
-    arrays out."""
+def cache_bits(spec: ModelSpec, elements: Number, kv_bits: int) -> Number:
+    """Bits of so many cached elements of one request, recurrent states in float32 included. Arrays in, arrays out."""
     states = sum(prefix[-1] * layer.attention.float_state_elements for layer, prefix in spec.decoder.kinds)
-    return cache_elements(spec, cells, tokens) * kv_bits + 32 * states
+    return elements * kv_bits + 32 * states
 
 
-def _cache_bytes(spec: ModelSpec, workload: Workload, cells: Sequence[Cell], tokens: int) -> int:
-    bits = cache_bits(spec, cells, tokens, workload.kv_bits) * workload.batch
+def _cache_bytes(spec: ModelSpec, workload: Workload, elements: Number) -> int:
+    bits = cache_bits(spec, elements, workload.kv_bits) * workload.batch
     return bits // 8 + (bits % 8 > 0) if isinstance(bits, int) else round(bits / 8)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from planner.cost.conventions import FASTV_SYSTEM_TOKENS, Convention
 from planner.cost.selector import Number, redistribute_macs
 from planner.cost.staircase import Segment
+from planner.schedule import kept
 from planner.spec.facts import Attention, Decoder, FeedForward, LayerSpec
 
 #: Decoder components in the order tables show them.
@@ -36,7 +37,10 @@ def layer_macs(
     if segment.alone:
         return _isolated_macs(convention, layer, segment, visual, generic)
     rows = words + visual
-    pairs, visual_pairs = _pairs(convention, attention, segment, rows, visual)
+    if convention.pairs == "rectangular":
+        pairs, visual_pairs = rows * rows, rows * visual
+    else:
+        pairs, visual_pairs = _causal_pairs(attention, segment, rows, visual)
     edited = redistribute_macs(attention, segment.text, rows) if segment.redistributes else 0
     return (
         rows * attention.projection_macs,
@@ -50,6 +54,8 @@ def layer_macs(
 def _fed(ffn: FeedForward, words: Number, visual: Number, segment: Segment) -> Number:
     """Feed-forward of text rows and visual ones, which may have experts of their own, and what is projected for all of
     the prompt before any row is dropped."""
+    if not (ffn.front_macs or ffn.visual_expert_macs):
+        return (words + visual) * ffn.macs
     dropped = segment.system + segment.prompt_text + segment.prompt_visual - words - visual
     front = dropped * ffn.front_macs
     if not ffn.visual_expert_macs:
@@ -134,12 +140,8 @@ def _isolated_projections(attention: Attention, is_read: bool, segment: Segment,
     return inputs if streamed else inputs + attention.output_macs
 
 
-def _pairs(
-    convention: Convention, attention: Attention, segment: Segment, rows: Number, visual: Number
-) -> tuple[Number, Number]:
-    """Query-key pairs of ordinary attention, and those whose key is visual."""
-    if convention.pairs == "rectangular":
-        return rows * rows, rows * visual
+def _causal_pairs(attention: Attention, segment: Segment, rows: Number, visual: Number) -> tuple[Number, Number]:
+    """Query-key pairs that a causal mask leaves of ordinary attention, and those whose key is visual."""
     system, seen = segment.system, segment.system + visual
     pairs = _causal(attention, 0, rows)
     if segment.reads:
@@ -208,23 +210,26 @@ def _paper_macs(convention: Convention, segment: Segment, decoder: Decoder) -> t
 
 
 def decode_macs(layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0) -> tuple[Number, ...]:
-    """The new row over the cache in one layer of one request: projections, scores, feed-forward, selector.
+    """The new row over the cache in one layer of one request: projections, scores, feed-forward, selector; and the
+    elements that this cache holds.
 
     Args:
         ahead: tokens cached after the prompt before this one.
     """
     attention, ffn = layer.attention, layer.ffn
     if attention.kind == "linear":
-        return attention.projection_macs, _step_macs(attention), ffn.macs, 0
+        return attention.projection_macs, _step_macs(attention), ffn.macs, 0, attention.state_elements
     if attention.kind == "cross":
         asking = 1 * (segment.visual > 0)
         projected = asking * (attention.query_macs + attention.output_macs)
-        return projected, segment.cached_visual * attention.pair_macs, asking * ffn.macs, 0
-    keys = cached_tokens(attention, segment, decoder, ahead) + 1
+        asked = segment.cached_visual * attention.pair_macs
+        return projected, asked, asking * ffn.macs, 0, segment.cached_visual * attention.cached_elements
+    held = cached_tokens(attention, segment, decoder, ahead)
+    keys = held + 1
     edited = redistribute_macs(attention, 1, keys) if segment.redistributes else 0
     # Latents are expanded anew at every step: the new row's is part of its projections.
-    projected = attention.projection_macs + (keys - 1) * attention.expand_macs
-    return projected, keys * attention.pair_macs, ffn.macs, edited
+    projected = attention.projection_macs + held * attention.expand_macs
+    return projected, keys * attention.pair_macs, ffn.macs, edited, held * attention.cached_elements
 
 
 def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahead: int = 0) -> Number:
@@ -236,15 +241,20 @@ def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahea
     """
     visual = 0 if decoder.cross else segment.cached_visual
     if not attention.window:
-        return segment.system + segment.text + visual + ahead
+        return segment.system + segment.text + visual + _answer_cached(segment, ahead)
     reach = attention.window - 1 - ahead
-    total: Number = min(ahead, attention.window - 1)
+    total: Number = _answer_cached(segment, min(ahead, attention.window - 1))
     parts = ((segment.text, segment.prompt_text), (visual, segment.prompt_visual), (segment.system, segment.system))
     for held, positions in parts:
         inside = min(max(reach, 0), positions)
         total = total + (held if inside == positions else held * inside // positions)
         reach -= positions
     return total
+
+
+def _answer_cached(segment: Segment, ahead: int) -> Number:
+    """Of `ahead` generated tokens those that stay."""
+    return ahead if segment.generated is None else kept(segment.generated, ahead)
 
 
 def cached_elements(layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0) -> Number:

@@ -19,7 +19,6 @@ from planner.cost.hardware import Hardware
 from planner.cost.memory import layer_bits, reached_experts
 from planner.cost.selector import Number
 from planner.cost.staircase import Segment
-from planner.cost.vision import vision_flops
 from planner.errors import InputError
 from planner.spec.facts import LayerSpec, ModelSpec
 from planner.workload import Workload
@@ -112,8 +111,7 @@ class Machine:
         Args:
             spec: as the engine executes it, and so the `cells`.
             rule: how attention pairs are counted.
-            counted: FLOPs by component as transformers executes them, whole batch; those of the decoder layers are
-                counted anew.
+            counted: FLOPs by component, whole batch; those of the decoder layers are counted anew.
             generic: as in `cost`.
         """
         batch, constants, decoder = workload.batch, self.constants, spec.decoder
@@ -135,14 +133,9 @@ class Machine:
         work = _Work(self, spec, workload)
         tower, projector = spec.vision, spec.projector
         if counted["vision"] and tower is not None and projector is not None:
-            flops = counted["vision"]
-            if self.engine.serving:
-                flops = vision_flops(
-                    spec, workload.images, workload.visual_tokens, workload.batch, ranks=False, videos=workload.videos
-                )[0]
             stored = sum(block.repeat * block.macs for block in tower.blocks)
             size = workload.weight_bits / 8
-            work.add("vision", flops, stored * size)
+            work.add("vision", counted["vision"], stored * size)
             work.add("projector", counted["projector"], (projector.macs + projector.patch_macs) * size)
             work.overhead_us = self.constants.tower_layer_us * sum(block.repeat for block in tower.blocks)
         return work.step()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planner.cost.conventions import CONVENTIONS
-from planner.cost.flops import Cost, cells_of
+from planner.cost.flops import Cost, cells_of, sight_flops
 from planner.cost.hardware import Hardware
 from planner.cost.machine import Machine
 from planner.cost.memory import Memory, memory
@@ -57,8 +57,11 @@ def latency(cost: Cost, hardware: Hardware, eager: bool = False) -> Latency:
     machine = Machine(hardware)
     workload, rule = cost.workload, CONVENTIONS[cost.convention]
     spec = machine.engine.executed(cost.spec)
-    cells = cost.cells if spec is cost.spec else cells_of(spec, cost.segments)
-    vision, prefill = machine.prefill(spec, workload, cells, rule, cost.prefill, cost.generic)
+    cells, counted = cost.cells, cost.prefill
+    if spec is not cost.spec:
+        cells = cells_of(spec, cost.segments)
+        counted = counted | {"vision": sight_flops(spec, workload, cost.schedule)[0]}
+    vision, prefill = machine.prefill(spec, workload, cells, rule, counted, cost.generic)
     step = machine.decode(spec, workload, cells, (workload.output_tokens - 1) // 2)
     vision_ms, prefill_ms, decode_ms = machine.ms(vision), machine.ms(prefill), machine.ms(step)
     return Latency(

@@ -19,6 +19,7 @@ count here.
 | attention_received     | t text query rows with all keys                               | H dh t n             |
 | encoder_attention      | per tile of N tower tokens: the class token's row with N keys | H dh N               |
 |                        | towers without a class token: all N query rows                | H dh N N             |
+| tile_attention         | as encoder_attention, in two layers of the tower              | twice that           |
 | encoder_norm           | none                                                          | 0                    |
 | pivot_distance         | p pivots with all v tokens                                    | d p v                |
 | max_min_distance       | all pairs, for the first pick; each pick but the last with    | d v v + d (k - 1) v  |
@@ -32,9 +33,10 @@ count here.
 | frame_uniqueness       |                                                               |                      |
 | grid                   | none                                                          | 0                    |
 | merge: nearest         | all v tokens with the k kept ones, beside the score           | d k v                |
+|                        | (behind a decoder layer: the r ranked ones)                   | d k r                |
 
-The last seven, and the scores of the encoder, belong to an entry: they read projected features of size d, and of the v
-tokens k are kept. Other merges are means, which multiply no matrices.
+The eight before it, and the scores of the encoder, belong to an entry: they read projected features of size d, and of
+the v tokens k are kept. Other merges are means, which multiply no matrices.
 
 The first selection of a stage ranks all visual rows, r = v; a later one those that are left, though its score still
 reads the whole layer. Where nothing is left to rank (no visual token, or `protect` covers all text) nothing is
@@ -127,6 +129,11 @@ def _probe_macs(select: Select, attention: Attention, rows: Number, generic: boo
     return macs + outputs * attention.heads * attention.value_dim * rows
 
 
+def merge_macs(select: Select, hidden: int, present: Number, left: Number) -> Number:
+    """Multiply-adds of finding out which of the `left` kept tokens each of those `present` joins."""
+    return hidden * left * present if select.merge == "nearest" else 0
+
+
 def entry_macs(select: Select, hidden: int, visual: int, left: Number) -> Number:
     """Multiply-adds of a selection before layer 0 in one request, but for those inside the vision tower.
 
@@ -136,7 +143,7 @@ def entry_macs(select: Select, hidden: int, visual: int, left: Number) -> Number
         visual: tokens it chooses among, v.
         left: how many it keeps, k.
     """
-    macs: Number = hidden * left * visual if select.merge == "nearest" else 0
+    macs = merge_macs(select, hidden, visual, left)
     # The last pick is compared with nothing.
     compared = (left - 1) * (left > 0)
     if select.rank_by == "pivot_distance":

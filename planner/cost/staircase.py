@@ -23,6 +23,7 @@ class Scoring(NamedTuple):
         layer: the scoring layer.
         ranked: rows that it chooses among; None: all `visual` ones.
         repeated: another selection has already computed the last row's weights in this layer.
+        left: rows that it leaves of the ranked ones, where what it drops is merged into them.
     """
 
     select: Select
@@ -31,6 +32,7 @@ class Scoring(NamedTuple):
     layer: Number
     ranked: Number = None
     repeated: bool = False
+    left: Number = 0
 
 
 class Segment(NamedTuple):
@@ -42,6 +44,7 @@ class Segment(NamedTuple):
         prompt_text, prompt_visual: such tokens in the prompt before anything was dropped.
         between: text after the first image that stands before another one, of what `text` was in the prompt.
         scorings: selections at the end.
+        generated: which tokens of the answer stay in the cache; None: all.
         alone: visual rows are isolated: each attends to itself, apart from the text, or with `prefix` to the text
             before it too.
         skip: visual rows pass by as they are.
@@ -69,6 +72,7 @@ class Segment(NamedTuple):
     reads: bool = True
     streamed: bool = False
     redistributes: bool = False
+    generated: Count | Fraction | None = None
 
     @property
     def rows(self) -> Number:
@@ -92,12 +96,22 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
     segments = []
     for stage in schedule.stages:
         scorings, left_visual, left_text = _select(stage, visual, text, rounds) if stage.selects else ((), visual, text)
-        kept_ones = min(1, visual) if stage.text_to_visual == "merge" else left_visual
-        cached = {"none": 0, "kept": kept_ones, "all": visual}[stage.cache_visual]
-        segment = Segment(
-            _whole(stage.first), _whole(stage.last), system, text, visual, cached, *prompt, between, scorings
+        if stage.cache_visual == "all":
+            cached = visual
+        elif stage.cache_visual == "kept":
+            cached = min(1, visual) if stage.text_to_visual == "merge" else left_visual
+        else:
+            cached = 0
+        first, last = stage.first, stage.last
+        if type(first) is float or type(last) is float:
+            first, last = _whole(first), _whole(last)
+        segment = Segment(first, last, system, text, visual, cached, *prompt, between, scorings)
+        usual = (
+            stage.visual_attention == "full"
+            and stage.text_to_visual == "full"
+            and stage.redistribute is None
+            and stage.cache_generated is None
         )
-        usual = stage.visual_attention == "full" and stage.text_to_visual == "full" and stage.redistribute is None
         segments.append(segment if usual else segment._replace(**_rules(stage, streamed)))
         visual, text = left_visual, left_text
     return tuple(segments)
@@ -113,6 +127,7 @@ def _rules(stage: Stage, streamed: Number) -> dict[str, Any]:
         "reads": stage.text_to_visual == "full",
         "streamed": stage.last <= streamed or stage.visual_attention == "skip",
         "redistributes": stage.redistribute is not None,
+        "generated": stage.cache_generated,
     }
 
 
@@ -120,32 +135,38 @@ def _select(stage: Stage, visual: Number, text: Number, rounds: bool) -> tuple[t
     """What the selections of a stage read, and the visual and text rows that they leave."""
     scorings, left_visual, left_text, weighed = [], visual, text, False
     # Isolated visual rows that are not read have no keys that a score could meet.
-    seen = 0 * visual if stage.isolated and stage.text_to_visual == "none" else visual
+    seen = 0 * visual if stage.text_to_visual == "none" and stage.isolated else visual
     for select in stage.selects:
-        ranked = left_visual if select.of == "visual" else max(left_text - select.protect, 0)
-        # A probe runs in the next layer, on what the selections before it have left.
-        rows = (left_visual, left_text, stage.last) if select.probe else (seen, text, stage.last - 1)
-        by_last_row = select.rank_by in BY_LAST_ROW and not select.probe
-        scorings.append(Scoring(select, *rows, ranked, by_last_row and weighed))
-        weighed = weighed or (by_last_row and ranked > 0)
-        if select.of == "visual":
-            left_visual = survivor_count(select.keep, left_visual, rounds)
+        of_visual = select.of == "visual"
+        ranked = left_visual if of_visual else max(left_text - select.protect, 0)
+        left = survivor_count(select.keep, ranked, rounds)
+        if select.probe:
+            # It runs in the next layer, on what the selections before it have left.
+            scorings.append(Scoring(select, left_visual, left_text, stage.last, ranked, False, left))
         else:
-            left_text = left_text - ranked + survivor_count(select.keep, ranked, rounds)
+            by_last_row = select.rank_by in BY_LAST_ROW
+            scorings.append(Scoring(select, seen, text, stage.last - 1, ranked, by_last_row and weighed, left))
+            weighed = weighed or (by_last_row and ranked > 0)
+        if of_visual:
+            left_visual = left
+        else:
+            left_text = left_text - ranked + left
     return tuple(scorings), left_visual, left_text
 
 
 def survivor_count(keep: Keep, present: float, rounds: bool = True) -> float:
     """`planner.schedule.kept`, as an int where it is whole; without rounding, a fraction of a token stays a
     fraction."""
-    if not rounds and isinstance(keep, Fraction):
-        return _whole(keep.fraction * present)
     # Not isinstance: pydantic's classes answer that slowly, and this is asked of every selection.
     if type(keep) is Count and type(keep.count) is int:
         return keep.count if keep.count < present else present
+    if not rounds and isinstance(keep, Fraction):
+        return _whole(keep.fraction * present)
     return _whole(kept(keep, present))
 
 
 def _whole(value: float) -> float:
     """Whole floats as ints, so that exact counts stay ints of any size."""
+    if type(value) is int:
+        return value
     return int(value) if isinstance(value, float) and value.is_integer() else value

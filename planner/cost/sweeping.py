@@ -18,12 +18,12 @@ from numpy.typing import ArrayLike
 
 from planner.cost.conventions import convention
 from planner.cost.flops import (
-    _vision,
     cache_bits,
     cells_of,
     cost,
-    decode_step_macs,
+    decode_step,
     decoder_macs,
+    sight_flops,
 )
 from planner.cost.hardware import Hardware
 from planner.cost.machine import Machine
@@ -216,26 +216,35 @@ class _Fast:
         streamed = self.workload.image_stream_cached and layout.streams
         request = self.workload.model_copy(update={"image_stream_cached": streamed})
         whole = Schedule(entry=layout.entry, stages=(Stage(first=0, last=spec.layers),))
-        prefill["vision"], prefill["projector"], scored = _vision(spec, request, whole)
+        prefill["vision"], prefill["projector"], scored = sight_flops(spec, request, whole)
         prefill["selector"] = prefill["selector"] + scored
         if layout.entry is not None:
             chosen = entry_macs(layout.entry, spec.hidden_size, self.workload.visual_tokens, segments[0].visual)
             prefill["selector"] = prefill["selector"] + flops * chosen
         prefill["lm_head"] = flops * spec.decoder.head_macs
-        step = decode_step_macs(spec, cells, 0)
-        bits = cache_bits(spec, cells, 0, self.workload.kv_bits) * batch
+        step, cached = decode_step(spec, cells, 0)
+        bits = cache_bits(spec, cached, self.workload.kv_bits) * batch
         cache = (bits + 7) // 8
         figures = (sum(prefill.values()), flops * visual, 2 * sum(step.values()), cache)
         columns = tuple(np.broadcast_to(np.asarray(value, self.kind), count) for value in figures)
         if self.hardware is None:
             return columns
-        times = self._times(segments, self.hardware, prefill)
+        times = self._times(segments, self.hardware, prefill, request, whole)
         return (*columns, *(np.broadcast_to(np.asarray(time, float), count) for time in times))
 
-    def _times(self, segments: tuple[Segment, ...], hardware: Hardware, prefill: dict[str, Any]) -> tuple[Any, Any]:
+    def _times(
+        self,
+        segments: tuple[Segment, ...],
+        hardware: Hardware,
+        prefill: dict[str, Any],
+        workload: Workload,
+        whole: Schedule,
+    ) -> tuple[Any, Any]:
         """Prefill and decode time, as `latency` estimates them."""
-        workload, machine = self.workload, Machine(hardware)
+        machine = Machine(hardware)
         spec = machine.engine.executed(self.spec)
+        if spec is not self.spec:
+            prefill = prefill | {"vision": sight_flops(spec, workload, whole)[0]}
         # Times are not exact anyway, and floats are faster than Python's own integers in arrays.
         cells = cells_of(spec, tuple(_floats(part) for part in segments))
         vision, decoder = machine.prefill(spec, workload, cells, self.rule, prefill)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+from planner.cost.merging import merged_vision_macs
 from planner.cost.selector import encoder_score_macs
 from planner.schedule import Select, kept
 from planner.spec.cells import shares, smaller
@@ -20,9 +21,10 @@ def vision_flops(
     sizes: tuple[tuple[int, int], ...],
     visual_tokens: int,
     batch: int,
-    ranks: bool,
+    ranks: int,
     shrinks: Select | None = None,
     videos: tuple[tuple[int, int, int], ...] = (),
+    merged: tuple[int, ...] = (),
 ) -> tuple[int, int, int]:
     """FLOPs (two per multiply-add) of the tower, the projector and the tower's own ranking, for the whole batch.
 
@@ -32,9 +34,10 @@ def vision_flops(
             come from.
         visual_tokens: of a request, to assume images from.
         batch: requests.
-        ranks: patches are ranked by attention inside the tower.
+        ranks: in how many of its layers patches are ranked by the tower's attention.
         shrinks: an entry for which images are made smaller, in families that take them of any size.
         videos: ``(width, height, frames)`` of each video.
+        merged: pairs of tokens that each block merges.
     """
     if spec.vision is None or spec.projector is None:
         return 0, 0, 0
@@ -43,10 +46,13 @@ def vision_flops(
     images = images or [assumed(spec, visual_tokens)]
     if shrinks is not None and spec.images is not None and spec.images.kind == "resize":
         images = _smaller(spec.images, images, shrinks)
+    if any(merged):
+        tower, projector = (batch * macs for macs in merged_vision_macs(spec, images, merged))
+        return 2 * tower, 2 * projector, 0
     tower = tower_macs(spec.vision, images, batch)
     projector = batch * sum(_projected(spec, image) for image in images)
     tiles = [tile for image in images for tile in image.tiles] if ranks else []
-    ranked = batch * sum(encoder_score_macs(spec.vision, _tokens(spec.vision, tile)) for tile in tiles)
+    ranked = ranks * batch * sum(encoder_score_macs(spec.vision, _tokens(spec.vision, tile)) for tile in tiles)
     return 2 * tower, 2 * projector, 2 * ranked
 
 

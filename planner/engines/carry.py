@@ -55,6 +55,8 @@ def carried(engine: Engine, schedule: Schedule, spec: ModelSpec, visual: int | N
             way round.
     """
     entry = schedule.entry
+    if schedule.cost_only:
+        return Carried(engine, "no", tuple(f"it {what}, which can be costed alone" for what in schedule.cost_only))
     if not engine.rigid or schedule.empty:
         return Carried(engine, "exact", (), engine.routes[0])
     if entry is None or not schedule.before_decoder:

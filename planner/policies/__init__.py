@@ -14,9 +14,12 @@ from planner.policies.context import Context
 from planner.policies.dart import Dart
 from planner.policies.dense import Dense
 from planner.policies.diverse import Diverse
+from planner.policies.evict import Evict
 from planner.policies.evs import EVS
 from planner.policies.fastv import FastV
 from planner.policies.fitprune import FitPrune
+from planner.policies.generated import Generated
+from planner.policies.hired import HiRED
 from planner.policies.known import names, parse, policy_class, usable
 from planner.policies.pool import Pool
 from planner.policies.prellm import PreLLM
@@ -25,6 +28,7 @@ from planner.policies.random import Random
 from planner.policies.resize import Resize
 from planner.policies.shortv import ShortV
 from planner.policies.sparsevlm import SparseVLM
+from planner.policies.tome import ToMe
 from planner.policies.var import VAR
 from planner.policies.vidcom2 import VidCom2
 from planner.policies.visipruner import VisiPruner
@@ -44,8 +48,11 @@ __all__ = [
     "Dart",
     "Dense",
     "Diverse",
+    "Evict",
     "FastV",
     "FitPrune",
+    "Generated",
+    "HiRED",
     "Policy",
     "Pool",
     "PreLLM",
@@ -55,6 +62,7 @@ __all__ = [
     "ShallowRule",
     "ShortV",
     "SparseVLM",
+    "ToMe",
     "VidCom2",
     "VisPruner",
     "VisiPruner",

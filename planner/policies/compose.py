@@ -59,11 +59,13 @@ def combine(below: Schedule, above: Schedule) -> Schedule:
     follow each other.
 
     Raises:
-        InputError: both select before the language model, or both redistribute attention in a layer.
+        InputError: both select before the language model, or both redistribute attention in a layer, or drop generated
+            tokens there.
     """
-    if below.entry is not None and above.entry is not None:
+    ahead = [part for schedule in (below, above) for part in (schedule.entry, schedule.tower) if part is not None]
+    if len(ahead) > 1:
         raise InputError(
-            "two policies select before the language model", "Combine at most one of 'prellm' and 'random:k=0'"
+            "two policies select before the language model", "Combine at most one of 'prellm', 'tome' and 'random:k=0'"
         )
     bounds = sorted({stage.last for schedule in (below, above) for stage in schedule.stages})
     stages, first = [], 0.0
@@ -72,13 +74,18 @@ def combine(below: Schedule, above: Schedule) -> Schedule:
         stages.append(_both(one, other, int(first) if first.is_integer() else first, last))
         first = float(last)
     positions = below.positions if below.entry is not None else above.positions
-    return Schedule(entry=below.entry or above.entry, stages=tuple(stages), positions=positions)
+    entry, tower = below.entry or above.entry, below.tower or above.tower
+    return Schedule(entry=entry, stages=tuple(stages), positions=positions, tower=tower)
 
 
 def _both(one: Stage, other: Stage, first: float, last: float) -> Stage:
     if one.redistribute is not None and other.redistribute is not None:
         raise InputError(
             f"two policies redistribute attention in layers [{first}, {last})", "Combine one 'var' with the others"
+        )
+    if one.cache_generated is not None and other.cache_generated is not None:
+        raise InputError(
+            f"two policies drop generated tokens in layers [{first}, {last})", "Combine one 'generated' with the others"
         )
     reads = _stricter(_READS, one.text_to_visual, other.text_to_visual)
     try:
@@ -98,6 +105,7 @@ def _strictest(one: Stage, other: Stage, first: float, last: float, reads: str) 
         selects=(*(one.selects if one.last == last else ()), *(other.selects if other.last == last else ())),
         # Where the text does not see the image there is nothing to redistribute.
         redistribute=(one.redistribute or other.redistribute) if reads == "full" else None,
+        cache_generated=one.cache_generated or other.cache_generated,
     )
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from planner.workload import Workload
 
 
-_SCORES: dict[str, RankBy] = {
+#: Whose attention ranks, as keys spell it.
+SCORES: dict[str, RankBy] = {
     "last": "last_attention",
     "detrended": "last_attention_detrended",
     "text": "text_attention",
@@ -46,7 +47,7 @@ class FastV(Policy):
                 "fastv with k=0 has no attention to rank by",
                 f"Choose k of 1 or more; 'random:k=0,ratio={self.ratio}' costs what K=0 is said to cost",
             )
-        return drop_after(self.name, spec.layers, self.k, self.ratio, _SCORES[self.rank_by])
+        return drop_after(self.name, spec.layers, self.k, self.ratio, SCORES[self.rank_by])
 
     @classmethod
     def scaled(cls, dropped: float) -> tuple[FastV, ...]:

@@ -22,8 +22,8 @@ def warn_of_kept(schedule: Schedule) -> None:
     answers shows in no prefill, so that only executed answers tell."""
     if any(stage.cache_visual == "kept" for stage in schedule.stages):
         _log.warning(
-            "filter_cache=kept: decoding finds fewer visual tokens than the prompt saw, and its answers were not "
-            "measured; take filter_cache=all, or calibrate"
+            "decoding finds fewer visual tokens in the cache than the prompt saw (filter_cache=kept, or evict), and "
+            "answers were not measured; calibrate, or take filter_cache=all"
         )
 
 

@@ -73,6 +73,11 @@ def stages_table(schedule: Schedule, fmt: str = "table") -> str:
 def stage_rows(schedule: Schedule) -> list[list[str]]:
     """Cells under `STAGE_HEADERS`."""
     rows: list[list[str]] = []
+    if schedule.tower is not None:
+        merged = schedule.tower.merged
+        rows.append(
+            ["before 0", "", "", "", f"merge {sum(merged)} tokens of each tile in {len(merged)} encoder blocks"]
+        )
     if schedule.entry is not None:
         rows.append(["before 0", "", "", "", schedule.entry.in_words])
     for stage in schedule.stages:
@@ -80,6 +85,8 @@ def stage_rows(schedule: Schedule) -> list[list[str]]:
         then = "; ".join(select.in_words for select in stage.selects)
         if stage.redistribute is not None:
             then = "; ".join(filter(None, [then, f"redistribute {stage.redistribute.p:.0%} of sink attention"]))
+        if stage.cache_generated is not None:
+            then = "; ".join(filter(None, [then, "drop generated tokens from the cache"]))
         rows.append([layers, stage.visual_attention, stage.text_to_visual, stage.cache_visual, then])
     return rows
 

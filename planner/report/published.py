@@ -158,8 +158,11 @@ convention. `plan report --published -o reports/published.md` writes this file.
 * CDPruner's convention counts what `pdrop` counts, a multiply-add as two. Its FastV has as many tokens as the others in
   the mean over layers: 149.3 of 2,880 behind the second.
 * Those rows of SparseVLM's tables and of CDPruner's were reported to this project; the printed pages were not at hand.
-* Not recomputed: VisionDrop's reductions (arXiv 2506.22283), as how many tokens it keeps at which stage of tower and
-  decoder was not at hand either, and RVSD's, of which no paper was found.
+* ToMe's rows are `tome`, which merges inside the encoder. How many tokens each block merges is not printed; SparseVLM's
+  convention leaves the encoder out, so that only how many reach the decoder counts.
+* Not recomputed: VisionDrop's reductions (arXiv 2506.22283). They are LLaVA-NeXT-7B's, and its released scripts give
+  the tokens of each stage for LLaVA-1.5-7B alone: 48 into the decoder, 35, 26 and 19 from layers 8, 16 and 24 on, of
+  which 6, 5, 4 and 3 are merged ones. Nor RVSD's, of which no paper was found.
 * SparseVLM's layers 2, 6 and 15 count from 0, run on all tokens and drop behind themselves: `layers=3/7/16` here.
 """
 

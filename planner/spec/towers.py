@@ -53,8 +53,9 @@ def _plain(config: Config, width: int, repeat: int, span: str = "tile") -> Block
     heads = config.size("num_attention_heads", "num_heads", default=1)
     kept = width * config.size("num_key_value_heads", default=heads) // heads
     inner = config.get("intermediate_size", default=int(width * float(config.get("mlp_ratio", default=4))))
-    macs = 2 * width * (width + kept) + matrices * width * int(inner)
-    return Block(repeat, macs, 2 * width, span)  # type: ignore[arg-type]
+    fed = matrices * width * int(inner)
+    macs = 2 * width * (width + kept) + fed
+    return Block(repeat, macs, 2 * width, span, fed_macs=fed, match_macs=width // heads)  # type: ignore[arg-type]
 
 
 def pixtral(config: Config, model_type: str) -> Tower:

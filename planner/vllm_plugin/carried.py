@@ -77,6 +77,8 @@ def carried(path: str) -> Carried | None:
         return None
     if not schedule.before_decoder or entry is None:
         raise _refused(plan, "it acts inside the decoder, where vLLM has one KV slot for a token in all layers")
+    if schedule.cost_only:
+        raise _refused(plan, f"it {' and '.join(schedule.cost_only)}, which can be costed alone")
     known = of_family(plan.model.family)
     if known is None:
         raise _refused(plan, f"the family {plan.model.family} is not covered ({', '.join(families())} are)")

@@ -221,7 +221,7 @@ RANGES = {
 
 
 #: Policies that select before the decoder.
-ENTRIES = ("cdpruner", "dart", "diverse", "evs", "pool", "prellm", "vidcom2", "vispruner")
+ENTRIES = ("cdpruner", "dart", "diverse", "evs", "hired", "pool", "prellm", "vidcom2", "vispruner")
 #: Policies that lay themselves out as arrays, and which of their parameters.
 FAST = {
     "fastv": ("k", "ratio"),

@@ -87,7 +87,8 @@ def test_every_route_is_taken_and_filled_in() -> None:
 
 def test_what_is_carried_is_told_and_the_rest_refused() -> None:
     """The table of `plan show` and `plan export` never contradict each other, for any policy and engine."""
-    for policy in sorted({*names()} - {"dense"}):
+    # ToMe merges patches of pictures of one size, which Qwen's are not.
+    for policy in sorted({*names()} - {"dense", "tome"}):
         made = plan_for("qwen2.5-vl-7b", spelled(policy))
         for found in portability(made):
             if found.level == "no":
@@ -131,7 +132,7 @@ def test_the_attention_of_an_encoder_is_seen_in_one_family() -> None:
 def test_the_plugin_takes_what_the_facts_say(model: str, tmp_path: Path) -> None:
     """Whatever vLLM has flags of its own for is left out."""
     plugin = pytest.importorskip("planner.vllm_plugin.carried")
-    for policy in sorted({*names()} - {"dense", "evs", "vidcom2"}):
+    for policy in sorted({*names()} - {"dense", "evs", "vidcom2", "tome"}):
         made = plan_for(model, spelled(policy))
         path = tmp_path / f"{policy}.json"
         made.save(path)

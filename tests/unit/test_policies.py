@@ -30,9 +30,9 @@ def made(text: str) -> Schedule:
 
 def test_names() -> None:
     assert names() == (
-        "blind", "cdpruner", "context", "dart", "dense", "diverse", "evs", "fastv", "fitprune", "pool", "prellm",
-        "pyramiddrop", "random", "resize", "shortv", "sparsevlm", "var", "vidcom2", "visipruner", "vispruner",
-        "vtw",
+        "blind", "cdpruner", "context", "dart", "dense", "diverse", "evict", "evs", "fastv", "fitprune", "generated",
+        "hired", "pool", "prellm", "pyramiddrop", "random", "resize", "shortv", "sparsevlm", "tome", "var", "vidcom2",
+        "visipruner", "vispruner", "vtw",
     )  # fmt: skip
     assert all(REGISTRY[name].summary for name in names())
 

@@ -21,7 +21,7 @@ from planner.workload import Workload
 PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
 PARTS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 #: Parts of the page that say what policies do.
-KINDS = ("Before the decoder", "Inside the decoder", "Text and attention", "Controls")
+KINDS = ("Before the decoder", "Inside the decoder", "Cost only", "Text and attention", "Controls")
 KEYS = dict(re.findall(r"^\| `(\w+)` \| (.+?) \| .*\|$", PARTS["Keys"], re.MULTILINE))
 
 

@@ -20,8 +20,8 @@ def check_schedule(schedule: Schedule, parts: Parts) -> None:
     """Refuse a schedule that does not fit the model.
 
     Raises:
-        ScheduleError: it has another number of layers, fractional layers or counts, or asks of recurrent layers what
-            only attention can do.
+        ScheduleError: it has another number of layers, fractional layers or counts, does what can only be costed, or
+            asks of recurrent layers what only attention can do.
     """
     if schedule.layers != len(parts.layers):
         raise ScheduleError(
@@ -32,6 +32,11 @@ def check_schedule(schedule: Schedule, parts: Parts) -> None:
         raise ScheduleError(
             "the schedule has fractional layer bounds or counts, which belong to a paper's accounting",
             "Round them to whole numbers to run it",
+        )
+    if schedule.cost_only:
+        raise ScheduleError(
+            f"the schedule {' and '.join(schedule.cost_only)}, which can be costed and not executed",
+            "`plan report` says what it costs; attach another policy",
         )
     for stage in schedule.stages:
         _check_recurrent(stage, parts)

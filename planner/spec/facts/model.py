@@ -120,6 +120,10 @@ _LATER = {
 _NOTHING = object()
 
 
+#: Nothing that transformers computes depends on how many experts other engines run, or on what a policy could do with a
+#: tower.
+_UNTOLD = {"routed", "fed_macs", "match_macs", "unread_blocks"}
+
+
 def _told(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Nothing that transformers computes depends on how many experts other engines run.
-    return {name: value for name, value in fields if name != "routed" and value != _LATER.get(name, _NOTHING)}
+    return {name: value for name, value in fields if name not in _UNTOLD and value != _LATER.get(name, _NOTHING)}

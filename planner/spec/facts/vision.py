@@ -13,6 +13,9 @@ class Block:
     A span is a ``tile``, a ``window`` of one (``filled``: up to its size at the edges too), an ``image`` or the
     ``batch``, all images in one masked sequence. Behind a merging layer a token stands for several `patches`; `extra`
     tokens of each span are the block's own.
+
+    Where tokens can be merged between its attention and its feed-forward, `fed_macs` of `macs` are the latter's, and
+    `match_macs` what comparing two tokens' keys takes, a head's size; else 0.
     """
 
     repeat: int
@@ -21,6 +24,8 @@ class Block:
     span: Literal["tile", "window", "filled", "image", "batch"] = "tile"
     patches: int = 1
     extra: int = 0
+    fed_macs: int = 0
+    match_macs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Projector:
         patch_macs: per patch that goes in.
         class_token: the class token of each tile is projected too.
         latents: tokens of each tile that come out whatever goes in, of resamplers; 0: one for every `merge` patches.
+        unread_blocks: of the tower, behind the one whose output is read; they run all the same. None: several are read.
     """
 
     merge: int
@@ -74,3 +80,4 @@ class Projector:
     patch_macs: int = 0
     class_token: bool = False
     latents: int = 0
+    unread_blocks: int | None = 0

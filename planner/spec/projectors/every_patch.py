@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.errors import InputError, UnsupportedModelError
 from planner.spec.config import Config
 from planner.spec.facts import ImageRule, Marks, Projector, Tower
-from planner.spec.projectors.parts import ProjectorParts, feature_layers, near_its_size, two_layers
+from planner.spec.projectors.parts import ProjectorParts, feature_layers, near_its_size, two_layers, unread_blocks
 
 
 def _keeps_class_token(model: Config, tower: Tower) -> bool:
@@ -19,7 +19,12 @@ def llava(model: Config, vision: Config, tower: Tower, hidden: int) -> Projector
     """Two layers on every patch. A tower whose images share a sequence takes them at their own size."""
     class_token = _keeps_class_token(model, tower)
     side, patch = vision.side("image_size"), vision.side("patch_size")
-    projector = Projector(1, two_layers(feature_layers(model) * tower.hidden_size, hidden), class_token=class_token)
+    projector = Projector(
+        1,
+        two_layers(feature_layers(model) * tower.hidden_size, hidden),
+        class_token=class_token,
+        unread_blocks=unread_blocks(model, tower),
+    )
     if any(block.span == "batch" for block in tower.blocks):
         return projector, ImageRule("shrink", patch, patch, longest_edge=side, marks=Marks(row=1))
     return projector, ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2 + class_token)
@@ -42,7 +47,7 @@ def anyres(model: Config, vision: Config, tower: Tower, hidden: int) -> Projecto
 
 def vipllava(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     side, patch = vision.side("image_size"), vision.side("patch_size")
-    projector = Projector(1, two_layers(feature_layers(model) * tower.hidden_size, hidden))
+    projector = Projector(1, two_layers(feature_layers(model) * tower.hidden_size, hidden), unread_blocks=None)
     return projector, ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2)
 
 

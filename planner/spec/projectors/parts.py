@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.spec.config import Config
-from planner.spec.facts import ImageRule, Projector
+from planner.spec.facts import ImageRule, Projector, Tower
 
 ProjectorParts = tuple[Projector, ImageRule]
 
@@ -14,6 +14,16 @@ def two_layers(inner: int, hidden: int) -> int:
 
 def feature_layers(model: Config) -> int:
     return max(len(model.numbers("vision_feature_layer", "vision_feature_layers")), 1)
+
+
+def unread_blocks(model: Config, tower: Tower) -> int | None:
+    """Blocks of the tower behind the one whose output is read; None where several are."""
+    chosen = model.numbers("vision_feature_layer", "vision_feature_layers")
+    if len(chosen) > 1:
+        return None
+    depth = sum(block.repeat for block in tower.blocks)
+    # Hidden states: those ahead of the first block, then those behind each.
+    return (depth - chosen[0] if chosen[0] >= 0 else -chosen[0] - 1) if chosen else 0
 
 
 def merge_of(vision: Config) -> int:
