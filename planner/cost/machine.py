@@ -119,7 +119,9 @@ class Machine:
         for segment, layer, layers in cells:
             macs = formulas.layer_macs(rule, layer, segment, decoder, generic)
             twice = _second_pass(segment)
-            cached = formulas.cached_elements(layer, segment, decoder)
+            # What the cache forgets afterwards is read here all the same.
+            seen = segment if segment.alone else segment._replace(cached_visual=segment.visual)
+            cached = formulas.cached_elements(layer, seen, decoder)
             work.add_layers(layer, layers, macs, batch * _rows_run(segment), cached, twice, segment.prefix)
             work.overhead_us = work.overhead_us + layers * (1 + twice) * constants.layer_us
         work.add("lm_head", counted["lm_head"], decoder.head_macs * workload.weight_bits / 8)

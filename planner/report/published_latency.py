@@ -196,6 +196,12 @@ def left_out(name: EngineName, found: Sequence[Measurement]) -> list[Row]:
     return rows
 
 
+def fitted_to_all(name: EngineName, found: Sequence[Measurement]) -> list[Row]:
+    """Every row of an engine, estimated with constants fitted to all of them, itself included."""
+    costed = _costed([one for one in found if one.engine == name])
+    return list(_rows(costed, _fitted(name, costed)))
+
+
 def _key(found: Measurement) -> tuple[str, str]:
     return found.source, found.hardware
 
@@ -203,8 +209,10 @@ def _key(found: Measurement) -> tuple[str, str]:
 def markdown() -> str:
     """The page: every measurement beside its leave-one-out estimate, and the medians."""
     found = measurements()
-    rows = {name: left_out(name, found) for name in ENGINES if name in FITTED}
-    every = [row for of_engine in rows.values() for row in of_engine]
+    engines = [name for name in ENGINES if name in FITTED]
+    rows = {name: left_out(name, found) for name in engines}
+    within = {name: fitted_to_all(name, found) for name in engines}
+    every, every_within = ([row for of in group.values() for row in of] for group in (rows, within))
     lines = [
         "# Published latency, measured and estimated",
         "",
@@ -213,16 +221,22 @@ def markdown() -> str:
         "`plan report --published-latency -o reports/latency.md`; the measurements and what is known of them are in",
         "`profiles/published/latency.json`.",
         "",
-        "| | times to the first token | median error | speed-ups | median error |",
-        "|---|---:|---:|---:|---:|",
-        *(_summary(f"engine `{name}`", of_engine) for name, of_engine in rows.items()),
-        _summary("both", every),
+        "| | times to the first token | median error | fitted to all | speed-ups | median error | fitted to all |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        *(_summary(f"engine `{name}`", rows[name], within[name]) for name in engines),
+        _summary("both", every, every_within),
+        "",
+        "*Fitted to all* are errors of constants that have seen every row: in the fit's own measure no constants are",
+        "nearer, so they show how far the rows are from each other.",
         "",
         "The medians of both engines together hide how unlike they are. Rows of `vllm` are sums of measured kernels of",
-        "one tool. Those of `hf` are from laboratories whose hosts, releases and ways of measuring differ: for",
-        "LLaVA-1.5-7B on GPUs of the A100 class they print dense times of 57.8 (decoder alone), 102 and 124 ms, and",
-        "speed-ups of 1.5 and 2.7 by the same method. An estimate cannot be nearer to them than they are to each",
-        "other; `plan bench --fit-hardware` measures yours.",
+        "one tool. Those of `hf` are from laboratories whose hosts, releases and ways of measuring differ:",
+        "",
+        *_spread(found),
+        "",
+        "What the device does is the same in both rows of a pair; what differs is the host, which no data sheet tells.",
+        "An estimate cannot be nearer to such rows than they are to each other, and a row of a laboratory that the",
+        "others do not resemble is estimated badly when it is left out. `plan bench --fit-hardware` measures yours.",
         "",
     ]
     for name, of_engine in rows.items():
@@ -230,14 +244,33 @@ def markdown() -> str:
     return "\n".join(lines)
 
 
-def _summary(label: str, rows: Sequence[Row]) -> str:
-    first = [row for row in rows if row.what != DECODE]
-    speedups = [row for row in first if row.what != "dense"]
-    errors = statistics.median(abs(row.error) for row in first)
+def _spread(found: Sequence[Measurement]) -> Iterator[str]:
+    """Times that several sources print of one model, prompt and policy, on devices of equal peaks: a line each."""
+    printed: dict[tuple[str, ...], list[float]] = {}
+    for one in found:
+        row = shipped_row(one.hardware)
+        if one.engine == "hf":
+            for policy, ms in (("dense", one.dense_ms), *((pruned.policy, pruned.ms) for pruned in one.policies)):
+                printed.setdefault((one.model, one.scope, policy, f"{row.peak_tflops:g}"), []).append(ms)
+    for (model, scope, policy, tflops), times in printed.items():
+        if len(times) > 1:
+            apart = max(times) / min(times) - 1
+            listed = " and ".join(f"{ms:g}" for ms in sorted(times))
+            yield f"- {model}, {scope}, `{policy}`, GPUs of {tflops} TFLOP/s: {listed} ms, {apart:.0%} apart"
+
+
+def _summary(label: str, rows: Sequence[Row], within: Sequence[Row]) -> str:
+    times, speedups = [row for row in rows if row.what != DECODE], [row for row in rows if _pruned(row)]
+    errors = [statistics.median(abs(row.error) for row in of if row.what != DECODE) for of in (rows, within)]
+    speed_errors = [statistics.median(abs(row.speedup_error) for row in of if _pruned(row)) for of in (rows, within)]
     return (
-        f"| {label} | {len(first)} | {errors:.0%} | {len(speedups)} "
-        f"| {statistics.median(abs(row.speedup_error) for row in speedups):.0%} |"
+        f"| {label} | {len(times)} | {errors[0]:.0%} | {errors[1]:.0%} "
+        f"| {len(speedups)} | {speed_errors[0]:.0%} | {speed_errors[1]:.0%} |"
     )
+
+
+def _pruned(row: Row) -> bool:
+    return row.what not in ("dense", DECODE)
 
 
 def _table(rows: Sequence[Row]) -> list[str]:

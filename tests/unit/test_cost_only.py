@@ -185,6 +185,14 @@ def test_evict_keeps_the_prefill_and_shrinks_the_cache() -> None:
     assert not parse("evict").schedule(SPEC).cost_only
 
 
+def test_evicting_takes_no_time_off_the_prefill() -> None:
+    row = hardware("a6000")
+    found, whole = (latency(priced(text), row) for text in ("evict:keep=64", "dense"))
+    assert found.prefill_ms_by_class["attention_scores"] == whole.prefill_ms_by_class["attention_scores"]
+    assert found.prefill_ms > whole.prefill_ms
+    assert found.decode_ms_by_class["attention_scores"] < 0.25 * whole.decode_ms_by_class["attention_scores"]
+
+
 @pytest.mark.parametrize("text", ["tome", "hired", "generated", "tome+generated"])
 def test_engines_refuse_what_has_a_cost_alone(text: str) -> None:
     schedule = parse(text).schedule(SPEC, PROMPT)
