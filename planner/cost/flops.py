@@ -215,9 +215,7 @@ def decoder_macs(
         selector += layers * macs[3]
         visual_attention += layers * macs[4]
     if rule.real:
-        for segment in segments:
-            if segment.scorings:
-                selector += _scorings(spec, segment, generic)
+        selector += _scorings(spec, segments, generic)
     return dict(zip(formulas.DECODER_COMPONENTS, (projections, scores, ffn, selector), strict=True)), visual_attention
 
 
@@ -240,19 +238,23 @@ def _before(prefix: Sequence[int], layer: Number) -> Number:
     return np.asarray(prefix, dtype=layer.dtype)[layer.astype(np.int64)]
 
 
-def _scorings(spec: ModelSpec, segment: Segment, generic: bool) -> Number:
-    """Selections at the end of a segment, each by the attention of its scoring layer."""
+def _scorings(spec: ModelSpec, segments: Sequence[Segment], generic: bool) -> Number:
+    """Selections at the end of segments, each by the attention of its scoring layer."""
     total: Number = 0
-    hidden, kinds = spec.decoder.hidden_size, spec.decoder.kinds
-    for select, visual, text, at, ranked, repeated, left in segment.scorings:
-        rows = segment.system + text + (0 if spec.decoder.cross else visual)
-        among = visual if ranked is None else ranked
-        for layer, prefix in kinds:
-            # One kind of layer is every layer's.
-            here = 1 if len(kinds) == 1 else between(prefix, at, at + 1)
-            total += here * score_macs(select, layer.attention, hidden, rows, among, text, generic, repeated)
-        if select.merge != "none":
-            total += merge_macs(select, hidden, among, left)
+    hidden, kinds, cross = spec.decoder.hidden_size, spec.decoder.kinds, spec.decoder.cross
+    alike = kinds[0][0].attention if len(kinds) == 1 else None
+    for segment in segments:
+        for select, visual, text, at, ranked, repeated, left in segment.scorings:
+            rows = segment.system + text + (0 if cross else visual)
+            among = visual if ranked is None else ranked
+            if alike is not None:
+                total += score_macs(select, alike, hidden, rows, among, text, generic, repeated)
+            else:
+                for layer, prefix in kinds:
+                    macs = score_macs(select, layer.attention, hidden, rows, among, text, generic, repeated)
+                    total += between(prefix, at, at + 1) * macs
+            if select.merge != "none":
+                total += merge_macs(select, hidden, among, left)
     return total
 
 
@@ -261,7 +263,7 @@ def _scorings_at(spec: ModelSpec, segments: Sequence[Segment], index: int, gener
     total: Number = 0
     for segment in segments:
         here = tuple(scoring for scoring in segment.scorings if scoring.layer == index)
-        total += _scorings(spec, segment._replace(scorings=here), generic)
+        total += _scorings(spec, (segment._replace(scorings=here),), generic)
     return total
 
 

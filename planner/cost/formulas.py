@@ -240,21 +240,17 @@ def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahea
     is expected there.
     """
     visual = 0 if decoder.cross else segment.cached_visual
-    if not attention.window:
-        return segment.system + segment.text + visual + _answer_cached(segment, ahead)
-    reach = attention.window - 1 - ahead
-    total: Number = _answer_cached(segment, min(ahead, attention.window - 1))
+    window, generated = attention.window, ahead if not attention.window else min(ahead, attention.window - 1)
+    total: Number = generated if segment.generated is None else kept(segment.generated, generated)
+    if not window:
+        return segment.system + segment.text + visual + total
+    reach = window - 1 - ahead
     parts = ((segment.text, segment.prompt_text), (visual, segment.prompt_visual), (segment.system, segment.system))
     for held, positions in parts:
         inside = min(max(reach, 0), positions)
         total = total + (held if inside == positions else held * inside // positions)
         reach -= positions
     return total
-
-
-def _answer_cached(segment: Segment, ahead: int) -> Number:
-    """Of `ahead` generated tokens those that stay."""
-    return ahead if segment.generated is None else kept(segment.generated, ahead)
 
 
 def cached_elements(layer: LayerSpec, segment: Segment, decoder: Decoder, ahead: int = 0) -> Number:

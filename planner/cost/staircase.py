@@ -91,7 +91,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
     if schedule.entry is not None:
         visual = sum(survivor_count(schedule.entry.keep, piece, rounds) for piece in pieces or (visual,))
     system, between = workload.system_tokens, workload.between_tokens
-    prompt = (workload.text_tokens, workload.visual_tokens)
+    prompt_text, prompt_visual = workload.text_tokens, workload.visual_tokens
     streamed = schedule.image_stream_layers() if workload.image_stream_cached else 0
     segments = []
     for stage in schedule.stages:
@@ -105,7 +105,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
         first, last = stage.first, stage.last
         if type(first) is float or type(last) is float:
             first, last = _whole(first), _whole(last)
-        segment = Segment(first, last, system, text, visual, cached, *prompt, between, scorings)
+        segment = Segment(first, last, system, text, visual, cached, prompt_text, prompt_visual, between, scorings)
         usual = (
             stage.visual_attention == "full"
             and stage.text_to_visual == "full"
@@ -139,7 +139,12 @@ def _select(stage: Stage, visual: Number, text: Number, rounds: bool) -> tuple[t
     for select in stage.selects:
         of_visual = select.of == "visual"
         ranked = left_visual if of_visual else max(left_text - select.protect, 0)
-        left = survivor_count(select.keep, ranked, rounds)
+        keep = select.keep
+        # Whole counts without a call: this is asked of every selection.
+        if type(keep) is Count and type(keep.count) is int:
+            left = keep.count if keep.count < ranked else ranked
+        else:
+            left = survivor_count(keep, ranked, rounds)
         if select.probe:
             # It runs in the next layer, on what the selections before it have left.
             scorings.append(Scoring(select, left_visual, left_text, stage.last, ranked, False, left))
@@ -157,9 +162,6 @@ def _select(stage: Stage, visual: Number, text: Number, rounds: bool) -> tuple[t
 def survivor_count(keep: Keep, present: float, rounds: bool = True) -> float:
     """`planner.schedule.kept`, as an int where it is whole; without rounding, a fraction of a token stays a
     fraction."""
-    # Not isinstance: pydantic's classes answer that slowly, and this is asked of every selection.
-    if type(keep) is Count and type(keep.count) is int:
-        return keep.count if keep.count < present else present
     if not rounds and isinstance(keep, Fraction):
         return _whole(keep.fraction * present)
     return _whole(kept(keep, present))
