@@ -120,7 +120,8 @@ class Machine:
             macs = formulas.layer_macs(rule, layer, segment, decoder, generic)
             twice = _second_pass(segment)
             # What the cache forgets afterwards is read here all the same.
-            seen = segment if segment.alone else segment._replace(cached_visual=segment.visual)
+            whole = segment.alone or segment.cached_visual is segment.visual
+            seen = segment if whole else segment._replace(cached_visual=segment.visual)
             cached = formulas.cached_elements(layer, seen, decoder)
             work.add_layers(layer, layers, macs, batch * _rows_run(segment), cached, twice, segment.prefix)
             work.overhead_us = work.overhead_us + layers * (1 + twice) * constants.layer_us
@@ -148,8 +149,7 @@ class Machine:
         work = _Work(self, spec, workload)
         for segment, layer, layers in cells:
             macs = formulas.decode_macs(absorbed(layer) if self.engine.serving else layer, segment, decoder, ahead)
-            cached = formulas.cached_elements(layer, segment, decoder, ahead)
-            work.add_layers(layer, layers, macs, batch, cached)
+            work.add_layers(layer, layers, macs, batch, macs[4])
             work.add("selector", layers * (2 * batch) * macs[3], 0)
         work.add("lm_head", 2 * batch * decoder.head_macs, decoder.head_macs * workload.weight_bits / 8)
         work.hand_over(batch)

@@ -255,7 +255,10 @@ class _Fast:
 def _floats(segment: Segment) -> Segment:
     """The same rows and layers, their arrays as floats."""
     values: dict[str, Any] = segment._asdict() | {"scorings": ()}
+    made: dict[int, Array] = {}  # what is one array stays one
     for name, value in values.items():
         if isinstance(value, np.ndarray) and value.dtype != bool:
-            values[name] = value.astype(float)
+            if id(value) not in made:
+                made[id(value)] = value.astype(float)
+            values[name] = made[id(value)]
     return Segment(**values)

@@ -10,7 +10,7 @@ from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from planner.errors import InputError, RuntimeStateError, ScheduleError, UnsupportedModelError
 from planner.runtime import ImageCache, attach, fix, observe
-from planner.schedule import Count, Schedule, Select, Stage
+from planner.schedule import Count, Schedule, Select, Stage, TowerMerge
 from tests import tiny
 from tests.schedules import HYBRID, LAYERS, SCHEDULES, after_layer, select
 
@@ -230,3 +230,20 @@ def test_shared_keys_have_no_fixed_shapes() -> None:
             handle.compile_prefill()
         with pytest.raises(RuntimeStateError, match="keys that several layers read"):
             fix(model(**inputs, use_cache=True).past_key_values, 4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "what"),
+    [
+        (Schedule(stages=(Stage(first=0, last=LAYERS),), tower=TowerMerge(merged=(1,))), "inside the vision encoder"),
+        (after_layer(1, cache_generated=Count(count=4)), "drops generated tokens"),
+        (after_layer(1, select("random", 3, merge="mean")), "merges tokens between decoder layers"),
+        (
+            Schedule(stages=(Stage(first=0, last=LAYERS),), entry=select("tile_attention", 4)),
+            "gives each tile a budget",
+        ),
+    ],
+)
+def test_what_has_a_cost_alone(schedule: Schedule, what: str) -> None:
+    with pytest.raises(ScheduleError, match=rf"{what}.*can be costed and not executed"):
+        attach(llava()[0], schedule)
