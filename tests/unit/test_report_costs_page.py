@@ -43,7 +43,7 @@ class _Cells(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open[-1:] in (["td"], ["th"]):
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.replace("\u00a0", " ")
         elif self.open[-1:] == ["h2"]:
             self.headings.append(data)
         elif self.open[-1:] == ["figcaption"]:
