@@ -90,9 +90,10 @@ def told(samples: Sequence[Shown], evidence: Evidence | None) -> str:
     lost = round((1 - row.agreement.value) * row.agreement.n)
     if not lost:
         return f"None of {row.agreement.n:,} answers parts from the dense model's. {len(samples)} of them:"
-    which = f"the worst {parted}" if parted < lost else "all of them" if lost > 1 else "it"
-    then = ", then others that stayed the same" if parted < len(samples) else ""
-    return f"{lost:,} of {row.agreement.n:,} answers part from the dense model's; {which} first{then}."
+    which = "the worst come first" if parted < lost else "they come first" if lost > 1 else "it comes first"
+    then = ", then some that stayed the same" if parted < len(samples) else ""
+    verb = "parts" if lost == 1 else "part"
+    return f"{lost:,} of {row.agreement.n:,} answers {verb} from the dense model's; {which}{then}."
 
 
 def _path(patches: Collection[int], columns: int) -> str:
