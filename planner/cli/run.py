@@ -111,7 +111,7 @@ def _draw(
     from planner.report.overlay import draw_overlay, side_by_side
     from planner.text import printable
 
-    pictures = [("the image", draw_overlay(picture, places, range(places[0] * places[1])))]
+    pictures = [("the image", draw_overlay(picture, (1, 1), [0]))]
     pictures += [(one.caption, draw_overlay(picture, places, one.patches)) for one in stages]
     stream = io.BytesIO()
     side_by_side(pictures, [f"{who}: {printable(what)}" for who, what in said]).save(stream, format="PNG")

@@ -14,6 +14,8 @@ _UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|s|[KMGTP]?(?:FLOP|B)|[KMGTP])\b)")
 #: Nor is one behind the hyphen of an interval.
 _INTERVAL = re.compile(r"(?<=[\d.]-)(?=\d+\.?\d*\))")
 _WORD_JOINER = "\u2060"
+#: Where a policy's spelling may be broken.
+_JOINT = re.compile(r"(?<=\w)[:,+](?=[a-z])")
 
 
 def text_of(name: str) -> str:
@@ -23,6 +25,13 @@ def text_of(name: str) -> str:
 
 def _unbroken(text: str) -> str:
     return _INTERVAL.sub(_WORD_JOINER, _UNIT.sub("\u00a0", text))
+
+
+def _cell(text: str) -> Any:
+    """A table's cell as markup: like other text, and spellings of policies break at their joints."""
+    from markupsafe import Markup, escape
+
+    return Markup(_JOINT.sub(r"\g<0><wbr>", str(escape(_unbroken(text)))))
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -44,4 +53,5 @@ def render_page(template: str, **values: Any) -> str:
     numbers = itertools.count(1)
     environment.filters["inline"] = lambda svg, title: inline(svg, next(numbers), title)
     environment.filters["unbroken"] = _unbroken
+    environment.filters["cell"] = _cell
     return environment.get_template(template).render(**values)

@@ -31,7 +31,7 @@ class _Cells(HTMLParser):
         self.labels: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag != "meta":
+        if tag not in ("meta", "wbr"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])

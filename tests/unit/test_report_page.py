@@ -27,7 +27,7 @@ HOSTILE = "<script>alert(1)</script>"
 class Read(HTMLParser):
     """Tags with their attributes, and that every tag is closed."""
 
-    VOID = frozenset({"meta", "link", "br", "img", "image", "use", "path", "rect"})
+    VOID = frozenset({"meta", "link", "br", "wbr", "img", "image", "use", "path", "rect"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
