@@ -38,9 +38,11 @@ from calibrate.ranks import Ranks, leave, world
 from calibrate.running.controls import beyond_floor
 from calibrate.running.forced import Answer
 from calibrate.running.losses import LossRunner, cut_off, suited
+from calibrate.running.shown import shown
 from calibrate.running.timing import prefill_ms
 from planner.errors import InputError
 from planner.profile import Profile
+from planner.report.samples import Shown
 from planner.schedule import Schedule
 
 #: Losses of what the search executed, beside the states of probes.
@@ -109,7 +111,7 @@ class Outcome:
 
     Attributes:
         split: of the calibration samples.
-        asked: the evaluation's samples.
+        asked: the evaluation's samples; `shown` are some of them, those on which the plan does worst first.
         answer_tokens: mean length of the dense model's answers; `longest_answer`: where they were cut off.
     """
 
@@ -121,6 +123,7 @@ class Outcome:
     asked: SampleSet | None = None
     answer_tokens: float | None = None
     longest_answer: int | None = None
+    shown: tuple[Shown, ...] = ()
 
 
 def calibrate_and_plan(options: Options, echo: Callable[[str], None] | None = None) -> Outcome:
@@ -186,7 +189,17 @@ def _steps(options: Options, ranks: Ranks, progress: Progress) -> Outcome:
         return Outcome(profile, None, None, seconds)
     decision = deciding.decision(profile)
     found = None if evaluation is None else deciding.evaluation(decision, evaluation)
-    return Outcome(profile, decision, found, seconds, split, evaluation, deciding.answer_tokens, options.answer_tokens)
+    return Outcome(
+        profile,
+        decision,
+        found,
+        seconds,
+        split,
+        evaluation,
+        deciding.answer_tokens,
+        options.answer_tokens,
+        () if found is None or evaluation is None else deciding.shown(decision, found, evaluation),
+    )
 
 
 def _split(options: Options, samples: SampleSet, say: Callable[[str], None]) -> Split | None:
@@ -322,6 +335,12 @@ class _Deciding:
             )
         self.progress.left_now(_EVALUATION, 0)
         return found
+
+    def shown(self, decision: ChosenPlan, found: Evaluation, samples: SampleSet) -> tuple[Shown, ...]:
+        """The samples on which the plan does worst; none of a dense plan."""
+        dense, planned = found.answers["dense"], found.answers[str(decision.policy)]
+        asked = [(samples[i], dense[i], planned[i], same) for i, same in found.worst]
+        return tuple(shown(self.model, self.encoder, self.known, decision.schedule, asked, self.options.seed))
 
     def _settle(self, answers: list[Answer]) -> None:
         """What the dense answers decide."""

@@ -31,6 +31,22 @@ def run_page(page: Path) -> tuple[str, list[str]]:
     return done.stdout, re.findall(r"INFO:CONSOLE\S*\s*(.*)", done.stderr)
 
 
+def fonts() -> str:
+    """What text measures here in the fonts of the pages: equal where pages break their lines alike."""
+    page = """<!doctype html><pre id="widths"></pre><script>
+      const pen = document.createElement("canvas").getContext("2d");
+      const measured = ["100px system-ui", "600 100px system-ui", "100px sans-serif", "100px monospace"].map((font) => {
+        pen.font = font;
+        return pen.measureText("Kept patches, 99.5 %").width.toFixed(0);
+      });
+      document.getElementById("widths").textContent = measured.join(" ");
+    </script>"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fonts.html"
+        path.write_text(page, encoding="utf-8")
+        return text_within(run_page(path)[0], "widths")
+
+
 def text_within(dom: str, element: str) -> str:
     """The text of the element with an id that has no elements in it."""
     found = re.search(rf'id="{element}"[^>]*>([^<]*)<', dom)

@@ -17,6 +17,9 @@ from planner.evidence import Kind, LossName, Measured, Role, Row
 from planner.schedule import Schedule
 from planner.spec import ModelSpec
 
+#: Samples that a plan's page shows.
+SHOWN = 6
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -27,6 +30,7 @@ class Evaluation:
         kinds: the plan by kind of question, where samples have kinds.
         by_kind: accuracy by kind of question, per policy, where samples have kinds and answers.
         answers: every policy's answers, in the samples' order.
+        worst: samples for a page, those that lose most first: position, and whether the plan's answer is dense's.
         metric: of accuracy; `loss`: what stands beside it.
     """
 
@@ -38,6 +42,7 @@ class Evaluation:
     n: int
     metric: str
     loss: LossName
+    worst: tuple[tuple[int, bool], ...] = ()
 
 
 class _Frozen(BaseModel):
@@ -108,7 +113,23 @@ class Executed(_Frozen):
             n=len(self.ids),
             metric=self.metric,
             loss=self.loss,
+            worst=() if planned is None else self._worst(planned),
         )
+
+    def _worst(self, run: Ran) -> tuple[tuple[int, bool], ...]:
+        """Those that lose most first, of equal ones those whose answer got worse; then those that lose nothing, one of
+        each kind of question before a second."""
+        whole = self.runs[0]
+        same = run.same(whole)
+        drops = [a - b for a, b in zip(whole.scores, run.scores, strict=True)] or [0.0] * len(same)
+        losses = run.losses or (drops if self.loss == "score" else [0.0] * len(same))
+        turns, met = [], Counter[str]()
+        for kind, kept, lost in zip(self.kinds, same, losses, strict=True):
+            unharmed = kept and lost <= 0
+            turns.append(met[kind] if unharmed else 0)
+            met[kind] += unharmed
+        order = sorted(range(len(same)), key=lambda i: (-losses[i], same[i], -drops[i], turns[i], i))
+        return tuple((i, same[i]) for i in order[:SHOWN])
 
     def _row(self, run: Ran, spec: ModelSpec, shapes: Shapes) -> Row:
         whole = self.runs[0]

@@ -269,7 +269,7 @@ def _write(options: Options, outcome: Outcome, fmt: str, log_samples: bool) -> N
         plan: Plan = freeze(outcome, options.seed)
         plan.save(out / "plan.json")
         path = str(out / "plan.json")
-        write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials, path))
+        write_atomic(out / "report.html", page(plan, profile, outcome.decision.trials, path, outcome.shown))
         written.append("plan.json")
         if log_samples and outcome.evaluation is not None and outcome.asked is not None:
             log_answers(out / ANSWERS, outcome.asked, outcome.evaluation.answers)

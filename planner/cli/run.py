@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,7 +13,10 @@ from planner.cli.options import fits, load_for, loading, other_weights
 from planner.cli.words import Verb
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from calibrate.inputs.load_options import LoadOptions
+    from planner.report.samples import Kept
 
 
 @click.command(
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--model", shell_complete=MODEL, help="Hub id or directory. [default: the model that the plan names]")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Longest answer.")
 @click.option("--dense", is_flag=True, help="Also answer without the plan, for comparison.")
-@click.option("--overlay", type=click.Path(path_type=Path), help="Write a PNG of the patches that the plan kept.")
+@click.option("--overlay", type=click.Path(path_type=Path), help="Draw the patches that the plan kept into a PNG.")
 @other_weights
 @loading
 def command(
@@ -54,6 +58,7 @@ def command(
     from calibrate.inputs.identity import identify
     from calibrate.inputs.samples import Sample
     from calibrate.running.execute import generate
+    from calibrate.running.patches import grid, kept_patches, seen
     from planner.errors import InputError
     from planner.files import is_file
     from planner.plan import load_plan
@@ -73,9 +78,11 @@ def command(
     fits(plan, loaded, encoder, allow_other_weights)
     sample = Sample(images, prompt, where="the prompt")
     inputs = to_device(encoder([sample]), loaded.model)
-    grid = None if overlay is None else _grid(inputs, known)
+    places = None if overlay is None else grid(inputs, known)
+    said = [("question", prompt)]
     if dense:
         answer = encoder.decode(generate(loaded.model, inputs, max_new_tokens))[0]
+        said.append(("dense", answer))
         click.echo(f"dense:   {printable(answer)}", err=True)
     with attach(loaded.model, plan.decision.schedule, seed=plan.decision.seed) as handle:
         answer = encoder.decode(generate(loaded.model, inputs, max_new_tokens))[0]
@@ -83,49 +90,30 @@ def command(
         report, kept = handle.report, handle.kept
     if report is not None:
         click.echo(f"visual tokens per layer: {layer_runs([layer[0] for layer in report.visual])}", err=True)
-    if overlay is not None and grid is not None:
-        choices = [
-            (title, positions[0])
-            for (title, of), positions in zip(_titles(plan.decision.schedule), kept, strict=True)
-            if of == "visual" and positions[0]
-        ]
-        _draw(overlay, sample.pictures()[0], grid, choices)
+    if overlay is not None and places is not None:
+        picture = seen(sample.pictures()[0], loaded.processor)
+        _draw(
+            overlay,
+            picture,
+            places,
+            kept_patches(plan.decision.schedule, kept, places),
+            [*said, (plan.decision.policy, answer)],
+        )
 
 
-def _titles(schedule: Any) -> list[tuple[str, str]]:
-    """Where each selection happens and what it chooses from, in the order of `schedule.selects`."""
-    entry = [] if schedule.entry is None else [("before layer 0", schedule.entry.of)]
-    inner = [(f"after layer {stage.last - 1}", select.of) for stage in schedule.stages for select in stage.selects]
-    return entry + inner
-
-
-def _grid(inputs: Any, known: Any) -> tuple[int, int]:
-    """Rows and columns of the image's visual tokens.
-
-    Raises:
-        InputError: they do not form one grid; said before anything is generated.
-    """
-    from planner.report.overlay import grid_of
-
-    visual = sum(int((inputs["input_ids"] == token).sum()) for token in known.visual_ids)
-    thw = inputs["image_grid_thw"][0].tolist() if "image_grid_thw" in inputs else None
-    rule = known.spec.images
-    if rule and rule.kind == "shrink" and "image_sizes" in inputs:  # Pixtral's processor tells pixels
-        thw = [1, *(side // rule.patch for side in inputs["image_sizes"][0].tolist())]
-    return grid_of(visual, thw, rule.merge if rule else 1, rule.tile_tokens if rule else 0)
-
-
-def _draw(path: Path, picture: Any, grid: tuple[int, int], choices: list[tuple[str, list[int]]]) -> None:
+def _draw(
+    path: Path, picture: Image, places: tuple[int, int], stages: Sequence[Kept], said: Sequence[tuple[str, str]]
+) -> None:
+    """Question and answers above the picture, whole and with what each stage kept."""
     import io
 
     from planner.document import write_atomic
     from planner.report.overlay import draw_overlay, side_by_side
+    from planner.text import printable
 
-    visual = grid[0] * grid[1]
-    pictures = [("the image", draw_overlay(picture, grid, range(visual)))]
-    for title, positions in choices:
-        pictures.append((f"{title}: {len(positions)} of {visual}", draw_overlay(picture, grid, positions)))
+    pictures = [("the image", draw_overlay(picture, (1, 1), [0]))]
+    pictures += [(one.caption, draw_overlay(picture, places, one.patches)) for one in stages]
     stream = io.BytesIO()
-    side_by_side(pictures).save(stream, format="PNG")
+    side_by_side(pictures, [f"{who}: {printable(what)}" for who, what in said]).save(stream, format="PNG")
     write_atomic(path, stream.getvalue())
     click.echo(f"wrote {path}", err=True)

@@ -12,6 +12,7 @@ from planner.cost import COMPONENTS, CONVENTIONS, Cost, cost
 from planner.cost.flops import Alone, Head
 from planner.report.tables import layer_runs
 from planner.report.targets import Target
+from planner.report.units import percent, size
 from planner.schedule import Schedule, dense
 from planner.text import csv_text, printable
 from planner.workload import Workload
@@ -144,7 +145,7 @@ def columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "of dense",
         "visual attention",
         "decode FLOPs/token",
-        "KV bytes",
+        "KV cache",
         "KV of dense",
         "visual tokens x layers",
     ]
@@ -152,11 +153,11 @@ def columns(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         [
             row["policy"],
             figure(row["prefill_flops"]),
-            f"{row['prefill_ratio']:.3f}",
-            f"{row['visual_attention_ratio']:.4f}",
+            percent(row["prefill_ratio"], 1),
+            percent(row["visual_attention_ratio"], 1),
             figure(row["decode_flops_per_token"]),
-            f"{row['kv_cache_bytes']:,}",
-            f"{row['kv_cache_ratio']:.3f}",
+            size(row["kv_cache_bytes"]),
+            percent(row["kv_cache_ratio"], 1),
             layer_runs(row["visual_tokens_per_layer"]),
         ]
         for row in found["rows"]
@@ -180,9 +181,9 @@ def components(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def figure(flops: float) -> str:
     """Four significant digits with a unit, for readers; machines take JSON or CSV."""
-    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if flops >= size:
-            return f"{flops / size:.4g} {unit}"
+    for least, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if flops >= least:
+            return f"{flops / least:.4g} {unit}"
     return f"{flops:,.0f}"
 
 

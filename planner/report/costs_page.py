@@ -8,7 +8,7 @@ from typing import Any
 
 from planner.cost import COMPONENTS, CONVENTIONS
 from planner.cost.machine import CLASSES
-from planner.report import cost_charts
+from planner.report import cost_charts, glossary
 from planner.report.costs import COST_COLUMNS, assumed, columns, components, title
 from planner.report.section import Picture, Section, Table
 from planner.report.sweeps import Front
@@ -35,7 +35,8 @@ def sweep_page(fronts: Sequence[Front]) -> str:
 def _rendered(sections: Sequence[Section]) -> str:
     from planner import __version__
 
-    return render_page("costs.html.jinja", sections=sections, version=__version__)
+    words = glossary.explained(glossary.COSTS)
+    return render_page("costs.html.jinja", sections=sections, words=words, version=__version__)
 
 
 def _costs(found: dict[str, Any]) -> Section:

@@ -14,13 +14,13 @@ INK, GRID, PALE = "#1d2733", "#e9edf1", "#d3dae2"
 DENSE, PLAN, OTHER, MARK = "#8a939d", "#0072b2", "#e69f00", "#d55e00"
 COLOURS = (PLAN, OTHER, "#009e73", "#cc79a7", "#56b4e9", "#7d6608")
 MARKERS, STYLES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-#: Width and height in inches.
-SIZE = (5.6, 3.1)
+#: Width and height in inches: on a phone letters are still read, on a desk they are no larger than the text.
+SIZE = (5.0, 2.9)
 PANELS_IN_A_ROW = 4
 #: A dollar sign in a label is a dollar sign, and not the start of a formula.
 _PLAIN: Any = {"text.parse_math": False}
 #: Letters that a line of a legend holds, with some for each handle.
-LINE_LETTERS = 78
+LINE_LETTERS = 68
 
 
 def new_figure() -> tuple[Any, Any]:
@@ -68,7 +68,12 @@ def label_axes(axes: Any, xlabel: str, ylabel: str, share: bool, log: bool) -> N
         axes.set_ylim(0, 1.04)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if log:
+        from matplotlib.ticker import FuncFormatter, NullFormatter
+
         axes.set_yscale("log")
+        # matplotlib would write powers as formulas, which are off.
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def tick_whole_numbers(axis: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from planner.errors import InputError
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 #: Side of a drawn picture in pixels, at least: small images are enlarged so that patches can be told apart.
 LEAST_SIDE = 336
+#: Pixels that a letter takes, with some to spare.
+LETTER_WIDTH = 9
 
 
 def grid_of(tokens: int, thw: Sequence[int] | None = None, merge: int = 1, tile: int = 0) -> tuple[int, int]:
@@ -77,18 +80,22 @@ def draw_overlay(image: Image, grid: tuple[int, int], kept: Collection[int]) -> 
     return faded
 
 
-def side_by_side(pictures: Sequence[tuple[str, Image]]) -> Image:
-    """Titled pictures in one row."""
+def side_by_side(pictures: Sequence[tuple[str, Image]], lines: Sequence[str] = ()) -> Image:
+    """Titled pictures in one row, under lines of text, which are folded to its width."""
     from PIL import Image as PIL
     from PIL import ImageDraw
 
     margin, title = 12, 22
     width = sum(picture.width for _, picture in pictures) + margin * (len(pictures) + 1)
-    height = max(picture.height for _, picture in pictures) + title + 2 * margin
+    folded = [part for line in lines for part in wrap(line, (width - 2 * margin) // LETTER_WIDTH)]
+    top = margin // 2 + title * len(folded)
+    height = top + title + max(picture.height for _, picture in pictures) + margin
     sheet = PIL.new("RGB", (width, height), "white")
     draw, left = ImageDraw.Draw(sheet), margin
+    for number, line in enumerate(folded):
+        draw.text((margin, margin // 2 + title * number), line, fill="black", font_size=15)
     for text, picture in pictures:
-        draw.text((left, margin // 2), text, fill="black", font_size=15)
-        sheet.paste(picture, (left, margin + title))
+        draw.text((left, top), text, fill="black", font_size=15)
+        sheet.paste(picture, (left, top + title))
         left += picture.width + margin
     return sheet

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from planner.evidence import Evidence, Measured
 from planner.plan import Plan
 from planner.profile import Profile
-from planner.report import plan_charts
+from planner.report import glossary, plan_charts
 from planner.report.evidence_view import (
     KIND_HEADERS,
     LADDER_HEADERS,
@@ -25,6 +25,7 @@ from planner.report.probes import sections
 from planner.report.probes.masking import window
 from planner.report.profile_view import measured_on
 from planner.report.rows_view import ROW_HEADERS, evidence_rows, filled, named, spellings
+from planner.report.samples import Shown, told
 from planner.report.templates import render_page
 from planner.report.units import percent
 from planner.report.verdict import verdict
@@ -46,13 +47,20 @@ class TrialRow(Protocol):
     def loss(self) -> float: ...
 
 
-def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] = (), path: str = "plan.json") -> str:
+def page(
+    plan: Plan,
+    profile: Profile | None = None,
+    trials: Sequence[TrialRow] = (),
+    path: str = "plan.json",
+    samples: Sequence[Shown] = (),
+) -> str:
     """The report of a plan as HTML text, the verdict first.
 
     Args:
-        path: of the plan, for the commands that the verdict names.
         profile: adds a section per probe.
         trials: adds what was tried.
+        path: of the plan, for the commands that the verdict names.
+        samples: adds pictures with the patches that were kept, and answers.
 
     Raises:
         PlanError: findings that this release cannot read; see `planner.report.probes.sections`.
@@ -72,6 +80,9 @@ def page(plan: Plan, profile: Profile | None = None, trials: Sequence[TrialRow] 
         engine_headers=ENGINE_HEADERS,
         engines=engine_rows(plan),
         charts=_plan_charts(plan, trials),
+        samples=samples,
+        samples_told=told(samples, evidence),
+        words=glossary.explained(glossary.PLAN),
         model=plan.model,
         title=f"Plan for {plan.model.id}",
         **_measured(profile, plan),
@@ -87,6 +98,7 @@ def profile_page(profile: Profile) -> str:
     return _render(
         plan=None,
         tiles=_profile_tiles(profile),
+        words=glossary.explained(glossary.PROFILE),
         model=profile.model,
         title=f"Profile of {profile.model.id}",
         **_measured(profile, None),
@@ -130,21 +142,35 @@ def _plan_tiles(plan: Plan) -> list[tuple[str, str]]:
     return tiles
 
 
-def _evidence_tables(evidence: Evidence) -> list[tuple[str, Any, Any, list[str], int]]:
-    """Title, headers, cells, paragraphs under the table, and the row that is marked."""
-    found: list[tuple[str, Any, Any, list[str], int]] = []
+class _Titled(NamedTuple):
+    """A table on the page: what it means, one sentence, stands above it, how to read it below; a row is marked."""
+
+    title: str
+    meaning: str
+    headers: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    below: Sequence[str]
+    marked: int = -1
+
+
+def _evidence_tables(evidence: Evidence) -> list[_Titled]:
+    found = []
     if evidence.rows:
         planned = next((i for i, (_, row) in enumerate(named(evidence.rows)) if row.role == "plan"), -1)
         below = [rows_legend(evidence), "; ".join(spellings(evidence.rows).split("\n"))]
-        found.append(("Measured", *filled(ROW_HEADERS, evidence_rows(evidence.rows)), below, planned))
+        meaning = (
+            "What the plan keeps, beside others at its cost and controls, on samples that had no part in the choice."
+        )
+        found.append(_Titled("Measured", meaning, *filled(ROW_HEADERS, evidence_rows(evidence.rows)), below, planned))
     if evidence.promise is not None and evidence.promise.tested:
         promise = evidence.promise
         last = max((i for i, one in enumerate(promise.tested) if one.proven), default=-1)
-        below = [ladder_legend(promise)]
-        found.append(("How it was proven", *filled(LADDER_HEADERS, ladder_rows(promise)), below, last))
+        meaning = "Candidates in the order in which they were tested; the last one that was proven is the plan."
+        headers, cells = filled(LADDER_HEADERS, ladder_rows(promise))
+        found.append(_Titled("How it was proven", meaning, headers, cells, [ladder_legend(promise)], last))
     if evidence.kinds:
-        headers, rows = filled(KIND_HEADERS, kind_rows(evidence.kinds))
-        found.append(("By kind of question", headers, rows, [worst_kind(evidence)], -1))
+        headers, cells = filled(KIND_HEADERS, kind_rows(evidence.kinds))
+        found.append(_Titled("By kind of question", worst_kind(evidence), headers, cells, []))
     return found
 
 
@@ -176,13 +202,29 @@ def _profile_tiles(profile: Profile) -> list[tuple[str, str]]:
 
 
 def _plan_charts(plan: Plan, trials: Sequence[TrialRow]) -> list[tuple[str, str]]:
-    found: list[tuple[str, str | None]] = [("Visual tokens per decoder layer", plan_charts.visual_tokens(plan))]
-    if plan.evidence and plan.evidence.rows:
-        title = "Accuracy against cost on samples the decision never saw, with 95 % intervals"
-        found.append((title, plan_charts.accuracy_against_cost(plan.evidence.rows)))
-    if trials or (plan.evidence and plan.evidence.search):
-        found.append(("Candidates executed on the search samples", _search_chart(plan, trials)))
-    return [(title, svg) for title, svg in found if svg is not None]
+    evidence = plan.evidence
+    found: list[tuple[str, str | None]] = []
+    if evidence and evidence.rows:
+        front = _answers_front(evidence)
+        caption = (
+            "What is kept against cost on samples the decision never saw, with 95 % intervals. A point that would hide "
+            "another stands beside it."
+            + (" The line is the search's front, of few samples that also selected." if front else "")
+        )
+        found.append((caption, plan_charts.kept_against_cost(evidence.rows, front)))
+    found.append(("Visual tokens that each decoder layer computes", plan_charts.visual_tokens(plan)))
+    if trials or (evidence and evidence.search):
+        caption = "Candidates executed on the search samples; of the front none costs less and loses less."
+        found.append((caption, _search_chart(plan, trials)))
+    return [(caption, svg) for caption, svg in found if svg is not None]
+
+
+def _answers_front(evidence: Evidence) -> list[tuple[float, Measured]]:
+    """The search's front, where its loss is of whole answers and its cost decoder FLOPs."""
+    search, promise = evidence.search, evidence.promise
+    if search is None or promise is None or promise.loss != "answer" or search.minimised != "decoder FLOPs":
+        return []
+    return [(one.share, one.loss) for one in search.front]
 
 
 def _search_chart(plan: Plan, trials: Sequence[TrialRow]) -> str | None:

@@ -1,4 +1,4 @@
-"""Pictures of a plan: its staircase, accuracy against cost, and the candidates that were tried."""
+"""Pictures of a plan: its staircase, what it keeps against cost, and the candidates that were tried."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ from collections.abc import Sequence
 
 from planner.evidence import Measured, Row
 from planner.plan import Plan
-from planner.report.drawing import COLOURS, DENSE, MARK, MARKERS, OTHER, PALE, PLAN, draw_level, new_figure, to_svg
+from planner.report.drawing import (
+    COLOURS,
+    DENSE,
+    MARK,
+    MARKERS,
+    OTHER,
+    PALE,
+    PLAN,
+    add_legend,
+    draw_level,
+    label_axes,
+    new_figure,
+    tick_whole_numbers,
+    to_svg,
+)
+from planner.report.rows_view import base_name
 
 #: Layers in which no visual token sees another one, by what it sees instead: colour, hatching and name.
 _ISOLATED = {
@@ -30,41 +45,59 @@ def visual_tokens(plan: Plan) -> str | None:
         if isolated:
             heights = [planned[i] for i in isolated]
             axes.bar(isolated, heights, color=colour, width=0.92, hatch=hatch, edgecolor="white", label=label)
-    axes.set(xlabel="decoder layer", ylabel="visual tokens", xticks=list(layers)[:: max(1, len(layers) // 16)])
-    # Above the picture: bars fill it.
-    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    label_axes(axes, "decoder layer", "visual tokens", share=False, log=False)
+    tick_whole_numbers(axes.xaxis)
+    add_legend(figure, axes, len(axes.get_legend_handles_labels()[0]))
     return to_svg(figure)
 
 
-def accuracy_against_cost(rows: Sequence[Row]) -> str:
-    """Accuracy (agreement where there are no answers) with its interval, over the share of dense decoder FLOPs; without
-    a picture nothing of that is computed, so that this row is a level."""
+def kept_against_cost(rows: Sequence[Row], front: Sequence[tuple[float, Measured]] = ()) -> str:
+    """Whole answers as dense, with their intervals, over the share of dense decoder FLOPs.
+
+    A row that would hide another stands beside it. Controls that cost no such share are levels.
+
+    Args:
+        rows: the evaluation's.
+        front: share of decoder FLOPs and mean loss of whole answers of the search's front.
+    """
     figure, axes = new_figure()
     colours = (DENSE, PLAN, *COLOURS[1:])
-    answered = rows[0].accuracy is not None
     drawn = [row for row in rows if row.decoder_flops_ratio is not None]
-    lows = []
-    for i, row in enumerate(drawn):
-        share = row.accuracy or row.agreement
-        error = [[share.value - share.low], [share.high - share.value]]
+    if front:
+        shares, losses = zip(*sorted(front, key=lambda point: point[0]), strict=True)
+        axes.plot(shares, [1 - one.value for one in losses], color=DENSE, linewidth=1.2, label="search's front")
+    bottom = max(0.0, min(row.agreement.low for row in drawn) - 0.08)
+    margin = 0.03 * (1 - bottom)
+    spans = [(row.decoder_flops_ratio or 0.0, row.agreement.low - margin, row.agreement.high + margin) for row in drawn]
+    for i, (row, place) in enumerate(zip(drawn, side_by_side(spans), strict=True)):
+        kept = row.agreement
         axes.errorbar(
-            row.decoder_flops_ratio, share.value, yerr=error, fmt=MARKERS[i % len(MARKERS)], markersize=7,
-            color=colours[i % len(colours)], capsize=3, label=row.policy.split(":")[0],
+            place, kept.value, yerr=[[kept.value - kept.low], [kept.high - kept.value]], fmt=MARKERS[i % len(MARKERS)],
+            markersize=6, color=colours[i % len(colours)], capsize=3, zorder=3,
+            label="plan" if row.role == "plan" else base_name(row.policy),
         )  # fmt: skip
-        lows.append(share.low)
-    bottom = max(0.0, min(lows) - 0.08)
     for row in rows:
-        share = row.accuracy or row.agreement
-        if row.decoder_flops_ratio is None and share.value > bottom:
-            draw_level(axes, ("dense against itself" if row.role == "floor" else row.policy, share.value), DENSE)
-    axes.set(
-        xlabel="decoder FLOPs, share of dense",
-        ylabel="accuracy" if answered else "whole answers as dense",
-        xlim=(0, 1.05),
-        ylim=(bottom, 1.01),
-    )
-    axes.legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(0.97, 0.02))
+        if row.decoder_flops_ratio is None and row.agreement.value > bottom:
+            draw_level(axes, ("dense again" if row.role == "floor" else row.policy, row.agreement.value), DENSE)
+    label_axes(axes, "decoder FLOPs, share of dense", "whole answers as dense", share=True, log=False)
+    axes.set(xlim=(0, 1.05), ylim=(bottom, 1 + margin))
+    add_legend(figure, axes, len(drawn) + bool(front))
     return to_svg(figure)
+
+
+def side_by_side(spans: Sequence[tuple[float, float, float]], apart: float = 0.034) -> list[float]:
+    """Places at which no point hides one before it: its own, or the nearest to it on the right or left.
+
+    Args:
+        spans: place, lower and upper end of each.
+        apart: how far two must be whose spans meet.
+    """
+    found: list[float] = []
+    for place, low, high in spans:
+        met = [at for at, (_, below, above) in zip(found, spans, strict=False) if below < high and low < above]
+        steps = (step * side * apart for step in range(len(met) + 1) for side in (1, -1))
+        found.append(next(place + step for step in steps if all(abs(place + step - at) >= 0.99 * apart for at in met)))
+    return found
 
 
 def losses_against_cost(
@@ -96,6 +129,6 @@ def losses_against_cost(
         axes.scatter(*chosen, s=70, color=PLAN, marker="s", label="plan", zorder=3)
     if limit is not None:
         draw_level(axes, (f"limit {limit:g}", limit), MARK)
-    axes.set(xlabel=f"{minimised}, share of dense", ylabel="mean loss on the search samples", xlim=(0, 1.05))
-    axes.legend(frameon=False, fontsize=9, loc="upper right")
+    axes.set(xlabel=f"{minimised}, share of dense", ylabel="mean loss, search samples", xlim=(0, 1.05))
+    add_legend(figure, axes, 4)
     return to_svg(figure)

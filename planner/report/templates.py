@@ -10,12 +10,28 @@ from typing import Any
 from planner.report.inline import inline
 
 #: The space between a number and its unit, at which no line is broken.
-_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|[KMGTP]?(?:FLOP|B))\b)")
+_UNIT = re.compile(r"(?<=\d) (?=%|(?:ms|s|[KMGTP]?(?:FLOP|B)|[KMGTP])\b)")
+#: Nor is one behind the hyphen of an interval.
+_INTERVAL = re.compile(r"(?<=[\d.]-)(?=\d+\.?\d*\))")
+_WORD_JOINER = "\u2060"
+#: Where a policy's spelling may be broken.
+_JOINT = re.compile(r"(?<=\w)[:,+](?=[a-z])")
 
 
 def text_of(name: str) -> str:
     """A template, style or script that is shipped."""
     return (resources.files("planner.report") / name).read_text(encoding="utf-8")
+
+
+def _unbroken(text: str) -> str:
+    return _INTERVAL.sub(_WORD_JOINER, _UNIT.sub("\u00a0", text))
+
+
+def _cell(text: str) -> Any:
+    """A table's cell as markup: like other text, and spellings of policies break at their joints."""
+    from markupsafe import Markup, escape
+
+    return Markup(_JOINT.sub(r"\g<0><wbr>", str(escape(_unbroken(text)))))
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -36,5 +52,6 @@ def render_page(template: str, **values: Any) -> str:
     )
     numbers = itertools.count(1)
     environment.filters["inline"] = lambda svg, title: inline(svg, next(numbers), title)
-    environment.filters["unbroken"] = lambda text: _UNIT.sub("\u00a0", text)
+    environment.filters["unbroken"] = _unbroken
+    environment.filters["cell"] = _cell
     return environment.get_template(template).render(**values)

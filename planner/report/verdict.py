@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from textwrap import fill
 
 from planner.engines import portability
-from planner.evidence import Evidence, Promise, Row
+from planner.evidence import Evidence, Promise, Row, Rung
 from planner.plan import Plan
 from planner.report.rows_view import base_name
 from planner.report.units import flops, percent, share_with_interval, size
@@ -164,7 +164,7 @@ class _Judged:
             parts.append("on this machine the plan is no faster than the dense model.")
         if self._faster:
             named = ", ".join(f"{base_name(one.policy)} ({_ms(one)})" for one in self._faster)
-            parts.append(f"{named} ran faster than the plan ({_ms(row)}) at its FLOPs: choosing tokens takes time.")
+            parts.append(f"at its FLOPs {named} ran faster than the plan ({_ms(row)}): choosing tokens takes time.")
         share = row.decoder_flops_ratio
         if share is not None and self._time_ratio > share + _LAGGING:
             parts.append(f"prefill time falls less than FLOPs do: {self._why_slow()}.")
@@ -191,9 +191,9 @@ class _Judged:
         if promise is None or self.plan.proven:
             return ""
         parts = []
-        best = min(promise.tested, key=lambda rung: rung.bound, default=None)
-        if best is not None and 0 < best.bound < 1:
-            option = "--kind-limit" if promise.kind_limit else f"--agreement {math.floor(100 - 100 * best.bound) / 100}"
+        best = self._best_rung
+        if best is not None:
+            option = "--kind-limit" if promise.kind_limit else self._looser
             parts.append(f"a looser limit ({option} is near what {best.policy} showed: a loss below {best.bound:.2g})")
         n = promise.tested[0].n if promise.tested else 0
         than = f" than the {n} that certified here" if n else ""
@@ -205,13 +205,13 @@ class _Judged:
     def commands(self) -> Iterator[tuple[str, str]]:
         path = shlex.quote(self.path)
         if self.plan.decision.schedule.empty:
-            yield "again, with a looser limit or more samples", "plan calibrate MODEL --data SAMPLES --agreement 0.95"
-            yield "the best that was found, not proven", "plan calibrate MODEL --data SAMPLES --best-effort"
+            yield "again, with a looser limit or more samples", f"{self._again} {self._looser or '--agreement 0.95'}"
+            yield "the best that was found, not proven", f"{self._again} --best-effort"
             return
         if self.evidence is None:
             yield "measure what it keeps", f"plan evaluate {path} --data SAMPLES"
         if self._slow or self._faster:
-            yield "choose by measured time", "plan calibrate MODEL --minimise prefill-ms --hardware measured"
+            yield "choose by measured time", f"{self._again} --minimise prefill-ms --hardware measured"
         yield "try it", f'plan run {path} --image photo.jpg --prompt "What is this?"'
         yield "in Python", f'with load_plan("{self.path}").apply(model): model.generate(**inputs)'
         yield "time and memory here", f"plan bench {path}"
@@ -221,9 +221,29 @@ class _Judged:
         if engine is not None:
             yield "for an inference engine", f"plan export {path} --to {engine}"
         else:
-            yield "a plan that vLLM can run", "plan calibrate MODEL --portable vllm"
+            yield "a plan that vLLM can run", f"{self._again} --portable vllm"
 
     # -- what the parts are made of -----------------------------------------------------------------------------------
+
+    @property
+    def _again(self) -> str:
+        """The calibration once more; bundled models bring their samples."""
+        name = self.plan.model.id
+        return f"plan calibrate {shlex.quote(name)}" + ("" if name.startswith("reference/") else " --data SAMPLES")
+
+    @property
+    def _best_rung(self) -> Rung | None:
+        """Of those that were tested, the one of which most was shown."""
+        best = None if self.promise is None else min(self.promise.tested, key=lambda rung: rung.bound, default=None)
+        return best if best is not None and 0 < best.bound < 1 else None
+
+    @property
+    def _looser(self) -> str:
+        """A limit near what was shown; "" where nothing was, or each kind of question has a limit of its own."""
+        best = self._best_rung
+        if best is None or self.promise is None or self.promise.kind_limit:
+            return ""
+        return f"--agreement {math.floor(100 - 100 * best.bound) / 100}"
 
     def _flops_share(self) -> tuple[float, str]:
         if self.row is not None and self.row.decoder_flops_ratio is not None:

@@ -18,9 +18,9 @@ from calibrate.inputs.encode import Encoder
 from calibrate.inputs.identity import identify
 from calibrate.inputs.load import load
 from calibrate.inputs.samples import load_samples
+from calibrate.running.patches import grid
 from planner.cli import cli
 from planner.cli.options import fits
-from planner.cli.run import _grid
 from planner.errors import InputError
 from planner.plan import Decision, Plan
 from planner.report.overlay import grid_of
@@ -114,7 +114,7 @@ def test_the_overlay_grid_of_pixtral_follows_from_its_pixels():
     """Patches of 4 pixels, merged two by two: 32 x 48 pixels are 4 rows of 6."""
     known = SimpleNamespace(spec=ModelSpec.from_config(tiny.config("mistral3").to_dict()), visual_ids=(IMAGE,))
     inputs = {"input_ids": torch.tensor([[7] + [IMAGE] * 24]), "image_sizes": torch.tensor([[32, 48]])}
-    assert _grid(inputs, known) == (4, 6)
+    assert grid(inputs, known) == (4, 6)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_run_generates_nothing_where_the_overlay_cannot_be_drawn(tmp_path, monke
     found = CliRunner().invoke(cli, common)
     assert found.exit_code == 0, found.output
     assert "\x1b" not in found.output and r"\x1b[2J" in found.stdout
-    monkeypatch.setattr("planner.report.overlay.grid_of", refuse)
+    monkeypatch.setattr("calibrate.running.patches.grid_of", refuse)
     monkeypatch.setattr("calibrate.running.execute.generate", lambda *_: pytest.fail("it generated"))
     found = CliRunner().invoke(cli, [*common, "--overlay", str(tmp_path / "x.png")])
     assert isinstance(found.exception, InputError) and not (tmp_path / "x.png").exists()

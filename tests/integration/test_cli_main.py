@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from calibrate.inputs.bundled import reference_path
 from planner import load_plan
@@ -53,6 +54,8 @@ def test_calibrate_writes_a_whole_plan_with_evidence(calibrated: Path) -> None:
     assert all(flops >= rows[1].decoder_flops for flops in baselines), "a baseline got less compute than the plan"
     html = (calibrated / "report.html").read_text()
     assert "<svg" in html and made.decision.policy in html
+    assert html.count("<article>") == 6 and html.count('<image id="sample-') == 6
+    assert html.count("of 144</figcaption>") >= 6, "each picture with what the plan kept of it"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,8 @@ def test_run_answers_and_draws(fastv: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 1, "one word is the answer"
     assert "visual tokens per layer: 144 x 2, 72 x 8\n" in done.stderr
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    with Image.open(picture) as drawn:
+        assert drawn.width > 2 * 336 and drawn.height > 336 + 3 * 22, "question and two answers stand above"
 
 
 def test_bench_measures_beside_predictions(calibrated: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_staircase_names_the_shallow_rule(rule, name, monkeypatch):
     drawn = []
     monkeypatch.setattr("planner.report.plan_charts.to_svg", drawn.append)
     visual_tokens(plan)
-    legend = drawn[0].axes[0].get_legend()
+    legend = drawn[0].legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["dense", "planned", name]
 
 

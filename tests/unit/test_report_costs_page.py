@@ -31,7 +31,7 @@ class _Cells(HTMLParser):
         self.labels: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag != "meta":
+        if tag not in ("meta", "wbr"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
@@ -43,7 +43,7 @@ class _Cells(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open[-1:] in (["td"], ["th"]):
-            self.rows[-1][-1] += data
+            self.rows[-1][-1] += data.replace("\u00a0", " ")
         elif self.open[-1:] == ["h2"]:
             self.headings.append(data)
         elif self.open[-1:] == ["figcaption"]:
