@@ -18,7 +18,7 @@ from statistics import mean, median
 import click
 import torch
 
-from calibrate.inputs.bundled import references
+from calibrate.inputs.bundled import REBUILT, references
 from calibrate.inputs.samples import Sample
 from planner.files import write_atomic
 from tests.engines.asking import Answer, Reference, asked, distinct
@@ -43,7 +43,7 @@ _SHORT = ("--max-model-len", "512", "--max-num-seqs", str(AT_ONCE))
 _INTRODUCTION = """\
 {versions}, CPU, float32.
 `vllm serve` with the plugin, asked with the `openai` package. `docs/vllm.md` says how it is set up;
-`python -m tests.engines --pretrained FOLDER` makes this page.
+`python -m tests.engines` makes this page.
 """
 _EQUAL = """\
 ## The same answers: {questions} pictures, one question each, {at_once} at a time
@@ -88,7 +88,13 @@ vLLM's reserve of 1 GiB for the KV cache.
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for models, plans and logs. Default: a new one.")
 @click.option("--questions", default=100, show_default=True, help="Of the equality table.")
 @click.option("--timed", default=16, show_default=True, help="Pictures of the timing table, one at a time.")
-@click.option("--pretrained", type=click.Path(path_type=Path), required=True, help="Folder of the rebuilt model.")
+@click.option(
+    "--pretrained",
+    type=click.Path(path_type=Path),
+    default=REBUILT,
+    show_default=True,
+    help="Folder of the rebuilt model, which is timed.",
+)
 @click.option("--part", "wanted", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure these anew.")
 def main(out: Path, work: Path | None, questions: int, timed: int, pretrained: Path, wanted: tuple[str, ...]) -> None:
     """Serve the bundled models under plans, compare their answers with transformers', time them beside dense ones.
