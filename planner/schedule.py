@@ -23,7 +23,7 @@ from planner.errors import ScheduleError
 
 RankBy = Literal[
     "none",  # no ranking: keep is 0 or everything
-    "random",  # seeded, independent of the image
+    "random",  # by lot: seeded by the question, before the decoder by the picture
     "last_attention",  # head-mean attention weight given by the last prompt token (FastV, PyramidDrop)
     "last_attention_detrended",  # the same, less its straight trend over positions: recent tokens get more anyway
     "text_attention",  # mean weight given by the text after the image (VisiPruner table 4)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from textwrap import wrap
-
 from planner.engines import portability
 from planner.plan import Plan, Prediction
 from planner.report.evidence_view import evidence_text, promised, provenance
@@ -14,8 +12,6 @@ from planner.schedule import Schedule
 from planner.text import printable
 
 STAGE_HEADERS = ("layers", "image sees image", "text sees image", "decoding sees", "then")
-#: Letters of a line that says what an engine does otherwise.
-WHY_WIDTH = 84
 ENGINE_HEADERS = ("engine", "carries it", "why")
 #: What the values of a stage mean, under the table that shows them.
 STAGE_VALUES = {
@@ -99,8 +95,6 @@ def stage_legend(schedule: Schedule) -> str:
 
 def engines_table(rows: list[list[str]], fmt: str = "table") -> str:
     """What each engine can carry of a plan, and why not more."""
-    if fmt == "table":
-        rows = [[name, level, "\n".join(wrap(why, WHY_WIDTH))] for name, level, why in rows]
     return "Portable (`plan export PLAN --to ENGINE` says how)\n\n" + table(ENGINE_HEADERS, rows, fmt)
 
 

@@ -19,7 +19,6 @@ from planner.vllm_plugin.architectures import families, of_family
 #: Rankings that a picture by itself does not allow, and why.
 _BARRED = {
     "none": "no token stays, so that there is nothing to serve: leave the picture out of the request",
-    "random": "the draw depends on the question, and vLLM encodes a picture before it sees one",
     "determinantal": "relevance depends on the question, and vLLM encodes a picture before it sees one",
     "frame_change": "it is for videos, for which vLLM has --video-pruning-rate and --video-pruning-method evs",
     "frame_uniqueness": "it is for videos, for which vLLM has --video-pruning-rate and --video-pruning-method vidcom2",

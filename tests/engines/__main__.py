@@ -18,11 +18,12 @@ from statistics import mean, median
 import click
 import torch
 
-from calibrate.inputs.bundled import references
+from calibrate.inputs.bundled import REBUILT, references
 from calibrate.inputs.samples import Sample
 from planner.files import write_atomic
 from tests.engines.asking import Answer, Reference, asked, distinct
-from tests.engines.families import FAMILIES
+from tests.engines.embeds import embedded
+from tests.engines.families import BY_LOT, DIVERSE, ROWS
 from tests.engines.server import Server, serving
 from tests.engines.widen import widened
 
@@ -32,7 +33,9 @@ PLANS = {
     "windowed": ("diverse:keep=0.25,positions=packed", "dart:keep=0.35,positions=packed"),
     "plain": ("vispruner:keep=0.25,positions=packed",),
 }
-PARTS = (*PLANS, "families", "time")
+PARTS = (*PLANS, "embeds", "families", "time")
+#: Plans whose tokens a client chooses itself.
+SENT = tuple(f"{selector},positions=packed" for selector in (DIVERSE, BY_LOT))
 TIMED = "diverse:keep=0.25,positions=packed"
 _SHORT = ("--max-model-len", "512", "--max-num-seqs", str(AT_ONCE))
 
@@ -40,7 +43,7 @@ _SHORT = ("--max-model-len", "512", "--max-num-seqs", str(AT_ONCE))
 _INTRODUCTION = """\
 {versions}, CPU, float32.
 `vllm serve` with the plugin, asked with the `openai` package. `docs/vllm.md` says how it is set up;
-`python -m tests.engines --pretrained FOLDER` makes this page.
+`python -m tests.engines` makes this page.
 """
 _EQUAL = """\
 ## The same answers: {questions} pictures, one question each, {at_once} at a time
@@ -53,6 +56,13 @@ before, and those that this server added.
 
 | model | plan | answers equal | streamed equal | prompt tokens equal | pictures held / added |
 |---|---|---|---|---|---|"""
+_EMBEDS = """\
+## Without the plugin: the client chooses
+
+An unmodified `vllm serve --enable-mm-embeds` gets the rows that a plan keeps, in place of a picture; 16 at a time.
+
+| model | plan | answers equal | prompt tokens equal |
+|---|---|---|---|"""
 _FAMILIES = """\
 ## Every family
 
@@ -78,7 +88,13 @@ vLLM's reserve of 1 GiB for the KV cache.
 @click.option("--work", type=click.Path(path_type=Path), help="Folder for models, plans and logs. Default: a new one.")
 @click.option("--questions", default=100, show_default=True, help="Of the equality table.")
 @click.option("--timed", default=16, show_default=True, help="Pictures of the timing table, one at a time.")
-@click.option("--pretrained", type=click.Path(path_type=Path), required=True, help="Folder of the rebuilt model.")
+@click.option(
+    "--pretrained",
+    type=click.Path(path_type=Path),
+    default=REBUILT,
+    show_default=True,
+    help="Folder of the rebuilt model, which is timed.",
+)
 @click.option("--part", "wanted", multiple=True, type=click.Choice(PARTS), default=PARTS, help="Measure these anew.")
 def main(out: Path, work: Path | None, questions: int, timed: int, pretrained: Path, wanted: tuple[str, ...]) -> None:
     """Serve the bundled models under plans, compare their answers with transformers', time them beside dense ones.
@@ -91,7 +107,9 @@ def main(out: Path, work: Path | None, questions: int, timed: int, pretrained: P
     parts: dict[str, list[str]] = json.loads(measured.read_text()) if measured.exists() else {}
     for part in wanted:
         if part == "families":
-            parts[part] = [family_row(family, folder / part) for family in FAMILIES]
+            parts[part] = [family_row(*row, folder / part) for row in ROWS]
+        elif part == "embeds":
+            parts[part] = sending(folder, questions)
         elif part == "time":
             parts[part] = timing(pretrained, folder, timed)
         else:
@@ -100,9 +118,10 @@ def main(out: Path, work: Path | None, questions: int, timed: int, pretrained: P
     write_atomic(out, _page(parts, questions))
 
 
-def family_row(family: str, folder: Path) -> str:
+def family_row(family: str, selector: str, folder: Path) -> str:
     """A row of the families' table, measured by a process of its own, since vLLM takes a plan once."""
-    command = [sys.executable, "-m", "tests.engines.families", family, "--work", str(folder / family)]
+    command = [sys.executable, "-m", "tests.engines.families", family, "--selector", selector]
+    command += ["--work", str(folder / family)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
 
 
@@ -135,6 +154,21 @@ def equality(name: str, folder: Path, count: int) -> list[str]:
         cells += [_tokens([*whole, *streamed], [*wanted[policy]] * 2), f"{before} / {encoded}"]
         rows.append(_row(cells))
         click.echo(rows[-1], err=True)
+    return rows
+
+
+def sending(folder: Path, count: int) -> list[str]:
+    """Rows of the table of embeddings, of one server without a plan."""
+    model = widened(references()["windowed"].model, folder / "windowed")
+    reference, samples = Reference(model), distinct(references()["windowed"].evaluation, count)
+    rows = []
+    with serving(model, None, folder / "embeds.log", (*_SHORT, "--enable-mm-embeds")) as server:
+        for policy in SENT:
+            plan = reference.plan(policy, folder / "embeds.json")
+            found = asked(server.url, samples, AT_ONCE, pictures=embedded(reference, plan, samples))
+            wanted = reference.answers(samples, plan)
+            rows.append(_row(["windowed", f"`{policy}`", _same(found, wanted), _tokens(found, wanted)]))
+            click.echo(rows[-1], err=True)
     return rows
 
 
@@ -203,6 +237,8 @@ def _page(parts: dict[str, list[str]], questions: int) -> str:
     equal = [row for name in PLANS for row in parts.get(name, ())]
     if equal:
         lines += [_EQUAL.format(questions=questions, at_once=AT_ONCE), *equal, ""]
+    if "embeds" in parts:
+        lines += [_EMBEDS, *parts["embeds"], ""]
     if "families" in parts:
         lines += [_FAMILIES, *parts["families"], ""]
     if "time" in parts:

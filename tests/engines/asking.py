@@ -23,6 +23,8 @@ from planner.policies import parse
 from tests.engines.server import NAME
 
 NEW_TOKENS = 8
+#: A part of a message.
+Part = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,27 +87,32 @@ def distinct(path: Path, count: int) -> list[Sample]:
     return list(seen.values())[:count]
 
 
-def asked(url: str, samples: Sequence[Sample], at_once: int = 1, stream: bool = False) -> list[Answer]:
+def asked(
+    url: str, samples: Sequence[Sample], at_once: int = 1, stream: bool = False, pictures: Sequence[Part] = ()
+) -> list[Answer]:
     """What a server answers, in order of the questions.
 
     Args:
         url: of its API.
         at_once: requests on their way at a time.
         stream: whether answers come word by word.
+        pictures: what is sent in place of the samples' pictures, where anything is.
     """
     from openai import OpenAI
 
     client = OpenAI(base_url=url, api_key="none", max_retries=0)
     with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda sample: _ask(client, sample, stream), samples))
+        shown = pictures or [_picture(sample) for sample in samples]
+        return list(pool.map(lambda sample, part: _ask(client, sample, part, stream), samples, shown))
 
 
-def _ask(client: Any, sample: Sample, stream: bool) -> Answer:
-    picture = base64.b64encode(Path(sample.images[0]).read_bytes()).decode()
-    content = [
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
-        {"type": "text", "text": sample.prompt},
-    ]
+def _picture(sample: Sample) -> Part:
+    encoded = base64.b64encode(Path(sample.images[0]).read_bytes()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}
+
+
+def _ask(client: Any, sample: Sample, picture: Part, stream: bool) -> Answer:
+    content = [picture, {"type": "text", "text": sample.prompt}]
     request = {
         "model": NAME,
         "messages": [{"role": "user", "content": content}],

@@ -1,6 +1,7 @@
 """One family in vLLM beside transformers: a tiny random model with its real processor, the same plan in both.
 
 `python -m tests.engines.families llava_next` prints a row of the report's table. vLLM runs in this process.
+Families differ in what vLLM makes of them, selectors do not, so that one is shown in all of them: `DIVERSE`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from tests.processors.samples import QUESTION, picture
 from tests.tiny import configs
 
 FAMILIES = tuple(dict.fromkeys(one.family for one in ARCHITECTURES.values()))
+DIVERSE, BY_LOT = "diverse:keep=0.25", "prellm:keep=0.25,rank_by=random"
+#: Rows of the report's table: family and selector. What is drawn by lot is shown with one axis and with several.
+ROWS = (*((family, DIVERSE) for family in FAMILIES), ("llava", BY_LOT), ("qwen2_vl", BY_LOT))
 #: Sizes of the pictures of each prompt: square, wide, tall, and two of them.
 PROMPTS = (((80, 80),), ((96, 64),), ((60, 120),), ((80, 80), (96, 64)))
 NEW_TOKENS = 5
@@ -53,11 +57,11 @@ class Outcome:
     prompt_tokens: int
 
 
-def policy_of(family: str) -> str:
-    """A plan's policy that vLLM carries in a family with several pictures a prompt."""
+def policy_of(family: str, selector: str) -> str:
+    """A selector as vLLM carries it in a family, with several pictures a prompt."""
     axes = any(one.axes for one in ARCHITECTURES.values() if one.family == family)
     per = "tile" if family in _MARKED else "picture"
-    return f"diverse:keep=0.25,per={per}" + ("" if axes else ",positions=packed")
+    return f"{selector},per={per}" + ("" if axes else ",positions=packed")
 
 
 def write(family: str, folder: Path) -> None:
@@ -114,11 +118,12 @@ def in_vllm(folder: Path, plan: Path, prompts: list[tuple[str, list[Image]]]) ->
     return found
 
 
-def compared(family: str, folder: Path) -> str:
+def compared(family: str, selector: str, folder: Path) -> str:
     """A row: plan, prompts of the same length, prompts with the same answer, the largest difference of a score."""
     write(family, folder)
     reference, path = Reference(folder), folder / "plan.json"
-    plan = reference.plan(policy_of(family), path)
+    policy = policy_of(family, selector)
+    plan = reference.plan(policy, path)
     generator = np.random.default_rng(3)
     prompts = []
     for sizes in PROMPTS:
@@ -131,7 +136,7 @@ def compared(family: str, folder: Path) -> str:
     lengths = sum(one.prompt_tokens == other.prompt_tokens for one, other in pairs)
     answers = sum(one.ids == other.ids[: len(one.ids)] for one, other in pairs)
     largest = max(_difference(one, other) for one, other in pairs)
-    cells = [family, f"`{policy_of(family)}`", f"{lengths} of {len(pairs)}", f"{answers} of {len(pairs)}"]
+    cells = [family, f"`{policy}`", f"{lengths} of {len(pairs)}", f"{answers} of {len(pairs)}"]
     return f"| {' | '.join(cells)} | {largest:.1e} |"
 
 
@@ -151,14 +156,15 @@ def _folder(given: Path | None) -> Iterator[Path]:
 
 @click.command()
 @click.argument("family", type=click.Choice(FAMILIES))
+@click.option("--selector", default=DIVERSE, show_default=True, help="A policy that selects before the decoder.")
 @click.option(
     "--work", type=click.Path(path_type=Path), help="Folder for the checkpoint. Default: one that is removed."
 )
-def main(family: str, work: Path | None) -> None:
+def main(family: str, selector: str, work: Path | None) -> None:
     """Print the row of a family."""
     with _folder(work) as folder:
         folder.mkdir(parents=True, exist_ok=True)
-        click.echo(compared(family, folder))
+        click.echo(compared(family, selector, folder))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,9 +100,10 @@ def best_of(
         middles = [candidates[cell[0]] for cell in cells(lies, count)]
         return sorted(middles) + [token for token in candidates if token not in middles][: count - len(middles)]
     if select.rank_by == "random":
-        everyone = _candidates(select, prompt, alive, sample)
-        drawn = _random(select.seed, layer, prompt, sample, len(everyone))
-        scores, output_norm = [drawn[everyone.index(token)] for token in candidates], 1.0
+        if layer < 0:
+            scores, output_norm = _lots(select.seed, record.inputs[sample, candidates]), 1.0
+        else:
+            scores, output_norm = _random(select.seed, layer, prompt, sample, len(candidates)), 1.0
     else:
         scores, output_norm = _scores(select, prompt, alive, record, sample, candidates)
     # The best first; of equals, the earlier token.
@@ -121,6 +123,23 @@ def _random(seed: int, layer: int, prompt: Prompt, sample: int, count: int) -> l
     digest = hashlib.sha256(f"{seed}:{layer}:{words}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.rand(count, generator=generator, dtype=torch.float64).tolist()  # type: ignore[no-any-return]
+
+
+def _lots(seed: int, features: Tensor) -> list[float]:
+    """By definition: a uniform number for each channel, then one for each place. A token has that of its place and that
+    of the channel in which it is most standard deviations from the mean, added up on a circle."""
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(features.shape[1] + len(features), generator=generator, dtype=torch.float64).tolist()
+    columns = features.T.double().tolist()
+    means, spreads = [statistics.fmean(one) for one in columns], [statistics.pstdev(one) for one in columns]
+    found = []
+    for place, token in enumerate(features.double().tolist()):
+        apart = [
+            abs(value - mean) / spread if spread else 0.0
+            for value, mean, spread in zip(token, means, spreads, strict=True)
+        ]
+        found.append((uniform[len(columns) + place] + uniform[apart.index(max(apart))]) % 1.0)
+    return found
 
 
 def _scores(

@@ -116,10 +116,16 @@ def test_what_differs_makes_it_approximate() -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [*(f"{name}:keep=0.25,{AS_VLLM}" for name in ("cdpruner", "evs")), "blind", "random:k=0", "fastv"],
+    [*(f"{name}:keep=0.25,{AS_VLLM}" for name in ("cdpruner", "evs")), "blind", "random", "fastv"],
 )
 def test_what_vllm_cannot_do(policy: str) -> None:
     assert level("vllm", "llava-1.5-7b", policy) == "no"
+
+
+@pytest.mark.parametrize("model", ["llava-1.5-7b", "llava-next-7b"])
+def test_a_picture_draws_its_tokens_in_vllm_too(model: str) -> None:
+    assert level("vllm", model, f"prellm:keep=0.25,rank_by=random,{AS_VLLM}") == "exact"
+    assert level("vllm", model, "random:k=0") == "approximate", "it has original positions, and a budget for a prompt"
 
 
 def test_the_attention_of_an_encoder_is_seen_in_one_family() -> None:

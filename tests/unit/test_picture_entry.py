@@ -10,6 +10,7 @@ from torch import Tensor
 
 from planner.runtime import attach
 from planner.runtime.model.adapters import find_parts
+from planner.runtime.selection.entry_scores import lots
 from planner.runtime.selection.picture import PictureEntry
 from planner.schedule import Count, Fraction, Schedule, Select, Stage
 from tests import tiny
@@ -19,6 +20,7 @@ SELECTS = {
     "dart": Select(rank_by="pivot_distance", keep=Count(count=5)),
     "norm": Select(rank_by="encoder_norm", keep=Count(count=4)),
     "per tile": Select(rank_by="max_min_distance", keep=Count(count=3), per="tile"),
+    "random": Select(rank_by="random", keep=Count(count=4), seed=2),
     "pool": Select(rank_by="grid", keep=Count(count=6), merge="cell"),
 }
 #: What the processor says beside the pixels.
@@ -55,6 +57,39 @@ def test_a_picture_by_itself_keeps_what_it_keeps_in_a_prompt(family: str, name: 
     assert sum(kept for _, kept in entry.pieces(len(features), beside)) == len(wanted)
     if select.merge == "none":
         assert torch.equal(tokens, features[rows])
+
+
+def test_a_picture_draws_by_lot_whatever_is_asked() -> None:
+    """Alone or in a batch, under any question; another picture or another seed draws otherwise."""
+    model, inputs = tiny.model("llava"), tiny.inputs("llava", batch=2)
+    schedule = Schedule(stages=(Stage(first=0, last=4),), entry=SELECTS["random"])
+
+    def drawn(inputs: dict[str, Tensor], seed: int = 0) -> list[list[int]]:
+        with attach(model, schedule, seed=seed) as handle, torch.no_grad():
+            model(**inputs)
+            return handle.kept[0]
+
+    both = drawn(inputs)
+    assert both[0] != both[1], "two pictures"
+    assert drawn(inputs, seed=1) != both
+    alone = {name: one[:1] for name, one in inputs.items()}
+    asked = {**alone, "input_ids": alone["input_ids"].clone()}
+    asked["input_ids"][0, -1] += 1
+    assert drawn(alone) == drawn(asked) == both[:1]
+
+
+def test_lots_are_fair() -> None:
+    """Every place stays about as often as any other, and every pair of places as often as chance has it."""
+    features = torch.randn(4000, 6, 8, generator=torch.Generator().manual_seed(0))
+    features[:, 1] = features[:, 0]  # tokens that look alike draw each for itself
+    stays = torch.zeros(4000, 6, dtype=torch.float64)
+    for seed in range(400):
+        part = slice(10 * seed, 10 * seed + 10)
+        stays[part].scatter_(1, lots(features[part], seed).topk(2, dim=1).indices, 1)
+    pairs = stays.T @ stays / len(stays)
+    assert torch.allclose(pairs.diagonal(), torch.full((6,), 1 / 3, dtype=torch.float64), atol=0.05)
+    apart = pairs[~torch.eye(6, dtype=torch.bool)]
+    assert torch.allclose(apart, torch.full_like(apart, 1 / 15), atol=0.03)
 
 
 def test_tiles_have_a_budget_each() -> None:

@@ -51,7 +51,7 @@ def written(folder: Path, identity: ModelIdentity, policy: str, family: str = ""
         ("visipruner:filter=3,keep=20,exit=7", "", "inside the decoder"),
         (f"{PACKED}+visipruner:filter=3,keep=20,exit=7", "", "inside the decoder"),
         ("cdpruner:keep=0.2", "", "depends on the question"),
-        ("prellm:keep=0.5,rank_by=random", "", "depends on the question"),
+        ("random", "", "inside the decoder"),
         ("evs:keep=0.5", "", "--video-pruning-method evs"),
         ("blind", "", "leave the picture out"),
         (PACKED, "gemma3", "gemma3 is not covered (llava, llava_next"),
@@ -87,6 +87,7 @@ def test_differences_from_what_was_measured_are_named(tmp_path: Path, identity: 
     assert "several pictures" in differences("diverse:keep=0.25")
     assert differences(f"{PACKED},per=picture") == ""
     assert differences("diverse:keep=0.25,per=picture", "qwen3_vl") == ""
+    assert differences("prellm:keep=0.25,rank_by=random,per=picture,positions=packed") == ""
     assert carried(written(tmp_path, identity, "dense")) is None
 
 

@@ -1,4 +1,4 @@
-"""Scores before layer 0, for every piece of the prompts: from the vision encoder, projected features, or at random."""
+"""Scores before layer 0, for every piece of the prompts: from the vision encoder, projected features, or by lot."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from torch import Tensor
 from planner.runtime.selection import orders
 from planner.runtime.selection.frames import frame_change, frame_uniqueness
 from planner.runtime.selection.pieces import Pieces
-from planner.runtime.selection.scores import random
 from planner.runtime.tensors.layout import Layout
-from planner.runtime.tensors.rows import Rows
 from planner.runtime.tensors.weights import working_dtype
 from planner.schedule import Fraction, Select, kept
 
@@ -32,10 +30,9 @@ def scores_of(
     received = None if attention is None else pieces.pick(attention)
     if select.rank_by == "encoder_attention" and received is not None:
         return received
-    if select.rank_by == "random":
-        visual = Rows.of(layout.visual, layout.visual_counts)
-        return pieces.pick(visual.per_row(random(layout, visual, seed + select.seed, -1), 0.0))
     features = pieces.pick(embeddings)
+    if select.rank_by == "random":
+        return lots(features, seed + select.seed).to(device)
     norm: Tensor = features.to(working_dtype(features)).norm(dim=-1)
     if select.rank_by == "encoder_norm":
         return norm.to(device)
@@ -57,6 +54,28 @@ def scores_of(
         found = orders.determinantal(features, count, question)
     # The number of a pick is finite whatever it was picked by.
     return torch.where(torch.isfinite(norm), found, float("nan")).to(device)
+
+
+def lots(features: Tensor, seed: int) -> Tensor:
+    """Seeded scores ``[P, r]`` that depend on the piece alone, not on the question, the batch or the device: an engine
+    that encodes a picture by itself draws the same.
+
+    A lot is drawn for every place and for every channel. A token has that of its place plus that of the channel in
+    which it differs most from its piece, in standard deviations of the channel, modulo 1. The place makes lots uniform
+    and independent; the channel makes them others in another picture. Where rounding decides between two channels, one
+    token's lot is at stake, and no other's.
+
+    Args:
+        features: ``[P, r, d]``.
+        seed: of the draw.
+    """
+    wide = features.double()
+    apart = wide - wide.mean(1, keepdim=True)
+    spread = apart.square().mean(1, keepdim=True).sqrt().clamp(min=torch.finfo(wide.dtype).tiny)
+    channel = (apart / spread).abs().argmax(-1).cpu()
+    tokens, channels = features.shape[1:]
+    drawn = torch.rand(channels + tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (drawn[channels:] + drawn[channel]) % 1
 
 
 def _question(layout: Layout, embeddings: Tensor) -> Tensor:

@@ -217,7 +217,8 @@ def _held(scored: Scored, flags: Tensor) -> Rows:
 
 
 def random(layout: Layout, ranked: Rows, seed: int, layer: int) -> Tensor:
-    """Seeded scores that do not depend on the image, the batch or the device.
+    """Seeded scores between layers, which do not depend on the image, the batch or the device. Before the decoder
+    pictures draw for themselves (`planner.runtime.selection.entry_scores.lots`).
 
     One generator per sample, seeded by SHA-256 over the seed, the layer after which the selection happens and the
     sample's own text tokens, so a sample keeps the same tokens alone and in any batch, and different questions keep
