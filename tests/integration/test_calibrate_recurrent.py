@@ -13,7 +13,7 @@ from calibrate.deciding.demand import Demand
 from calibrate.freeze import freeze
 from calibrate.inputs.load import Loaded
 from calibrate.pipeline import Options, calibrate_and_plan
-from calibrate.probes.masking.executed import schedule
+from calibrate.probes.masking.executed import Executed, schedule
 from calibrate.running.execute import can_run, first_logits
 from planner.errors import UnsupportedModelError
 from planner.plan import Plan
@@ -137,6 +137,14 @@ def test_points_are_the_slow_reference() -> None:
         wanted = schedule(name, k, LAYERS)
         expected = run(built, inputs, wanted, continuation(2)).prefill.log_softmax(-1)
         assert (first_logits(built, inputs, wanted) - expected).abs().max() < 1e-5, (name, k)
+
+
+def test_layers_that_read_the_keys_of_others_run_what_they_can() -> None:
+    """Layers 4 and 5 read those of 3 and 2: beside these no visual row can run alone."""
+    run = Executed(tiny.model("gemma4-sharing", layers=LAYERS), tiny.inputs("gemma4-sharing", batch=2), LAYERS)
+    assert run.able("alone_before") == run.able("prefix_before") == run.able("masked_before") == [1, 2]
+    assert run.able("masked_from") == [0, 1, 2, 3, 4, 5] and run.able("skipped") == [0, 1, 4, 5]
+    assert (run.point("alone_before", 2, [1, 0]) - run.dense[[1, 0]]).abs().max() > 1e-3
 
 
 def test_rankings_move_to_layers_that_attend() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 from torch import Tensor
@@ -39,8 +40,11 @@ class Executed:
         self._logits = cache(self._executed)
 
     def able(self, name: str) -> list[int]:
-        """The points of a curve that this model's layers can run."""
-        return [k for k in points_of(name, self.layers) if can_run(self.model, schedule(name, k, self.layers))]
+        """The points of a curve that this model's layers can run; of a rule those up to the first that they cannot,
+        since what lies between two points is read off them."""
+        points = points_of(name, self.layers)
+        select = takewhile if name in BEFORE else filter
+        return list(select(lambda k: can_run(self.model, schedule(name, k, self.layers)), points))
 
     def point(self, name: str, k: int, samples: Sequence[int]) -> Tensor:
         """A point of a curve, for some samples of the batch."""
