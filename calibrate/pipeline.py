@@ -31,11 +31,12 @@ from calibrate.inputs.samples import Columns, SampleSet, load_samples
 from calibrate.measuring.measure import Job
 from calibrate.measuring.reuse import take_profile
 from calibrate.measuring.run import calibrate_job
-from calibrate.probes.base import DEFAULT, build_probes, check_probes
+from calibrate.probes.base import DEFAULT, build_probes, check_probes, leave_out, probe_names, unattended
 from calibrate.probes.masking import MaskingProbe
 from calibrate.progress import Progress, spell_time
 from calibrate.ranks import Ranks, leave, world
 from calibrate.running.controls import beyond_floor
+from calibrate.running.execute import can_run
 from calibrate.running.forced import Answer
 from calibrate.running.losses import LossRunner, cut_off, suited
 from calibrate.running.shown import shown
@@ -44,6 +45,7 @@ from planner.errors import InputError
 from planner.profile import Profile
 from planner.report.samples import Shown
 from planner.schedule import Schedule
+from planner.spec import ModelSpec
 
 #: Losses of what the search executed, beside the states of probes.
 TRIALS = "trials.json"
@@ -158,8 +160,13 @@ def _steps(options: Options, ranks: Ranks, progress: Progress) -> Outcome:
     probes = build_probes(options.probes, _settings(options, split))  # refuses a wrong setting before a model is loaded
 
     def check(config: Any) -> None:
-        if options.profile is None:
-            check_probes(probes, config, spec_of(config), len(samples))
+        if options.profile is not None:
+            return
+        # What was asked for by name is refused instead.
+        spec, unasked = spec_of(config), options.probes in (DEFAULT, probe_names())
+        for name in leave_out(probes, spec) if unasked else ():
+            say(f"{name}: not measured, it {unattended(spec)}")
+        check_probes(probes, config, spec, len(samples))
 
     with _Clock(seconds, "load"):
         loaded = load(options.model, options.loading, check)
@@ -290,7 +297,7 @@ class _Deciding:
         look = self._look.judged_by(self._loss, self._look.batches.watched(self._watch(_SEARCH)))
         trials = Trials(look, self._kept_trials(), self._run(look, profile), lambda ran: self._tell_search(trials))
         with _Clock(self.seconds, "decide"):
-            notes = [*self._cut_off, *beyond_floor(look, options.demand.limit)]
+            notes = [*self._cut_off, *beyond_floor(look, options.demand.limit), *_unmeasured(profile, self.known.spec)]
             try:
                 decision = decide(
                     profile,
@@ -304,6 +311,7 @@ class _Deciding:
                     options.demand,
                     options.objective,
                     Effort(options.measure, options.answer_tokens, options.seed, self._timer(look), self._tell),
+                    able=partial(can_run, self.model),
                 )
             except KeyboardInterrupt:
                 trials.save()
@@ -381,6 +389,14 @@ class _Deciding:
             return prefill_ms(self.model, look.batches.place(first), schedules, max(self.options.timing_rounds, 1))
 
         return timed
+
+
+def _unmeasured(profile: Profile, spec: ModelSpec) -> list[str]:
+    """A note, where layers have no attention that probes could look at."""
+    gone = [name for name in DEFAULT if name not in profile.probes]
+    if not gone or not spec.decoder.recurrent:
+        return []
+    return [f"not measured: {', '.join(gone)}, each of which {unattended(spec)}"]
 
 
 def _samples(options: Options) -> tuple[SampleSet, SampleSet | None]:

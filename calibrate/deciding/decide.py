@@ -126,6 +126,7 @@ def decide(
     objective: Objective | None = None,
     effort: Effort | None = None,
     space: Space | None = None,
+    able: Callable[[Schedule], bool] | None = None,
 ) -> ChosenPlan:
     """The cheapest candidate of which is proven what was asked for.
 
@@ -134,6 +135,7 @@ def decide(
         search: on the samples that propose and select, in this order.
         certify: the others, which nothing has looked at.
         space: what may be planned, if it is at hand from an earlier decision on the same profile.
+        able: whether the layers of the model can run a schedule; what they cannot is not searched.
 
     Raises:
         InputError: an objective that makes no sense.
@@ -142,7 +144,7 @@ def decide(
     demand, objective, effort = demand or Demand(), objective or Objective(), effort or Effort()
     if space is None:
         costing = Costing(spec, profile_workload(profile, effort.answer_tokens), objective, effort.timer)
-        space = Space(profile, costing, demand.goal == "accuracy")
+        space = Space(profile, costing, demand.goal == "accuracy", able)
     check_constraints(space)
     looking = Search(space, search, demand.limit, effort.measure, effort.progress)
     looking.run()

@@ -60,7 +60,7 @@ class EqualCost:
         policy, settings = _named(name)
 
         def forms(dropped: float) -> list[Policy]:
-            return [form.model_copy(update=settings) for form in policy.scaled(dropped)]
+            return [form.model_copy(update=settings).fitted(self.spec) for form in policy.scaled(dropped)]
 
         cheapest = forms(1.0)
         enough = (i for i, form in enumerate(cheapest) if self._flops(form) <= self.budget_flops)

@@ -8,7 +8,7 @@ a family over a fixed candidate of another kind: a selection before the decoder,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -92,14 +92,21 @@ class Space:
     Args:
         profile: what policies propose from. Its masking curves and suggestions must come from the search samples alone.
         accuracy: also what changes answers on purpose (`Policy.quality`).
+        able: whether the layers of the model can run a schedule; None: all can.
 
     Attributes:
         families: what policies propose, in a fixed order.
         notes: why some policy proposes nothing.
     """
 
-    def __init__(self, profile: Profile, costing: Costing, accuracy: bool = False) -> None:
-        self.profile, self.costing = profile, costing
+    def __init__(
+        self,
+        profile: Profile,
+        costing: Costing,
+        accuracy: bool = False,
+        able: Callable[[Schedule], bool] | None = None,
+    ) -> None:
+        self.profile, self.costing, self._able = profile, costing, able
         self.notes: list[str] = []
         self._together: dict[tuple[str, str], Family | None] = {}
         proposed: dict[str, list[Candidate]] = {}
@@ -131,13 +138,15 @@ class Space:
         return None if route is None else policy.adapted(route.settings)
 
     def candidate(self, policy: AnyPolicy) -> Candidate | None:
-        """A policy as a candidate; None where it does not fit the model, or changes nothing."""
+        """A policy as a candidate; None where it does not fit the model, or changes nothing, or cannot be run."""
         try:
             settled = policy.resolve(self.costing.spec, self.costing.workload, self.profile)
             schedule = settled.schedule(self.costing.spec, self.costing.workload, self.profile)
         except InputError:
             return None
-        return None if schedule.empty else self._costed(settled, schedule)
+        if schedule.empty or (self._able is not None and not self._able(schedule)):
+            return None
+        return self._costed(settled, schedule)
 
     def _costed(self, policy: AnyPolicy, schedule: Schedule) -> Candidate:
         figures, whole = self.costing.figures(schedule), max(self.costing.dense.visual_tokens, 1.0)
@@ -170,6 +179,8 @@ class Space:
             try:
                 schedule = policy.schedule(self.costing.spec, self.costing.workload, self.profile)
             except InputError:
+                continue
+            if self._able is not None and not self._able(schedule):
                 continue
             made_of = (member, *member.parts, fixed, *fixed.parts)
             found = replace(self._costed(policy, schedule), dose=member.dose, parts=made_of)

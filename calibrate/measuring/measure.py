@@ -128,17 +128,19 @@ def _shared_pass(job: Job, batch: Batch, probes: Mapping[str, OnePassProbe]) -> 
     comparing = {name: probe.by_itself for name, probe in probes.items() if probe.compares}
     if comparing and job.model.dtype in _HALF and len(batch.ids) > 1:
         _pass(job, job.batch(batch.ids[:1]), comparing)
-    _check_finite(_pass(job, batch, {name: probe.update for name, probe in probes.items()}), batch)
+    norms = _pass(job, batch, {name: probe.update for name, probe in probes.items()})
+    _check_finite(norms, batch, tuple(job.known.parts.attentions))
 
 
 def _pass(job: Job, batch: Batch, readers: Mapping[str, Callable[[Capture], None]]) -> torch.Tensor:
-    """One forward pass, read by probes; norms ``[L, B]`` of the last rows' attention outputs."""
+    """One forward pass, read by probes; norms ``[L, B]`` of the last rows' attention outputs, of layers that attend."""
     spent = 0.0
+    attending = tuple(job.known.parts.attentions)
     norms: list[torch.Tensor] = []
 
     def look(view: Any) -> None:
         nonlocal spent
-        capture = Capture(view, job.known.layers, batch.ids)
+        capture = Capture(view, job.known.layers, batch.ids, attending)
         norms.append(capture.influence.output_norm)
         for name, read in readers.items():
             begun = time.perf_counter()
@@ -148,17 +150,17 @@ def _pass(job: Job, batch: Batch, readers: Mapping[str, Callable[[Capture], None
             job.timing.add(name, seconds)
 
     begun = time.perf_counter()
-    with observe(job.model, look):
+    with observe(job.model, look, attending):
         job.model(**batch.inputs, use_cache=False, logits_to_keep=1)
     job.timing.forward_s += time.perf_counter() - begun - spent
     return torch.stack([norm.cpu() for norm in norms])
 
 
-def _check_finite(norms: torch.Tensor, batch: Batch) -> None:
+def _check_finite(norms: torch.Tensor, batch: Batch, attending: Sequence[int]) -> None:
     """Refuse NaN and infinity; `norms [L, B]` of last rows' attention outputs, finite only if all they read is."""
     if not bool(torch.isfinite(norms).all()):
         layer, sample = (int(i) for i in (~torch.isfinite(norms)).nonzero()[0])
         raise CalibrationError(
-            f"activations are not finite in layer {layer} for the sample {batch.samples[sample].where}",
+            f"activations are not finite in layer {attending[layer]} for the sample {batch.samples[sample].where}",
             "Use --dtype bfloat16 or float32, or remove the sample",
         )

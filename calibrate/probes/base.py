@@ -24,7 +24,7 @@ import torch
 from calibrate.inputs.batches import Batch, segments
 from calibrate.probes.stats import Array, SampleTable
 from planner import extensions
-from planner.errors import InputError, nearest
+from planner.errors import InputError, UnsupportedModelError, nearest
 from planner.profile import ProbeResult, PromptShape
 from planner.spec import ModelSpec
 
@@ -59,16 +59,23 @@ class Capture:
     B samples, n positions, H query heads. See `planner.runtime.LayerView` for the layer's tensors themselves (`view`).
     """
 
-    def __init__(self, view: LayerView, layers: int, ids: Sequence[int]) -> None:
+    def __init__(self, view: LayerView, layers: int, ids: Sequence[int], observed: Sequence[int] | None = None) -> None:
         self.view, self.layers, self.ids = view, layers, tuple(ids)
+        #: The layers that a pass shows: all, or those that attend.
+        self.observed = tuple(range(layers) if observed is None else observed)
         self.layer: int = view.layer
         self.visual: torch.Tensor = view.visual  # [B, n], False on padding
         self.valid: torch.Tensor = view.valid  # [B, n]
 
     @property
+    def begins(self) -> bool:
+        """True at the first layer."""
+        return self.layer == self.observed[0]
+
+    @property
     def finished(self) -> bool:
         """True at the last layer."""
-        return self.layer == self.layers - 1
+        return self.layer == self.observed[-1]
 
     @cached_property
     def weights(self) -> torch.Tensor:
@@ -90,6 +97,8 @@ class Probe(ABC):
     """Rows per sample, merged by union, summarised once."""
 
     name: ClassVar[str]
+    #: It looks at the attention of every layer, and recurrent layers have none.
+    attends: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.table = SampleTable()
@@ -159,7 +168,7 @@ class OnePassProbe(Probe):
         Raises:
             CalibrationError: a sample was measured before with a different result.
         """
-        if capture.layer == 0:
+        if capture.begins:
             self._pending = []  # what an interrupted pass has left
         self._pending.append(self.measure(capture))
         if capture.finished:
@@ -264,10 +273,30 @@ def check_probes(probes: Mapping[str, Probe], config: Any, spec: ModelSpec, samp
 
     Raises:
         InputError: as `Probe.check`.
+        UnsupportedModelError: one looks at the attention of every layer, and some have none.
     """
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    for probe in probes.values():
+    for name, probe in probes.items():
+        if probe.attends and spec.decoder.recurrent:
+            raise UnsupportedModelError(
+                f"probe '{name}' {unattended(spec)}",
+                f"Take --probes {','.join(other for other in DEFAULT if not probe_class(other).attends)}",
+            )
         probe.check(spec, samples, positions)
+
+
+def unattended(spec: ModelSpec) -> str:
+    """Why a probe cannot look at a model with recurrent layers."""
+    layers = ", ".join(map(str, spec.decoder.recurrent))
+    return f"needs attention in every layer, and layers {layers} of {spec.family} are recurrent"
+
+
+def leave_out(probes: dict[str, Probe], spec: ModelSpec) -> tuple[str, ...]:
+    """Take the probes away that recurrent layers have nothing for; gives their names."""
+    gone = tuple(name for name, probe in probes.items() if probe.attends) if spec.decoder.recurrent else ()
+    for name in gone:
+        del probes[name]
+    return gone
 
 
 def quantiles(values: Array, levels: Sequence[float]) -> dict[str, Any]:

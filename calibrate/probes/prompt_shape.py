@@ -16,13 +16,14 @@ class PromptLengthsProbe(OnePassProbe):
     """Tokens per sample before the image, of the image, and after it. Part of every run."""
 
     name: ClassVar[str] = "prompt"
+    attends: ClassVar[bool] = False
 
     @property
     def settings(self) -> dict[str, Any]:
         return {}
 
     def measure(self, capture: Capture) -> dict[str, torch.Tensor]:
-        return {"tokens": capture.segments.sum(dim=2)} if capture.layer == 0 else {}
+        return {"tokens": capture.segments.sum(dim=2)} if capture.begins else {}
 
     def rows(self, layers: dict[str, Array], capture: Capture) -> list[dict[str, Array]]:
         return [{"tokens": tokens} for tokens in layers["tokens"][0]]

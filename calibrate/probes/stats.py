@@ -43,6 +43,11 @@ class SampleTable:
         return sorted(self._rows)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(next(iter(self._rows.values()), {}))
+
+    @property
     def nbytes(self) -> int:
         """Bytes held by the rows."""
         return sum(array.nbytes for row in self._rows.values() for array in row.values())

@@ -10,7 +10,10 @@ import torch
 
 from calibrate.inputs.encode import Encoder, Inputs
 from calibrate.inputs.samples import Sample
+from planner.errors import ScheduleError
 from planner.runtime import attach
+from planner.runtime.execution.guard import check_schedule
+from planner.runtime.model.adapters import find_parts
 from planner.schedule import Schedule
 
 
@@ -25,6 +28,15 @@ def executing(model: Any, schedule: Schedule | None, seed: int = 0) -> Iterator[
         yield
     finally:
         handle.detach()
+
+
+def can_run(model: Any, schedule: Schedule) -> bool:
+    """Whether the layers of a model are able to do what a schedule asks of them."""
+    try:
+        check_schedule(schedule, find_parts(model))
+    except ScheduleError:
+        return False
+    return True
 
 
 def first_logits(model: Any, inputs: Inputs, schedule: Schedule | None = None, seed: int = 0) -> torch.Tensor:

@@ -108,7 +108,12 @@ class Policy(OnModel, BaseModel):
 
         for share in BUDGETS:
             for form in cls.scaled(round(1 - share, 4)):
-                yield from (form, *(form.model_copy(update=dict(of)) for of in cls.variants.values()))
+                for one in (form, *(form.model_copy(update=dict(of)) for of in cls.variants.values())):
+                    yield one.fitted(spec)
+
+    def fitted(self, spec: ModelSpec) -> Policy:
+        """The nearest member that ranks where the model attends: itself, where no layer is recurrent."""
+        return self
 
     def adapted(self, settings: Mapping[str, Any]) -> Policy:
         """This member with those of some settings that it has, such as how an engine counts positions."""

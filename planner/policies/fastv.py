@@ -54,6 +54,10 @@ class FastV(Policy):
         # After layer 0 already where two whole layers cost more than they may.
         return cls(k=2, ratio=dropped), cls(k=1, ratio=dropped)
 
+    def fitted(self, spec: ModelSpec) -> FastV:
+        later = (k for k in range(self.k, spec.layers) if k - 1 not in spec.decoder.recurrent)
+        return self.model_copy(update={"k": next(later, self.k)})
+
     @classmethod
     def layout(cls, spec: ModelSpec, workload: Workload, given: SweepColumns, kind: Any) -> SweepLayout | None:
         return drop_after_layout(spec, workload, given, kind, "last_attention")

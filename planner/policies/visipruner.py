@@ -156,6 +156,7 @@ class VisiPruner(Policy):
             points = proposing(profile, rule.curve)
             depth = min(deepest(points), spec.layers - 2) if points is not None else 0
             starts += [(layer, rule) for layer in sorted({depth, (depth + 1) // 2}) if layer]
+        starts = _attending(starts, spec)
         for layer, rule in starts:
             for rank_by in ("l2", "attention"):
                 settings = {"filter": layer, "rank_by": rank_by, **(dict(rule.settings) if layer else {})}
@@ -226,6 +227,15 @@ class VisiPruner(Policy):
         if filter_layer <= 1:
             return (Stage(first=0, last=filter_layer, selects=selects, **merging),)
         return (Stage(first=0, last=1, **merging), Stage(first=1, last=filter_layer, selects=selects, **rule))
+
+
+def _attending(starts: list[tuple[int, ShallowRule]], spec: ModelSpec) -> list[tuple[int, ShallowRule]]:
+    """Filtering layers that attend: of a rule the deepest that its curve allows, without one the next."""
+    recurrent, found = spec.decoder.recurrent, []
+    for layer, rule in starts:
+        near = range(layer, spec.layers) if rule is UNTOUCHED else range(layer, 0, -1)
+        found += [(other, rule) for other in near if other not in recurrent][:1]
+    return list(dict.fromkeys(found))
 
 
 def _thresholds(profile: Profile, layer: int) -> Iterator[dict[str, Any]]:

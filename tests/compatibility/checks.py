@@ -31,8 +31,9 @@ from tests.float64 import float64_throughout
 from tests.forced import continuation, logits
 from tests.integration.test_cost_counted import cache_bytes, workload_of
 from tests.reference import run
-from tests.schedules import LAYERS, SCHEDULES
+from tests.schedules import HYBRID, LAYERS, SCHEDULES
 from tests.tiny.configs import LAST_TEXT, VOCAB
+from tests.tiny.extra import EXTRA
 
 #: (schedule, kernel, batch): every kind of stage and selection, batches with images of different sizes.
 EQUALITY = (
@@ -43,11 +44,29 @@ EQUALITY = (
     ("var-fastv", "sdpa", {}),
     ("probe", "eager", {}),
 )
+#: The same for families of which most layers keep a state.
+HYBRID_EQUALITY = (
+    ("hybrid-visipruner", "sdpa", {"batch": 2, "left_pad": 2, "ragged": True}),
+    ("hybrid-threshold", "eager", {"batch": 2, "left_pad": 2, "ragged": True}),
+    ("hybrid-entry", "sdpa", {"images": 2}),
+    ("hybrid-context", "eager", {"batch": 2, "left_pad": 3}),
+    ("hybrid-fastv", "sdpa", {}),
+    ("hybrid-probe", "eager", {}),
+)
+#: Families with layers of other kinds, beside those that every matrix covers.
+MORE = ("gemma4", "lfm2_vl", "qwen3_5", "qwen3_5_moe")
+HYBRIDS = ("lfm2_vl", "qwen3_5", "qwen3_5_moe")
 #: What decoding sees is what the prefill saw, so a cache changes nothing.
 ENCODER = Schedule(
     stages=(Stage(first=0, last=LAYERS),), entry=Select(rank_by="encoder_attention", keep=Count(count=5))
 )
 TOLERANCE, STEPS = 1e-10, 5
+ALL = {**SCHEDULES, **HYBRID}
+
+
+def like(name: str, family: str) -> Schedule:
+    """The schedule of this name, or what comes nearest to it on layers of other kinds."""
+    return ALL[f"hybrid-{name}" if family in HYBRIDS else name]
 
 
 @dataclass(frozen=True)
@@ -67,12 +86,12 @@ class Finding:
 def equality(family: str) -> Finding:
     """Prefill and decode logits against the slow reference."""
     worst = 0.0
-    for name, attn, batch in EQUALITY:
+    for name, attn, batch in HYBRID_EQUALITY if family in HYBRIDS else EQUALITY:
         model, inputs = tiny.model(family, attn=attn, layers=LAYERS), tiny.inputs(family, **batch)
         generated = continuation(len(inputs["input_ids"]), steps=3)
-        with attach(model, SCHEDULES[name]):
+        with attach(model, ALL[name]):
             found = logits(model, inputs, generated)
-        outcome = run(model, inputs, SCHEDULES[name], generated)
+        outcome = run(model, inputs, ALL[name], generated)
         pairs = zip(found, [outcome.prefill, *outcome.steps], strict=True)
         worst = max(worst, *(float((a - b).abs().max()) for a, b in pairs))
     status = "ok" if worst < TOLERANCE else "wrong" if _sound(family) else "theirs"
@@ -94,10 +113,10 @@ def generation(family: str) -> Finding:
     single, batch = tiny.inputs(family), tiny.inputs(family, batch=2, left_pad=2)
     failed, theirs = [], []
     for name, way, schedule in (
-        ("assisted decoding", _assisted, SCHEDULES["visipruner"]),
-        ("use_cache=False", _without_cache, SCHEDULES["fastv"]),
-        ("beam search", _beams, SCHEDULES["visipruner"]),
-        ("a second turn", _second_turn, SCHEDULES["visipruner"]),
+        ("assisted decoding", _assisted, like("visipruner", family)),
+        ("use_cache=False", _without_cache, like("fastv", family)),
+        ("beam search", _beams, like("visipruner", family)),
+        ("a second turn", _second_turn, like("visipruner", family)),
     ):
         inputs = batch if way is _beams else single
         with attach(model, schedule):
@@ -156,10 +175,11 @@ def _second_turn(_: str, model: Any, inputs: dict[str, Any]) -> bool:
 def predicted(family: str) -> Finding:
     """FLOPs of the prefill and bytes of the cache, counted as integers, with a plan and dense."""
     model, inputs = tiny.model(family, layers=LAYERS, window=256), tiny.inputs(family, batch=2)
-    spec = ModelSpec.from_config(model.config.to_dict())
+    processor = EXTRA[family].processor if family in EXTRA else None
+    spec = ModelSpec.from_config(model.config.to_dict(), {"image_processor": processor or {}})
     workload = workload_of(family, spec, inputs)
     excess = {}
-    for name, schedule in (("dense", dense(LAYERS)), ("visipruner", SCHEDULES["visipruner"])):
+    for name, schedule in (("dense", dense(LAYERS)), ("visipruner", like("visipruner", family))):
         expected = cost(spec, workload, schedule)
         with attach(model, schedule), torch.no_grad(), FlopCounter() as counted:
             output = model(**inputs, use_cache=True, logits_to_keep=1)
@@ -241,7 +261,7 @@ def main(destination: str) -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     result: dict[str, Any] = {"version": transformers.__version__, "families": {}}
-    for family in tiny.VISION:
+    for family in (*tiny.VISION, *MORE):
         result["families"][family] = {name: asdict(found) for name, found in findings(family).items()}
         print(family, {name: found["status"] for name, found in result["families"][family].items()}, flush=True)
     result["commands"] = asdict(commands())

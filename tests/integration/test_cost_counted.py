@@ -69,8 +69,14 @@ def next_token(family: str, inputs: dict[str, torch.Tensor], output: Any) -> dic
 
 
 def cache_bytes(cache: Any) -> int:
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Keys, values, convolution and recurrent states."""
+    found = 0
+    for layer in cache.layers:
+        for name in ("keys", "values", "idx_keys", "conv_states", "recurrent_states"):
+            held = getattr(layer, name, None)
+            tensors = held.values() if isinstance(held, dict) else (held,)
+            found += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
+    return found
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import transformers
@@ -14,7 +12,7 @@ from planner.schedule import dense
 from planner.spec import ModelSpec, towers
 from planner.spec.config import Config, families, family, reader
 from tests import tiny
-from tests.integration.test_cost_counted import BATCH, next_token, workload_of
+from tests.integration.test_cost_counted import BATCH, cache_bytes, next_token, workload_of
 from tests.tiny.extra import EXTRA
 
 #: Matrices that a text-and-image forward never multiplies by: other routes, other inputs, drawing.
@@ -40,17 +38,6 @@ NO_DEFAULTS = {
 }
 
 
-def cached_bytes(cache: Any) -> int:
-    """Keys, values, convolution and recurrent states."""
-    found = 0
-    for layer in cache.layers:
-        for name in ("keys", "values", "idx_keys", "conv_states", "recurrent_states"):
-            held = getattr(layer, name, None)
-            tensors = held.values() if isinstance(held, dict) else (held,)
-            found += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-    return found
-
-
 @pytest.mark.parametrize("name", [name for name in EXTRA if tiny.transformers_has(name)])
 def test_dense_cost_equals_what_runs(name: str) -> None:
     model = tiny.model(name).requires_grad_(False)  # queries that are parameters would start a graph
@@ -62,7 +49,7 @@ def test_dense_cost_equals_what_runs(name: str) -> None:
     output = getattr(output, "language_model_outputs", output)  # BLIP-2's are inside
     assert spec.decoder.modelled == (name in MODELLED)
     assert prefill.total == expected.prefill_flops
-    assert cached_bytes(output.past_key_values) == expected.kv_cache_bytes
+    assert cache_bytes(output.past_key_values) == expected.kv_cache_bytes
     if name == "blip-2":
         return  # it wants pixels in every step
     with torch.no_grad(), FlopCounter() as decode:

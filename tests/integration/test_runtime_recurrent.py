@@ -16,8 +16,7 @@ from planner.spec import ModelSpec
 from tests import tiny
 from tests.float64 import float64_throughout
 from tests.forced import continuation, logits
-from tests.integration.test_cost_counted import BATCH, workload_of
-from tests.integration.test_families_counted import cached_bytes
+from tests.integration.test_cost_counted import BATCH, cache_bytes, workload_of
 from tests.integration.test_families_equality import difference
 from tests.schedules import HYBRID, LAYERS, NOTHING, SCHEDULES, after_layer, select
 
@@ -120,7 +119,7 @@ def test_bytes_and_steps_are_as_predicted(family: str, name: str) -> None:
     expected = cost(spec, workload_of(family, spec, inputs), HYBRID[name], head="all")
     with attach(model, HYBRID[name]), torch.no_grad():
         output = model(**inputs, use_cache=True)
-        assert cached_bytes(output.past_key_values) == expected.kv_cache_bytes
+        assert cache_bytes(output.past_key_values) == expected.kv_cache_bytes
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
         with FlopCounter() as step:
             model(

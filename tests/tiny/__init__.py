@@ -46,14 +46,16 @@ def config(family: str, layers: int = 4, window: int | None = None) -> Any:
     """The family's configuration, with every default the class fills in.
 
     Args:
-        window: another sliding window, for towers that have one.
+        window: another sliding window or chunk, for towers that have one.
     """
     class_name, make = made_of(family)
     other = EXTRA[family].config if family in EXTRA else ""
     config_class = transformers.CONFIG_MAPPING[other] if other else getattr(transformers, class_name).config_class
     made = config_class(**make(layers))
-    if window is not None and window_of(made):
-        made.get_text_config().sliding_window = window
+    text = made.get_text_config()
+    for name in ("sliding_window", "attention_chunk_size"):
+        if window is not None and getattr(text, name, None):
+            setattr(text, name, window)
     return made
 
 

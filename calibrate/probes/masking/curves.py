@@ -18,7 +18,7 @@ Point = Callable[[int, Sequence[int]], Tensor]
 
 _HIDDEN = Sight(text="none")
 #: Curve to the sight of its rule in the first layer and in the others.
-_BEFORE = {
+BEFORE = {
     "prefix_before": (Sight("prefix", "none"),) * 2,
     "prefix_open_before": (Sight("prefix", "full"),) * 2,
     "alone_before": (Sight("self", "none"),) * 2,
@@ -27,9 +27,9 @@ _BEFORE = {
     "masked_before": (_HIDDEN,) * 2,
 }
 #: The names of all curves.
-CURVES = (*_BEFORE, "masked_from", "skipped")
+CURVES = (*BEFORE, "masked_from", "skipped")
 #: Curves of a rule before a layer; they can be bisected.
-RULES = frozenset(_BEFORE)
+RULES = frozenset(BEFORE)
 #: Curves whose visual rows stay the dense model's, so that their passes run the rows after the image alone.
 TEXT_ONLY = frozenset({"masked_before", "masked_from", "skipped"})
 
@@ -38,14 +38,14 @@ def points_of(name: str, layers: int) -> range:
     """The layers k of a curve, ascending."""
     if name == "merged_before":
         return range(1, max(2, layers // 2))
-    return range(1, layers + 1) if name in _BEFORE else range(layers)
+    return range(1, layers + 1) if name in BEFORE else range(layers)
 
 
 def point_of(name: str, replay: Replay) -> Point:
     """What executes a curve's points."""
     layers = replay.layers
-    if name in _BEFORE:
-        first, others = _BEFORE[name]
+    if name in BEFORE:
+        first, others = BEFORE[name]
         everywhere, states = replay.rule([first, *[others] * (layers - 1)])
         return lambda k, samples: everywhere[list(samples)] if k == layers else replay.go_on(states, k, samples=samples)
 

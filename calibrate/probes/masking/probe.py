@@ -15,12 +15,17 @@ often it starts an accepted one:
     uncached            generated text does not see the image in [0, k) or in [k, L): its keys and values are not cached
                         (table 2)
 
+Layers that keep states or read the keys of others run what they can (`executed`): curves lack points there, and
+``uncached`` is not measured.
+
 In models of many layers the ``*_before`` curves are bisected, sample by sample (`depths`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,12 +36,14 @@ from calibrate.probes.base import ExecutedProbe
 from calibrate.probes.first_token import right, shares
 from calibrate.probes.masking.curves import CURVES, RULES, TEXT_ONLY, point_of, points_of
 from calibrate.probes.masking.depths import anchors, bisect, passes, settled
+from calibrate.probes.masking.executed import Executed
 from calibrate.probes.masking.replay import Replay
 from calibrate.probes.masking.uncached import cache_ranges, uncached
 from calibrate.probes.stats import Array, mean
 from calibrate.running.execute import divergence
 from planner.errors import InputError
 from planner.profile import PromptShape
+from planner.runtime.model.adapters import find_parts
 
 #: Models of at most so many layers are measured at every point.
 FEW_LAYERS = 16
@@ -56,6 +63,7 @@ class MaskingProbe(ExecutedProbe):
     """
 
     name: ClassVar[str] = "masking"
+    attends: ClassVar[bool] = False
     default_samples: ClassVar[int] = 32
 
     def __init__(
@@ -120,21 +128,24 @@ class MaskingProbe(ExecutedProbe):
     # -- measuring ---------------------------------------------------------------------------------------------------
 
     def run(self, batch: Batch) -> None:
-        layers = batch.model.config.get_text_config().num_hidden_layers
-        with Replay(batch.model, batch.inputs) as replay:
-            columns = {"dense_right": right(batch, replay.dense.argmax(dim=-1))[:, None]}
+        parts = find_parts(batch.model)
+        layers, whole = len(parts.layers), not (parts.recurrent or parts.lenders)
+        with Replay(batch.model, batch.inputs) if whole else nullcontext() as replay:
+            run = Executed(batch.model, batch.inputs, layers) if replay is None else replay
+            columns = {"dense_right": right(batch, run.dense.argmax(dim=-1))[:, None]}
             for name in (name for name in self.curves if name in CURVES):
-                columns |= self._curve(name, batch, replay)
-        if "uncached" in self.curves:
+                columns |= self._curve(name, batch, run)
+        if "uncached" in self.curves and whole:
             columns["uncached.agree"], decoded = uncached(batch, self.answer_tokens)
             columns["uncached.decoded"] = decoded[:, None]
         for position, sample in enumerate(batch.ids):
             self.table.add(sample, layers=layers, **{name: values[position] for name, values in columns.items()})
 
-    def _curve(self, name: str, batch: Batch, replay: Replay) -> dict[str, Array]:
+    def _curve(self, name: str, batch: Batch, run: Replay | Executed) -> dict[str, Array]:
         """Agreement, right first tokens and divergence ``[B, points]``, NaN where not measured."""
-        points = points_of(name, replay.layers)
-        execute, dense = point_of(name, replay), replay.dense
+        points, dense = points_of(name, run.layers), run.dense
+        able = run.able(name) if isinstance(run, Executed) else list(points)
+        execute = partial(run.point, name) if isinstance(run, Executed) else point_of(name, run)
         everyone = list(range(len(batch.ids)))
         answer = dense.argmax(dim=-1)
         found = {
@@ -142,9 +153,9 @@ class MaskingProbe(ExecutedProbe):
             for what in ("agree", "right", "kl")
         }
 
-        def measure(point: int, samples: Sequence[int]) -> list[bool]:
-            chosen = list(samples)
-            logits = execute(points[point], chosen)
+        def measure(place: int, samples: Sequence[int]) -> list[bool]:
+            chosen, point = list(samples), points.index(able[place])
+            logits = execute(able[place], chosen)
             picks = torch.zeros_like(answer)
             picks[chosen] = logits.argmax(dim=-1)
             same = (picks == answer)[chosen]
@@ -153,11 +164,11 @@ class MaskingProbe(ExecutedProbe):
             found[f"{name}.kl"][chosen, point] = divergence(dense[chosen], logits).numpy()
             return [bool(one) for one in same]
 
-        if self._bisected(name, replay.layers):
-            bisect(len(points), len(everyone), measure)
+        if able and self._bisected(name, run.layers):
+            bisect(len(able), len(everyone), measure)
         else:
-            for point in range(len(points)):
-                measure(point, everyone)
+            for place in range(len(able)):
+                measure(place, everyone)
         return found
 
     # -- findings ----------------------------------------------------------------------------------------------------
@@ -166,8 +177,9 @@ class MaskingProbe(ExecutedProbe):
         layers = int(self.table.column("layers")[0, 0])
         values: dict[str, Any] = {"dense_first_token_accuracy": shares(self.table.column("dense_right"))[0]}
         for name in (name for name in self.curves if name in CURVES):
-            values[name] = self._summary_of(name, layers)
-        if "uncached" in self.curves:
+            if not np.isnan(self.table.column(f"{name}.agree")).all():
+                values[name] = self._summary_of(name, layers)
+        if "uncached.agree" in self.table.names:
             decoded = self.table.column("uncached.decoded")
             values["uncached"] = {
                 "ranges": [list(one) for one in cache_ranges(layers)],
@@ -175,7 +187,8 @@ class MaskingProbe(ExecutedProbe):
                 "decoded_tokens": mean(decoded[:, 0]),
                 "nothing_decoded": int((decoded == 0).sum()),
             }
-        return values
+        left_out = [name for name in self.curves if name not in values]
+        return {**values, "left_out": left_out} if left_out else values
 
     def _summary_of(self, name: str, layers: int) -> dict[str, Any]:
         """The points that some sample was measured at. Accuracy and divergence are given where every sample was."""

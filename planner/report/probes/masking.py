@@ -63,7 +63,7 @@ def section(subject: Subject) -> Section:
         "The model runs with the image hidden from the text in one range of layers after another, and its first answer "
         "token is compared with the dense model's (VisiPruner, figure 3, tables 2 and 10). Suggested filter and exit "
         f"layers are checked against these curves; a point counts as below the limit of {percent(subject.limit)} where "
-        f"even its interval's upper end is.{_bisected(subject, curves)}",
+        f"even its interval's upper end is.{_bisected(subject, curves)}{_left_out(values)}",
         _findings(subject, curves),
         pictures,
         [table for table in (_checks(subject, curves), *_tables(curves)) if table.rows],
@@ -171,7 +171,8 @@ def _bisected(subject: Subject, curves: Mapping[str, Any]) -> str:
     everywhere = all(
         len(curve["k"]) == curve["k"][-1] - curve["k"][0] + 1
         and min(curve.get("measured", [subject.probe.n])) == subject.probe.n
-        for curve in curves.values()
+        for name, curve in curves.items()
+        if name in _WAYS
     )
     if everywhere:
         return ""
@@ -179,6 +180,16 @@ def _bisected(subject: Subject, curves: Mapping[str, Any]) -> str:
         " The curves of shallow layers were bisected, sample by sample: between two executed points with the same "
         "outcome an answer is taken to have it too. Only points that were executed are listed; accuracy and divergence "
         "stand where every sample was."
+    )
+
+
+def _left_out(values: Mapping[str, Any]) -> str:
+    if "left_out" not in values:
+        return ""
+    named = ", ".join(values["left_out"])
+    return (
+        " Every point was executed as a plan, since some layers keep states or read the keys of others; what these "
+        f"cannot run is not measured ({named}, and layers between the points of other curves)."
     )
 
 

@@ -298,7 +298,10 @@ def install(
     for index, size in enumerate(windows):
         if index in lenders:
             layers.append(BorrowingLayer(layers[lenders[index]]))
-        else:
-            layers.append(PrunedState(attachment) if size == 0 else PrunedLayer(attachment, length, size))
+            continue
+        layer = PrunedState(attachment) if size == 0 else PrunedLayer(attachment, length, size)
+        if index < len(cache.layers) and getattr(cache.layers[index], "record_past", False):
+            layer.activate_past_recording()  # assisted decoding has asked for it already
+        layers.append(layer)
     cache.layers[:] = layers
     return pruned_layers(cache)

@@ -142,6 +142,11 @@ class Decoder:
         return any(layer.attention.kind == "cross" for layer in self.layers)
 
     @cached_property
+    def recurrent(self) -> tuple[int, ...]:
+        """Layers that keep a state of fixed size, and attend to nothing."""
+        return tuple(index for index, layer in enumerate(self.layers) if layer.attention.kind == "linear")
+
+    @cached_property
     def kinds(self) -> tuple[tuple[LayerSpec, tuple[int, ...]], ...]:
         """Each distinct layer with ``prefix``: how many such layers there are before layer i, for i in 0..layers."""
         prefixes: dict[LayerSpec, list[int]] = {layer: [0] for layer in self.layers}
