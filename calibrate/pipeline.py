@@ -172,11 +172,14 @@ def _steps(options: Options, ranks: Ranks, progress: Progress) -> Outcome:
         loaded = load(options.model, options.loading, check)
     known = identify(loaded.model, loaded.id, loaded.revision, options.full_digest)
     encoder = Encoder(loaded.processor, known.visual_ids)
+    profile: Profile | None = None
+    if options.profile is not None and ranks.first:
+        profile = take_profile(options.profile, known, samples, encoder)
+        _check_masking(profile.probes["masking"].n if "masking" in profile.probes else 0, split)
     deciding: _Deciding | None = None
     if split is not None and ranks.first and options.shard[1] == 1:
         deciding = _Deciding(options, loaded.model, known, encoder, split, seconds, progress)
         deciding.expect(evaluation)
-    profile: Profile | None = None
     if options.profile is None:
         with _Clock(seconds, "profile"):
             profile = calibrate_job(
@@ -189,9 +192,6 @@ def _steps(options: Options, ranks: Ranks, progress: Progress) -> Outcome:
             )
         if profile is not None and options.out is not None:
             profile.save(options.out / "profile.json")  # whatever becomes of the decision
-    elif ranks.first:
-        profile = take_profile(options.profile, known, samples, encoder)
-        _check_masking(profile.probes["masking"].n if "masking" in profile.probes else 0, split)
     if profile is None or deciding is None:
         return Outcome(profile, None, None, seconds)
     decision = deciding.decision(profile)

@@ -154,7 +154,10 @@ def test_a_profile_of_something_else_decides_nothing(outcome, tmp_path, change, 
         quietly(replace(OPTIONS, profile=tmp_path / "profile.json", **change))
 
 
-def test_masking_curves_that_saw_certifying_samples_are_refused(outcome, tmp_path):
+def test_masking_curves_that_saw_certifying_samples_are_refused_before_the_model_answers(
+    outcome, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("calibrate.pipeline._Deciding.expect", lambda self, evaluation: pytest.fail("too late"))
     search = len(outcome.split.propose) + len(outcome.split.select)
     masking = outcome.profile.probes["masking"].model_copy(update={"n": search + 1})
     probes = {**outcome.profile.probes, "masking": masking}
