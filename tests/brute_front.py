@@ -1,7 +1,7 @@
-"""What there is to be found: what is proposed for a bundled model, and what it makes together, executed without a search.
+"""What there is to be found for a bundled model: what is proposed, and what it makes together, without a search.
 
-    python -m tests.brute_front reports/reference/windowed/plan.json --profile profiles/reference/windowed/profile.json \
-        --out reports/reference/windowed/front.md
+    python -m tests.brute_front reports/reference/windowed/plan.json \
+        --profile profiles/reference/windowed/profile.json --out reports/reference/windowed/front.md
 
 Every member of every family runs on the same few questions, which no calibration uses, and so does every composition on
 a coarser grid of two members that each lose little there. Those that lose hardly any, the cheapest first, run on many
@@ -37,7 +37,7 @@ from planner.spec import ModelSpec
 
 #: Of each family, every second member is laid over every third of another kind.
 _OVER, _FIXED = 2, 3
-#: A part of a composition loses at most this much by itself; what is run on many samples loses at most that much on few.
+#: What a part of a composition loses at most by itself, and what is run on many samples on few.
 _PART_LOSES, _LOSES = 0.1, 0.025
 #: Those that are run on many samples: the cheapest.
 _AGAIN = 80
