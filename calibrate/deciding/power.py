@@ -49,7 +49,12 @@ def least(limit: float, confidence: float) -> int:
 def few(pictures: int, limit: float, confidence: float) -> bool:
     """Whether pictures with several questions are so few that one question of each proves more, by counting misses,
     than the mean of all of them does by betting (tried for true losses of a quarter of the limit)."""
-    return pictures < _FEW * least(limit, confidence)
+    return pictures < plenty(limit, confidence)
+
+
+def plenty(limit: float, confidence: float) -> int:
+    """The fewest pictures with several questions that are not `few`."""
+    return math.ceil(_FEW * least(limit, confidence))
 
 
 def provable(n: int, confidence: float) -> float:

@@ -1,8 +1,9 @@
 """Which samples propose, which select, and which certify: three parts that share no picture.
 
-Proposing and selecting are helped by continuous losses on few samples; a proof is helped by nothing but samples. So
-certify gets most of them. Where misses are counted it gets not one more than its last allowed miss needs: of two sizes
-that allow equally many, the smaller passes more easily (`calibrate.deciding.power`).
+A proof is helped by nothing but samples, but what it is tried on is only as good as the search. Two fifths of the
+samples for the search make plans a fifth cheaper at 256 than a tenth, and are worth no less at 1,024 (``python -m
+tests.simulate_decisions`` on either). Where misses are counted, certify gets not one more than its last allowed miss
+needs: of two sizes that allow equally many, the smaller passes more easily (`calibrate.deciding.power`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from calibrate.deciding.power import allowed, few, least
+from calibrate.deciding.power import allowed, few, least, plenty
 from calibrate.inputs.samples import SampleSet
 from planner.errors import InputError
 
-#: Pictures that propose and select at least, where there are twice as many; and their least share.
-SEARCH_PICTURES, SEARCH_SHARE = 24, 0.1
+#: Pictures that propose and select at least, where there are twice as many; and their share, as far as a proof is
+#: possible with the others.
+SEARCH_PICTURES, SEARCH_SHARE = 24, 0.4
 #: Without these there are no three parts.
 FEWEST_PICTURES = 4
 
@@ -78,7 +80,7 @@ def split(samples: SampleSet, limit: float, confidence: float, binary: bool = Tr
             f"all {len(samples)} samples are about {shown}: nothing that holds for other pictures can be learned",
             "Give samples about different pictures",
         )
-    counted = binary and (len(groups) == len(samples) or few(len(groups), limit, confidence))
+    counted = binary and (len(groups) == len(samples) or few(len(groups) - SEARCH_PICTURES, limit, confidence))
     propose, select, _ = sizes(len(groups), limit, confidence, counted)
     parts = (groups[:propose], groups[propose : propose + select], groups[propose + select :])
     sets = [SampleSet(tuple(samples[i] for group in part for i in group), samples.source) for part in parts]
@@ -98,7 +100,8 @@ def count_pictures(samples: SampleSet) -> int:
 
 def sizes(pictures: int, limit: float, confidence: float, counted: bool = True) -> tuple[int, int, int]:
     """How many pictures propose, select and certify; `counted`: the proof counts misses, one question a picture."""
-    search = min(max(SEARCH_PICTURES, round(SEARCH_SHARE * pictures)), pictures // 2)
+    proof = (least if counted else plenty)(limit, confidence)
+    search = min(max(SEARCH_PICTURES, min(round(SEARCH_SHARE * pictures), pictures - proof)), pictures // 2)
     certify = pictures - search
     misses = allowed(certify, limit, confidence)
     if counted and misses >= 0:

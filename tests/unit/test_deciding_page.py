@@ -25,6 +25,6 @@ def test_sample_counts():
 def test_constants_and_names():
     assert f"answers of more than {LONG_ANSWER_TOKENS} tokens on average" in PAGE
     assert NLL_CAP == 1 and "1 and more count as 1" in PAGE
-    assert f"{SEARCH_PICTURES} pictures, or a tenth" in PAGE and SEARCH_SHARE == 0.1
+    assert f"{SEARCH_PICTURES} pictures are needed" in PAGE and "two fifths of all" in PAGE and SEARCH_SHARE == 0.4
     assert all(f"`{name}`" in PAGE for name in METRICS)
     assert "(32 at confidence 0.8)" in PAGE and least(0.05, 0.8) == 32
