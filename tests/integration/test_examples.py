@@ -32,7 +32,7 @@ def test_every_example_is_tested_and_told() -> None:
 def test_pipeline() -> None:
     dense, planned = run("pipeline.py").splitlines()
     assert dense.split()[1] == planned.split()[1] == "yes"
-    assert "[30, 30, " in planned, "the plan keeps 0.21 of 144 tokens"
+    assert "[43, 43, " in planned, "the plan keeps 0.3 of 144 tokens"
 
 
 def test_a_batch_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_batch_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_threads() -> None:
     lines = run("threads.py").splitlines()
-    assert len(lines) == 16 and all("(30 visual tokens in layer 0)" in line for line in lines)
+    assert len(lines) == 16 and all("(43 visual tokens in layer 0)" in line for line in lines)
 
 
 @pytest.mark.parametrize("policies", [(), ("pool:keep=0.25", "prellm:keep=0.5")])

@@ -105,7 +105,7 @@ def test_turns_as_a_client_holds_them(server: Server) -> None:
 def test_usage_tells_what_the_plan_keeps(server: Server) -> None:
     _, address = server
     picture, prompt = questions(1)[0]
-    keep = 30  # 0.21 of 144
+    keep = 43  # 0.3 of 144
     messages: Any = Asked.of(picture, prompt).messages()
     api = client(address)
     found = {
@@ -131,7 +131,7 @@ def test_usage_tells_what_the_plan_keeps(server: Server) -> None:
 
 def test_tokens_kept_and_dropped_are_counted(server: Server) -> None:
     _, address = server
-    keep = 30
+    keep = 43
     names = [f'plan_visual_tokens_total{{fate="{fate}",model="plan"}}' for fate in ("kept", "dropped")]
     before = [metric(address, one) for one in names]
     for picture, prompt in questions(2):
