@@ -15,7 +15,7 @@ from planner.cli.completion import MODEL, PLAN
 from planner.cli.config import configured, save
 from planner.cli.logged import ANSWERS, log_answers
 from planner.cli.options import MEASURING, SAMPLES, loading, max_new_tokens, sampling, shard_of
-from planner.cli.words import Verb, again, option
+from planner.cli.words import Verb, again, option, output
 
 if TYPE_CHECKING:
     from calibrate.deciding.demand import Demand
@@ -119,16 +119,7 @@ def _settings(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     help="Measure part i of n only; unite the parts with `plan merge`.",
     group=MEASURING,
 )
-@option(
-    "-o",
-    "--output",
-    "out",
-    aliases=["--out"],
-    type=click.Path(path_type=Path),
-    default=Path("calibration"),
-    show_default=True,
-    help="Folder for profile.json, plan.json and report.html.",
-)
+@output("Folder for profile.json, plan.json and report.html.", "calibration")
 @option(
     "--format",
     "fmt",

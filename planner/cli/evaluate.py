@@ -10,7 +10,7 @@ import click
 from planner.cli.completion import MODEL, PLAN, policies
 from planner.cli.logged import log_answers
 from planner.cli.options import fits, judging, load_for, loading, max_new_tokens, other_weights, sampling, shard_of
-from planner.cli.words import Verb, option
+from planner.cli.words import Verb, option, output
 
 if TYPE_CHECKING:
     from calibrate.deciding.executed import Evaluation
@@ -60,14 +60,7 @@ if TYPE_CHECKING:
     callback=shard_of,
     help="Evaluate part i of n only; unite the parts with `plan merge`.",
 )
-@option(
-    "-o",
-    "--output",
-    "out",
-    aliases=["--out"],
-    type=click.Path(path_type=Path),
-    help="Where a shard goes. [default: evaluation-i-of-n.json]",
-)
+@output("Where a shard goes. [default: evaluation-i-of-n.json]")
 @other_weights
 @sampling
 @loading

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from planner.cli.completion import PLAN, engines, names
-from planner.cli.words import Verb, option
+from planner.cli.words import Verb, output
 
 
 @click.command(
@@ -26,14 +26,7 @@ from planner.cli.words import Verb, option
     shell_complete=names(engines),
     help="vllm, openvino, trt-edge, llamacpp or transformers.",
 )
-@option(
-    "-o",
-    "--output",
-    "out",
-    aliases=["--out"],
-    type=click.Path(path_type=Path),
-    help="Where the document goes. [default: ENGINE.json]",
-)
+@output("Where the document goes. [default: ENGINE.json]")
 def command(plan_path: Path, name: str, out: Path | None) -> None:
     """Hand a plan to an inference engine.
 

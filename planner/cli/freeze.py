@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from planner.cli.completion import PLAN, policies
-from planner.cli.words import Verb, option
+from planner.cli.words import Verb, output
 
 
 @click.command(
@@ -33,16 +33,7 @@ from planner.cli.words import Verb, option
     help="Tokens of long context before the question, beside those of the profile's prompts.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random selections.")
-@option(
-    "-o",
-    "--output",
-    "out",
-    aliases=["--out"],
-    type=click.Path(path_type=Path),
-    default=Path("plan.json"),
-    show_default=True,
-    help="Where the plan goes.",
-)
+@output("Where the plan goes.", "plan.json")
 def command(profile_path: Path, policy: str, context_tokens: int, seed: int, out: Path) -> None:
     """Write a plan for a policy of your choice.
 

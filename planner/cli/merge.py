@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.words import Verb, option
+from planner.cli.words import Verb, output
 
 
 @click.command(
@@ -18,16 +18,7 @@ from planner.cli.words import Verb, option
     ],
 )
 @click.argument("shards", nargs=-1, required=True, type=click.Path(path_type=Path))
-@option(
-    "-o",
-    "--output",
-    "out",
-    aliases=["--out"],
-    type=click.Path(path_type=Path),
-    default=Path("profile.json"),
-    show_default=True,
-    help="Where the profile of a calibration goes.",
-)
+@output("Where the profile of a calibration goes.", "profile.json")
 @click.option(
     "--format",
     "fmt",

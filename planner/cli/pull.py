@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from planner.cli.words import Verb, option
+from planner.cli.words import Verb, output
 
 
 @click.command(
@@ -18,16 +18,7 @@ from planner.cli.words import Verb, option
     ],
 )
 @click.argument("repository", metavar="REPO")
-@option(
-    "-o",
-    "--output",
-    "out",
-    aliases=["--out"],
-    type=click.Path(path_type=Path),
-    default=Path("plan.json"),
-    show_default=True,
-    help="Where the plan goes.",
-)
+@output("Where the plan goes.", "plan.json")
 @click.option("--profile", "profile_path", type=click.Path(path_type=Path), help="Where its profile goes.")
 def command(repository: str, out: Path, profile_path: Path | None) -> None:
     """Pull a plan from the Hugging Face Hub.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -40,6 +41,13 @@ class Option(click.Option):
 
 #: As `click.option`, with `Option`'s arguments.
 option = functools.partial(click.option, cls=Option)
+
+
+def output(help: str, default: str | None = None) -> Callable[[Any], Any]:
+    """The option that says where a result goes: a verb's parameter `out`."""
+    place = None if default is None else Path(default)
+    kind = click.Path(path_type=Path)
+    return option("-o", "--output", "out", aliases=["--out"], type=kind, default=place, show_default=True, help=help)
 
 
 class Verb(click.Command):
