@@ -1,7 +1,7 @@
 """Which samples propose, which select, and which certify: three parts that share no picture.
 
 A proof is helped by nothing but samples, but what it is tried on is only as good as the search. Two fifths of the
-samples for the search make plans a fifth cheaper at 256 than a tenth, and are worth no less at 1,024 (``python -m
+samples for the search make plans up to a quarter cheaper at 256 than a tenth does, no dearer at 512 (``python -m
 tests.simulate_decisions`` on either). Where misses are counted, certify gets not one more than its last allowed miss
 needs: of two sizes that allow equally many, the smaller passes more easily (`calibrate.deciding.power`).
 """
