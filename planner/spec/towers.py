@@ -183,7 +183,15 @@ def embedder(config: Config, model_type: str) -> Tower:
 
 
 #: CLIP's second half of it; the first is GOT-OCR's encoder.
-_CLIP = {"defaults": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}}
+_CLIP = {
+    "defaults": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
+}
 
 
 def sam_and_clip(config: Config, model_type: str) -> Tower:

@@ -277,12 +277,13 @@ def test_arguments_that_make_no_sense(options):
 
 def test_every_loading_option_of_the_command_line_reaches_the_model(monkeypatch):
     """One object from click to `load`, whichever verb reads it."""
-    given = LoadOptions(
-        "cpu", "bfloat16", "a-branch", True, "eager", "auto", (("size", {"height": 8}), ("resample", 2))
+    processor = (("size", {"height": 8}), ("resample", 2))
+    shared = ["--dtype", "bfloat16", "--revision", "a-branch", "--trust-remote-code", "--attn-implementation", "eager",
+              "--processor", 'size={"height": 8}', "--processor", "resample=2"]  # fmt: skip
+    places = (  # of which only one can be given
+        (["--device", "cpu"], LoadOptions("cpu", "bfloat16", "a-branch", True, "eager", None, processor)),
+        (["--device-map", "auto"], LoadOptions("auto", "bfloat16", "a-branch", True, "eager", "auto", processor)),
     )
-    arguments = ["--device", "cpu", "--dtype", "bfloat16", "--revision", "a-branch", "--trust-remote-code",
-                 "--attn-implementation", "eager", "--device-map", "auto",
-                 "--processor", 'size={"height": 8}', "--processor", "resample=2"]  # fmt: skip
 
     class Seen(Exception):
         pass
@@ -295,8 +296,9 @@ def test_every_loading_option_of_the_command_line_reaches_the_model(monkeypatch)
     plan = str(Path(__file__).parents[2] / "reports/reference/plain/plan.json")
     image = str(next((reference_path("easy_vqa") / "images").rglob("*.png")))
     for verb in (["calibrate"], ["evaluate", plan], ["bench", plan], ["run", plan, "--image", image, "--prompt", "?"]):
-        found = CliRunner().invoke(cli, [*verb, *arguments])
-        assert isinstance(found.exception, Seen) and found.exception.args == (given,), (verb, found.output)
+        for place, given in places:
+            found = CliRunner().invoke(cli, [*verb, *shared, *place])
+            assert isinstance(found.exception, Seen) and found.exception.args == (given,), (verb, found.output)
 
 
 def test_bundled_models_are_found_by_their_names(plain):

@@ -117,9 +117,10 @@ def prompts_and_answers() -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def a_picture() -> Iterator[dict[str, Any]]:
-    """What a client of vLLM has: a plan that any picture can be pruned by, a model, and pixels."""
+    """What a client of vLLM has: a plan that any picture can be pruned by, a model, its processor and a picture."""
     of_windowed(Diverse(keep=36)).save("plan.json")
-    yield {"model": model(), "pixels": asked()["pixel_values"]}
+    picture = Image.open(PICTURE).convert("RGB")
+    yield {"model": model(), "processor": AutoProcessor.from_pretrained(MODEL), "picture": picture}
 
 
 #: Page -> what each of its blocks may assume; a page that is not here assumes nothing.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from planner.engines import carried, engine, engine_names
+from planner.errors import UnsupportedModelError
 from planner.policies import names, parse
 from planner.spec import ModelSpec, shipped_model
 from planner.workload import Workload
@@ -45,7 +46,10 @@ def test_the_policies_of_a_row(name: str) -> None:
     for model in MODELS[name]:
         spec = ModelSpec.from_config(shipped_model(model)["config"])
         for policy in set(names()) - {"dense"}:
-            schedule = parse(spelled(policy)).schedule(spec, Workload(visual_tokens=144))
+            try:
+                schedule = parse(spelled(policy)).schedule(spec, Workload(visual_tokens=144))
+            except UnsupportedModelError:  # of what only some vision encoders do
+                continue
             if carried(engine(name), schedule, spec, 144).route is not None:
                 found.add(policy)
     assert told == found

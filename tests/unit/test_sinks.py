@@ -46,7 +46,7 @@ def captures(hidden_by_layer, visual, weights=None):
     for layer, hidden in enumerate(hidden_by_layer):
         yield SimpleNamespace(
             layer=layer, layers=layers, ids=tuple(range(batch)), finished=layer == layers - 1,
-            view=SimpleNamespace(hidden=hidden), visual=visual, valid=valid, weights=weights,
+            begins=layer == 0, view=SimpleNamespace(hidden=hidden), visual=visual, valid=valid, weights=weights,
             segments=torch.stack([~begun, visual, begun & ~visual], dim=1),
             influence=SimpleNamespace(l2=weights.sum(1) * torch.arange(1, tokens + 1)),
         )  # fmt: skip
