@@ -40,7 +40,7 @@ def test_models_are_those_that_the_verb_can_take() -> None:
 
 @pytest.mark.parametrize("verb", ["show", "run", "bench", "evaluate", "validate", "export", "push", "serve"])
 def test_plans_are_files_and_bundled_ones(verb: str) -> None:
-    assert completed(verb, "ref") == ["FILES", "reference/plain", "reference/windowed"]
+    assert completed(verb, "ref") == ["FILES", "reference/plain", "reference/pretrained", "reference/windowed"]
 
 
 @pytest.mark.parametrize("line", ["report llava-1.5-7b --policy", "report x --sweep", "freeze profile.json --policy"])
