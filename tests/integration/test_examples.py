@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,15 @@ def test_a_batch_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_threads() -> None:
     lines = run("threads.py").splitlines()
     assert len(lines) == 16 and all("(43 visual tokens in layer 0)" in line for line in lines)
+
+
+def test_server() -> None:
+    lines = run("server.py").splitlines()
+    assert len(lines) == 4 and all(line.endswith("43 of 144 visual tokens") for line in lines)
+    said = [re.search(r"\? (\w+) \(dense: (\w+)\)", line) for line in lines]
+    assert [one and one[1] for one in said] == [one and one[2] for one in said]
+    samples = (DATA / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    assert [one and one[2] for one in said] == [json.loads(sample)["answer"] for sample in samples]
 
 
 @pytest.mark.parametrize("policies", [(), ("pool:keep=0.25", "prellm:keep=0.5")])
