@@ -24,7 +24,7 @@ def shown(
 
     Args:
         asked: sample, answers of the dense model and of the plan, and whether these are the same.
-        seed: of random selections; what they keep also depends on the batch, so here it may be another choice.
+        seed: of random selections, as they were evaluated.
     """
     found = []
     for sample, dense, planned, same in asked:
