@@ -34,12 +34,16 @@ def command(plan_path: Path, name: str, out: Path | None) -> None:
     lost on the way. The ready command goes to stdout. A plan that the engine cannot carry is refused; the nearest one
     that it can is named, if one was measured.
     """
+    from calibrate.inputs import bundled
     from planner.engines import engine, hand_over
     from planner.hub import reference
     from planner.plan import load_plan
     from planner.text import printable
 
-    told = hand_over(load_plan(plan_path), engine(name), str(reference(plan_path) or plan_path))
+    plan = load_plan(plan_path)
+    model = bundled.reference(plan.model.id)  # whose name an engine does not know
+    place = str(reference(plan_path) or plan_path)
+    told = hand_over(plan, engine(name), place, None if model is None else model.model)
     target = Path(f"{name}.json") if out is None else out
     told.save(target)
     click.echo(told.command)

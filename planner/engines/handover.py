@@ -49,11 +49,14 @@ class Handover(Document):
     handover_sha256: str = ""
 
 
-def hand_over(plan: Plan, engine: Engine, path: str | Path = "plan.json") -> Handover:
+def hand_over(
+    plan: Plan, engine: Engine, path: str | Path = "plan.json", model: str | Path | None = None
+) -> Handover:
     """A plan for an engine.
 
     Args:
         path: where the engine will find the plan, if it reads it.
+        model: where it will find the model; None: by the id that the plan knows it by.
 
     Raises:
         PlanMismatchError: the plan changes nothing, or the engine cannot carry it. Then what would be lost is named,
@@ -67,7 +70,7 @@ def hand_over(plan: Plan, engine: Engine, path: str | Path = "plan.json") -> Han
         lost = [] if schedule.before_decoder else [f"lost would be {'; '.join(lost_stages(schedule))}"]
         cause = f"{engine.title} cannot carry {plan.decision.policy}: {'; '.join([*found.why, *lost])}"
         raise PlanMismatchError(cause, _instead(nearest(plan, engine), engine))
-    values = _values(plan, found.route, path)
+    values = _values(plan, found.route, path, model or plan.model.id)
     environment = {name: text.format(**values) for name, text in found.route.environment.items()}
     flags = {name: text.format(**values) for name, text in found.route.flags.items()}
     spelled = " ".join(shlex.join(filter(None, pair)) for pair in flags.items())
@@ -89,9 +92,9 @@ def hand_over(plan: Plan, engine: Engine, path: str | Path = "plan.json") -> Han
     ).sealed()
 
 
-def _values(plan: Plan, route: Route, path: str | Path) -> dict[str, str]:
+def _values(plan: Plan, route: Route, path: str | Path, model: str | Path) -> dict[str, str]:
     """What the texts of a route are filled in with."""
-    values = {"plan": str(path), "model": plan.model.id}
+    values = {"plan": str(path), "model": str(model)}
     entry = plan.decision.schedule.entry
     if entry is None:
         return values

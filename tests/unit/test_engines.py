@@ -310,3 +310,12 @@ def test_the_verb_writes_the_document_and_prints_the_command(tmp_path: Path) -> 
     assert all(loss in done.stderr for loss in told.lost) and told.lost
     refused = run("export", tmp_path / "plan.json", "--to", "openvino", "-o", tmp_path / "none.json")
     assert isinstance(refused.exception, PlanMismatchError) and not (tmp_path / "none.json").exists()
+
+
+def test_an_engine_is_told_where_a_bundled_model_lies(tmp_path: Path) -> None:
+    made = plan_for("llava-1.5-7b", "diverse:keep=0.25")
+    named = made.model.model_copy(update={"id": "reference/windowed"})
+    made.model_copy(update={"model": named}).sealed().save(tmp_path / "plan.json")
+    done = run("export", tmp_path / "plan.json", "--to", "vllm", "-o", tmp_path / "told.json")
+    assert done.exit_code == 0, done.output
+    assert (Path(done.stdout.split()[-1]) / "config.json").is_file()
