@@ -15,7 +15,7 @@ import numpy as np
 
 from calibrate.deciding.constraints import check_constraints, check_dense
 from calibrate.deciding.demand import Demand
-from calibrate.deciding.halving import Search
+from calibrate.deciding.halving import Line, Search
 from calibrate.deciding.ladder import ladder
 from calibrate.deciding.notes import heads_behind_exit, where_probes_disagree, why_dense
 from calibrate.deciding.objective import Costing, Objective, Timer, profile_workload
@@ -205,19 +205,34 @@ def _frozen(looking: Search, demand: Demand, certify: int, seed: int) -> list[Ca
 
 
 def _settled(looking: Search, certify: int, misses: int, seed: int) -> list[Candidate]:
-    """A ladder that stays as it is when its rungs are executed on all search samples."""
+    """A ladder that stays as it is when its rungs are executed on all search samples, as far as runs are left."""
     everything, lines = looking.levels[-1], looking.lines
     while True:
-        usable = [one for line in lines for i, one in enumerate(line.members) if i >= line.lost and line.eligible[i]]
-        usable = [one for one in usable if looking.affordable(one.schedule, looking.measure)]
+        usable = [one for line in lines for one in _usable(looking, line)]
         rungs = ladder(lines, certify, misses, usable, seed)
         places = [(line, line.members.index(rung)) for rung in rungs for line in lines if rung in line.members]
-        fresh = [(line, i) for line, i in places if i >= line.lost and len(line.seen.get(i, ())) < everything]
+        fresh = [
+            (line, i)
+            for line, i in places
+            if i >= line.lost and len(line.seen.get(i, ())) < everything
+            if looking.affordable(line.members[i].schedule, looking.measure)
+        ]
         if not fresh:
             return rungs
         for line, member in fresh:
             if looking.affordable(line.members[member].schedule, looking.measure):
                 looking.execute(line, member, everything)
+
+
+def _usable(looking: Search, line: Line) -> list[Candidate]:
+    """Members that may be rungs: that ran, or may still run, or lose no more than a cheaper one that ran."""
+    cheapest = min((i for i in line.seen if i >= line.lost), default=len(line.members))
+    return [
+        one
+        for i, one in enumerate(line.members)
+        if i >= line.lost and line.eligible[i]
+        if i >= cheapest or looking.affordable(one.schedule, looking.measure)
+    ]
 
 
 def _trials(looking: Search, binary: bool) -> list[Trial]:

@@ -66,22 +66,25 @@ def _chances(
 ) -> tuple[list[Candidate], FloatArray]:
     """Candidates, and their chances to pass in many draws of what their losses may be: ``[draws, candidates]``."""
     rng = np.random.default_rng(seed)
-    found: dict[str, tuple[Candidate, FloatArray]] = {}
     shared = rng.standard_normal((2, _DRAWS))
+    believed: dict[str, FloatArray] = {}
+    candidates: dict[str, Candidate] = {}
     for line in lines:
         luck, doubt = np.sqrt(_SHARED) * shared + np.sqrt(1 - _SHARED) * rng.standard_normal((2, _DRAWS))
         losses = line.curve.quantiles(ndtr(luck)) * np.exp(_DOUBT * doubt)[:, None]
         for member, one in enumerate(line.members):
+            believed[one.name] = losses[:, member]
             if id(one) in eligible:
-                found[one.name] = one, losses[:, member]
-    for one, losses in list(found.values()):
-        for part in one.parts:  # loses no more
-            if part.name in found:
-                found[part.name] = found[part.name][0], np.minimum(found[part.name][1], losses)
-    if not found:
+                candidates[one.name] = one
+    if not candidates:
         return [], np.zeros((_DRAWS, 0))
-    believed = np.stack([losses for _, losses in found.values()], axis=1)
-    return [one for one, _ in found.values()], bdtr(misses, certify, np.clip(believed, 0, 1))
+    # What is made of parts loses what each of them loses. Never the other way round: the least of what many
+    # compositions are believed to lose says nothing but that there are many.
+    at_least = [
+        np.max([believed[name], *(believed[part.name] for part in one.parts if part.name in believed)], axis=0)
+        for name, one in candidates.items()
+    ]
+    return list(candidates.values()), bdtr(misses, certify, np.clip(np.stack(at_least, axis=1), 0, 1))
 
 
 def _front(candidates: list[Candidate], chances: FloatArray) -> tuple[list[Candidate], FloatArray]:

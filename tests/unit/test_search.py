@@ -294,6 +294,47 @@ def test_what_passes_with_another(space: Space) -> None:
     assert not found[:, 0].any()
 
 
+def laid(space: Space) -> tuple[Line, list[Line]]:
+    """A family before the decoder, of which the cheapest half lost 4 of 100 and the dearest none, and others laid over
+    its cheapest member, which ran on few samples and lost none."""
+    entry = next(one for one in space.families if one.kinds == {"entry"} and len(one.members) > 4)
+    first = Line(entry, lambda candidate: True, Curve([one.dose for one in entry.members]))
+    for member, lost in ((0, 4), (len(entry.members) - 1, 0)):
+        first.learn(member, np.array([1.0] * lost + [0.0] * (100 - lost)), 0.02)
+    others = [space.together(one, entry.members[0]) for one in space.families if not one.kinds & entry.kinds]
+    lines = [Line(one, lambda candidate: True, Curve([m.dose for m in one.members])) for one in others if one]
+    for line in lines:
+        line.learn(len(line.members) - 1, np.zeros(8), 0.02)
+    return first, lines
+
+
+def test_a_part_is_not_thought_safe_because_many_things_are_made_of_it(space: Space) -> None:
+    from calibrate.deciding.ladder import _chances
+
+    first, lines = laid(space)
+    assert len(lines) > 5
+    part = first.members[0]
+    alone, among = (
+        {one.name: chance for one, chance in zip(found, chances.mean(axis=0), strict=True)}
+        for found, chances in (
+            _chances(given, 149, 1, {id(one) for line in given for one in line.members}, 0)
+            for given in ([first], [first, *lines])
+        )
+    )
+    assert among[part.name] == pytest.approx(alone[part.name], abs=0.01) and alone[part.name] < 0.2
+    assert all(among[one.name] <= among[part.name] for line in lines for one in line.members)
+
+
+def test_a_rung_may_be_dearer_than_what_ran_when_no_runs_are_left(space: Space) -> None:
+    from calibrate.deciding.decide import _usable
+
+    search = Search(space, Trials(Drawn(EASY, 100, np.random.default_rng(0))), 0.02, 0)
+    line = Line(space.families[0], lambda candidate: True, Curve([one.dose for one in space.families[0].members]))
+    assert _usable(search, line) == []
+    line.learn(3, np.zeros(20), 0.02)
+    assert _usable(search, line) == list(line.members[3:])
+
+
 def test_where_nothing_can_pass_there_is_no_ladder(space: Space) -> None:
     search = searched(space, EASY)
     assert ladder(search.lines, 40, -1, [one for line in search.lines for one in line.members]) == []
