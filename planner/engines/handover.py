@@ -49,9 +49,7 @@ class Handover(Document):
     handover_sha256: str = ""
 
 
-def hand_over(
-    plan: Plan, engine: Engine, path: str | Path = "plan.json", model: str | Path | None = None
-) -> Handover:
+def hand_over(plan: Plan, engine: Engine, path: str | Path = "plan.json", model: str | Path | None = None) -> Handover:
     """A plan for an engine.
 
     Args:
