@@ -48,7 +48,7 @@ def serving(plan: str | Path) -> Iterator[str]:
 
 
 def main(plan: str | Path = PLAN) -> None:
-    """Print each question, both answers, and the visual tokens that the plan kept."""
+    """Print each question, both answers, and the visual tokens that the plan kept, on average over the layers."""
     lines = (DATA / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     with serving(plan) as address, OpenAI(base_url=address, api_key="none") as client:
 
@@ -63,7 +63,8 @@ def main(plan: str | Path = PLAN) -> None:
             )
             said = [one.choices[0].message.content for one in (planned, dense)]
             kept = planned.usage.visual_tokens
-            return f"{asked['prompt']} {said[0]} (dense: {said[1]}); {kept['kept']:g} of {kept['prompt']} visual tokens"
+            tokens = f"{kept['kept']:g} of {kept['prompt']} visual tokens a layer"
+            return f"{asked['prompt']} {said[0]} (dense: {said[1]}); {tokens}"
 
         with ThreadPoolExecutor(4) as threads:
             for answer in threads.map(ask, lines):

@@ -105,7 +105,6 @@ def test_turns_as_a_client_holds_them(server: Server) -> None:
 def test_usage_tells_what_the_plan_keeps(server: Server) -> None:
     _, address = server
     picture, prompt = questions(1)[0]
-    keep = 43  # 0.3 of 144
     messages: Any = Asked.of(picture, prompt).messages()
     api = client(address)
     found = {
@@ -113,7 +112,10 @@ def test_usage_tells_what_the_plan_keeps(server: Server) -> None:
         for model in ("plan", "fastv", "dense")
     }
     visual = {model: usage.visual_tokens for model, usage in found.items() if usage is not None}
-    assert visual["plan"] == {"prompt": 144, "kept": keep, "per_layer": [keep] * 10}
+    layers = visual["plan"]["per_layer"]
+    assert layers[:6] == [36] * 6, "0.25 of 144"
+    assert 1 <= layers[6] <= 5 and layers[6:] == [layers[6]] * 4, "at most 5 behind layer 5"
+    assert visual["plan"] == {"prompt": 144, "kept": pytest.approx(sum(layers) / 10), "per_layer": layers}
     assert visual["fastv"] == {"prompt": 144, "kept": 0.2 * 144 + 0.8 * 72, "per_layer": [144] * 2 + [72] * 8}
     assert visual["dense"] == {"prompt": 144, "kept": 144, "per_layer": []}
     text: Any = Asked.of(prompt).messages()
@@ -131,12 +133,16 @@ def test_usage_tells_what_the_plan_keeps(server: Server) -> None:
 
 def test_tokens_kept_and_dropped_are_counted(server: Server) -> None:
     _, address = server
-    keep = 43
     names = [f'plan_visual_tokens_total{{fate="{fate}",model="plan"}}' for fate in ("kept", "dropped")]
     before = [metric(address, one) for one in names]
+    told = 0.0
     for picture, prompt in questions(2):
-        ask(address, "plan", Asked.of(picture, prompt), False)
-    assert [metric(address, one) - was for one, was in zip(names, before, strict=True)] == [2 * keep, 2 * (144 - keep)]
+        messages: Any = Asked.of(picture, prompt).messages()
+        usage: Any = client(address).chat.completions.create(model="plan", messages=messages, max_tokens=8).usage
+        told += usage.visual_tokens["kept"]
+    counted = [metric(address, one) - was for one, was in zip(names, before, strict=True)]
+    assert counted == pytest.approx([told, 2 * 144 - told])
+    assert 2 * (6 * 36 + 4) / 10 <= told <= 2 * (6 * 36 + 4 * 5) / 10
 
 
 def test_usage_is_of_the_plan_that_answers(plain: Server) -> None:
@@ -144,7 +150,7 @@ def test_usage_is_of_the_plan_that_answers(plain: Server) -> None:
     picture, prompt = questions(1)[0]
     messages: Any = Asked.of(picture, prompt).messages()
     usage: Any = client(address).chat.completions.create(model="plan", messages=messages, max_tokens=8).usage
-    assert usage.visual_tokens["kept"] == pytest.approx((22 + 9 * 1) / 10)  # 0.15 of 144, and one behind layer 0
+    assert usage.visual_tokens["kept"] == pytest.approx((144 + 9 * 13) / 10)  # 13 behind layer 0
 
 
 def test_stops_end_an_answer_before_them(server: Server) -> None:
