@@ -5,7 +5,7 @@ from __future__ import annotations
 from calibrate.deciding.decide import ChosenPlan
 from calibrate.deciding.objective import profile_workload
 from calibrate.deciding.stated import parts_of, promise_of
-from calibrate.pipeline import Outcome
+from calibrate.pipeline.run import Outcome
 from planner.errors import CalibrationError
 from planner.evidence import Evidence, Measured, Point, Search
 from planner.plan import Decision, Plan, created_with, predict

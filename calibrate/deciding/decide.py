@@ -189,7 +189,7 @@ def _proof(rungs: Sequence[Candidate], certify: Certify, demand: Demand) -> Proo
 
 
 def _frozen(looking: Search, demand: Demand, certify: int, seed: int) -> list[Candidate]:
-    """The ladder: each of its rungs has run on all search samples, and still belongs there."""
+    """The ladder, which stays as it is when its rungs run on all search samples; times are measured first, if any."""
     # With the best effort something is executed even where nothing can be proven.
     misses = max(allowed(certify, demand.limit, demand.confidence), 0 if demand.best_effort else -1)
     rungs = _settled(looking, certify, misses, seed)

@@ -6,9 +6,11 @@ it and all before it pass. Chances come from what the search believes of each fa
 part of their luck, since all ran on the same samples: where one is worse than it looked, so are the others, as a rule.
 So rungs on the safe side are put first exactly where the search knows little.
 
-What a rung loses, a cheaper one of its family loses too, and so does what it is a part of. If that passes, so does the
-rung: it is free, and breaks the fall where the cheaper one fails. A rung of another family has luck of its own: it may
-fail alone, and end the test before safer ones. So it is put before them only where it saves enough to pay for that.
+What a rung loses, a cheaper one of its family loses too, and so does what it is a part of. So a composition is believed
+to lose at least what each of its parts is believed to lose. If it passes, so do its parts, and what is dearer in its
+family: such rungs are free, and break the fall where the cheaper one fails. A rung of another family has luck of its
+own: it may fail alone, and end the test before safer ones. So it is put before them only where it saves enough to pay
+for that.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from calibrate.deciding.demand import Demand
     from calibrate.deciding.objective import Objective
     from calibrate.inputs.load_options import LoadOptions
-    from calibrate.pipeline import Options, Outcome
+    from calibrate.pipeline.options import Options
+    from calibrate.pipeline.run import Outcome
     from planner.plan import Plan
 
 
@@ -164,7 +165,8 @@ def command(
     others, which nothing has looked at. The plan is the cheapest of which is proven what is asked for.
     """
     from calibrate.inputs.samples import Columns
-    from calibrate.pipeline import Options, calibrate_and_plan
+    from calibrate.pipeline.options import Options
+    from calibrate.pipeline.run import calibrate_and_plan
     from calibrate.probes.base import DEFAULT, probe_names
 
     chosen = probe_names() if probes == "all" else tuple(probes.split(",")) if probes else DEFAULT

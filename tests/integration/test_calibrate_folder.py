@@ -86,7 +86,7 @@ def test_an_interrupt_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch):
         stub.run(chosen, out=options.out, probes=("influence",), settings={})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("calibrate.pipeline.calibrate_and_plan", interrupted)
+    monkeypatch.setattr("calibrate.pipeline.run.calibrate_and_plan", interrupted)
     found = CliRunner().invoke(cli, ["calibrate", "-o", str(out), "--overwrite"], prog_name="plan")
     assert found.exit_code == 130
     assert f"{out / f'0-of-1{SUFFIX}'} keeps what was measured, of up to 4 samples" in found.output
@@ -104,7 +104,7 @@ def test_only_the_first_process_of_a_launch_holds_the_folder(tmp_path, monkeypat
     def reached(*_: object) -> None:
         raise RuntimeError("reached")
 
-    monkeypatch.setattr("calibrate.pipeline.calibrate_and_plan", reached)
+    monkeypatch.setattr("calibrate.pipeline.run.calibrate_and_plan", reached)
     with FileLock(tmp_path / ".0-of-1.lock"):
         found = CliRunner().invoke(cli, ["calibrate", "-o", str(tmp_path)])
     assert "reached" in str(found.exception)

@@ -292,7 +292,7 @@ def test_every_loading_option_of_the_command_line_reaches_the_model(monkeypatch)
         raise Seen(options)
 
     monkeypatch.setattr("calibrate.inputs.load.load", stop)
-    monkeypatch.setattr("calibrate.pipeline.load", stop)
+    monkeypatch.setattr("calibrate.pipeline.run.load", stop)
     plan = str(Path(__file__).parents[2] / "reports/reference/plain/plan.json")
     image = str(next((reference_path("easy_vqa") / "images").rglob("*.png")))
     for verb in (["calibrate"], ["evaluate", plan], ["bench", plan], ["run", plan, "--image", image, "--prompt", "?"]):

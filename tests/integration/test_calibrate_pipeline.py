@@ -19,7 +19,8 @@ from calibrate.inputs.load import load
 from calibrate.inputs.samples import Sample, load_samples
 from calibrate.measuring.run import merge_states
 from calibrate.measuring.state import SUFFIX
-from calibrate.pipeline import Options, calibrate_and_plan
+from calibrate.pipeline.options import Options
+from calibrate.pipeline.run import calibrate_and_plan
 from calibrate.running.execute import accepted_first_tokens, divergence, executing, first_logits, generate
 from calibrate.running.losses import LossRunner
 from calibrate.running.timing import prefill_ms
@@ -107,7 +108,7 @@ def test_the_plan_states_what_was_asked_shown_and_searched(outcome):
 
 def test_a_decision_goes_on_from_what_was_measured(tmp_path, outcome, monkeypatch):
     outcome.profile.save(tmp_path / "profile.json")
-    monkeypatch.setattr("calibrate.pipeline.calibrate_job", lambda *a, **k: pytest.fail("measured again"))
+    monkeypatch.setattr("calibrate.pipeline.run.calibrate_job", lambda *a, **k: pytest.fail("measured again"))
     again = replace(OPTIONS, profile=tmp_path / "profile.json", out=tmp_path, timing_rounds=0)
     first = quietly(again)
     assert (first.decision, first.profile) == (outcome.decision, outcome.profile)
@@ -157,7 +158,7 @@ def test_a_profile_of_something_else_decides_nothing(outcome, tmp_path, change, 
 def test_masking_curves_that_saw_certifying_samples_are_refused_before_the_model_answers(
     outcome, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("calibrate.pipeline._Deciding.expect", lambda self, evaluation: pytest.fail("too late"))
+    monkeypatch.setattr("calibrate.pipeline.run.Deciding.expect", lambda self, evaluation: pytest.fail("too late"))
     search = len(outcome.split.propose) + len(outcome.split.select)
     masking = outcome.profile.probes["masking"].model_copy(update={"n": search + 1})
     probes = {**outcome.profile.probes, "masking": masking}
@@ -249,7 +250,7 @@ def test_model_processor_and_probes_are_set_up_once(monkeypatch):
 
         return call
 
-    for module in ("calibrate.pipeline", "calibrate.measuring.run"):
+    for module in ("calibrate.pipeline.run", "calibrate.measuring.run"):
         for name in ("identify", "Encoder", "build_probes"):
             whole = f"{module}.{name}"
             monkeypatch.setattr(whole, counted(name, pkgutil.resolve_name(whole)))

@@ -12,7 +12,8 @@ import torch
 from calibrate.deciding.demand import Demand
 from calibrate.freeze import freeze
 from calibrate.inputs.load import Loaded
-from calibrate.pipeline import Options, calibrate_and_plan
+from calibrate.pipeline.options import Options
+from calibrate.pipeline.run import calibrate_and_plan
 from calibrate.probes.masking.executed import Executed, schedule
 from calibrate.running.execute import can_run, first_logits
 from planner.errors import UnsupportedModelError
@@ -86,7 +87,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         check(model().config)
         return Loaded(model(), GriddedProcessor(), name, None)
 
-    monkeypatch.setattr("calibrate.pipeline.load", load)
+    monkeypatch.setattr("calibrate.pipeline.run.load", load)
 
 
 def test_from_samples_to_a_plan_that_is_applied(options: Options, tmp_path: Any) -> None:

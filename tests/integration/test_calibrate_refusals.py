@@ -21,7 +21,7 @@ MODEL = reference_path("windowed")
 @pytest.fixture
 def unloaded(monkeypatch):
     """Loading a model fails the test."""
-    monkeypatch.setattr("calibrate.pipeline.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("calibrate.pipeline.run.load", lambda *_: pytest.fail("a model was loaded"))
 
 
 def calibrate(out: Path, *arguments: object) -> str:

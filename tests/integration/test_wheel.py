@@ -91,7 +91,7 @@ def test_the_source_distribution_makes_the_wheel_that_the_tree_makes(tree: Path,
 
 def test_nothing_is_read_from_the_checkout(site: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, planner, calibrate.pipeline, planner.serving, planner.report.page, planner.profiles\n"
+        "import sys, planner, calibrate.pipeline.run, planner.serving, planner.report.page, planner.profiles\n"
         "from planner import load_plan, Profile\n"
         "load_plan('reference/windowed'), Profile.load('reference/plain').arrays\n"
         "names = [name for name in sys.modules if name.split('.')[0] in ('planner', 'calibrate')]\n"

@@ -62,7 +62,7 @@ def test_wrong_usage_of_calibrate(arguments: tuple[str, ...], says: str, tmp_pat
 def test_settings_that_make_no_sense_are_refused_before_a_model_is_loaded(
     arguments: tuple[object, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibrate.pipeline.load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("calibrate.pipeline.run.load", lambda *_: pytest.fail("a model was loaded"))
     found = plan("calibrate", *arguments, "-o", tmp_path)
     assert isinstance(found.exception, InputError) and says in str(found.exception)
 
