@@ -44,6 +44,7 @@ class Segment(NamedTuple):
         prompt_text, prompt_visual: such tokens in the prompt before anything was dropped.
         between: text after the first image that stands before another one, of what `text` was in the prompt.
         scorings: selections at the end.
+        gone: rows that these drop of those that run together: where visual ones are isolated, of text alone.
         generated: which tokens of the answer stay in the cache; None: all.
         alone: visual rows are isolated: each attends to itself, apart from the text, or with `prefix` to the text
             before it too.
@@ -65,6 +66,7 @@ class Segment(NamedTuple):
     prompt_visual: int
     between: int = 0
     scorings: tuple[Scoring, ...] = ()
+    gone: Number = 0
     alone: bool = False
     prefix: bool = False
     skip: bool = False
@@ -105,7 +107,12 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
         first, last = stage.first, stage.last
         if type(first) is float or type(last) is float:
             first, last = _whole(first), _whole(last)
-        segment = Segment(first, last, system, text, visual, cached, prompt_text, prompt_visual, between, scorings)
+        gone = 0
+        if stage.selects:
+            gone = text - left_text + (0 if stage.isolated else visual - left_visual)
+        segment = Segment(
+            first, last, system, text, visual, cached, prompt_text, prompt_visual, between, scorings, gone
+        )
         usual = (
             stage.visual_attention == "full"
             and stage.text_to_visual == "full"

@@ -18,9 +18,10 @@ from dataclasses import replace
 from typing import Any
 
 from planner.errors import InputError, UnsupportedModelError
+from planner.spec.altup import around_layers, before_attention
 from planner.spec.config import Config, family
 from planner.spec.facts import Attention, Decoder, LayerSpec
-from planner.spec.feed_forward import feed_forward, sparse_layers
+from planner.spec.feed_forward import feed_forward, listed_widths, sparse_layers
 from planner.spec.recurrent import gated_delta, short_convolution
 
 #: ``layer_types`` entry -> kind of attention. Anything else is refused by name.
@@ -58,22 +59,50 @@ def read_decoder(values: Mapping[str, Any], model_type: str, where: str = "text_
     sparse = sparse_layers(config, data, len(types))
     borrowing = config.size("num_kv_shared_layers", default=0, least=0)
     wide = 2 if data.get("wide_where_borrowing") and config.get("use_double_wide_mlp") else 1
-    blocks = {is_sparse: feed_forward(config, data, is_sparse) for is_sparse in set(sparse)}
-    widened = {is_sparse: feed_forward(config, data, is_sparse, wide) for is_sparse in set(sparse)}
+    widths = listed_widths(config, len(types))
+    kinds = [
+        (is_sparse, wide if index >= len(types) - borrowing else 1, index if widths else 0)
+        for index, is_sparse in enumerate(sparse)
+    ]
+    blocks = {kind: feed_forward(config, data, *kind) for kind in set(kinds)}
     layers = []
-    for index, (kind, is_sparse) in enumerate(zip(types, sparse, strict=True)):
+    for index, (kind, block) in enumerate(zip(types, kinds, strict=True)):
         attention = attention_of[kind]
         borrows = index >= len(types) - borrowing
-        block = widened[is_sparse] if borrows else blocks[is_sparse]
-        layers.append(LayerSpec(_borrowing(attention) if borrows else attention, block))
-    return Decoder(
+        layers.append(LayerSpec(_borrowing(attention) if borrows else attention, blocks[block]))
+    decoder = Decoder(
         family=model_type,
         hidden_size=config.size("hidden_size"),
-        intermediate_size=config.size("intermediate_size", "ffn_dim"),
+        # Papers know of one: the mean.
+        intermediate_size=sum(widths) // len(widths) if widths else config.size("intermediate_size", "ffn_dim"),
         vocab_size=config.size("vocab_size"),
         layers=tuple(layers),
         modelled=bool(data.get("modelled")),
     )
+    around = around_layers(config)
+    return with_around(decoder, around, around)
+
+
+def with_around(decoder: Decoder, front: int, back: int = 0) -> Decoder:
+    """A decoder that does more in front of its layers and behind them.
+
+    Args:
+        front: multiply-adds for every token of the prompt.
+        back: the same on every row that is left behind the last layer.
+    """
+    if not (front or back):
+        return decoder
+    layers = list(decoder.layers)
+    for index, front_macs, back_macs in ((0, front, 0), (-1, 0, back)):
+        ffn = layers[index].ffn
+        more = replace(
+            ffn,
+            dense_macs=ffn.dense_macs + front_macs + back_macs,
+            front_macs=ffn.front_macs + front_macs,
+            back_macs=ffn.back_macs + back_macs,
+        )
+        layers[index] = replace(layers[index], ffn=more)
+    return replace(decoder, layers=tuple(layers))
 
 
 #: Stands for "no limit" where a configuration has no window.
@@ -165,6 +194,7 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
         window=0 if window >= LARGEST_WINDOW else window,
         cached_elements=2 * kv_heads * head_dim,
         separable=gate == 1 and not shared and not data.get("fused_projections", False),
+        before_macs=before_attention(config),
     )
 
 

@@ -28,6 +28,7 @@ MODELLED = ("ernie4_5_vl_moe",)
 NO_DEFAULTS = {
     "aria": "it has queries for pictures of 980 pixels in patches of 14, and its default tower has others",
     "cohere_compass": "its default has no rotary parameters of its layers",
+    "gemma3n": "its default tower needs timm",
     "gemma4_unified": "its default has no tower",
     "aya_vision": "its default tower's width is no multiple of its heads",
     "gemma4": "its default has no tower",

@@ -34,13 +34,14 @@ HYBRIDS = ("lfm2_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "q
 CHOSEN = ("visipruner", "fastv", "prefix-mixed")
 CHOSEN_HYBRID = ("hybrid-visipruner", "hybrid-fastv", "hybrid-entry")
 #: Layers 4 and 5 read the keys and values of layers 3 and 2.
+SHARING = ("gemma3n-sharing", "gemma4-sharing")
 CHOSEN_SHARING = ("hybrid-visipruner", "hybrid-fastv", "pyramiddrop")
 
 
 def schedules_of(name: str) -> dict[str, Schedule]:
     """What a family runs: three schedules, or everything."""
     able, chosen = (ON_HYBRIDS, CHOSEN_HYBRID) if name in HYBRIDS else (SCHEDULES, CHOSEN)
-    if name == "gemma4-sharing":
+    if name in SHARING:
         both = {**SCHEDULES, **ON_HYBRIDS}
         able, chosen = {key: schedule for key, schedule in both.items() if leaves_lenders(schedule)}, CHOSEN_SHARING
     if not thorough(name):
@@ -64,7 +65,7 @@ def leaves_lenders(schedule: Schedule) -> bool:
 
 def thorough(name: str) -> bool:
     """The family meets the whole product."""
-    return bool(os.environ.get("FULL_MATRIX")) and name in (*HYBRIDS, "gemma4", "gemma4-sharing")
+    return bool(os.environ.get("FULL_MATRIX")) and name in (*HYBRIDS, *SHARING, "gemma3n", "gemma4")
 
 
 def needs_grid(schedule: Schedule) -> bool:

@@ -17,10 +17,12 @@ import transformers
 
 from tests.tiny.configs import FAMILIES, VOCAB
 from tests.tiny.extra import EXTRA
+from tests.tiny.gemma3n import GEMMA3N
 from tests.tiny.prompts import TEXT_ONLY, inputs
 from tests.tiny.recent import RECENT
 
 EXTRA.update(RECENT)
+EXTRA.update(GEMMA3N)
 
 __all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "randomise", "transformers_has", "window_of"]
 

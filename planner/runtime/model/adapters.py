@@ -15,6 +15,7 @@ from torch import nn
 
 from planner.errors import UnsupportedModelError
 from planner.runtime.model.cache import KEEPS_STATES
+from planner.runtime.model.hidden import HiddenForm
 
 #: Config attributes that name the placeholder token of an image or a video.
 _TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
@@ -28,7 +29,6 @@ _ATTENTION = {
 _RECURRENT = ("linear_attention", "conv")
 #: Config attributes that mean something a plan cannot reach into, and what that is.
 _OBSTACLES = {
-    "altup_num_inputs": "several hidden states a token (AltUp)",
     "cross_attention_layers": "cross-attention to the image",
     "kv_lora_rank": "latent (compressed) attention",
     "conv_bias": "biased convolutions, in which padding leaves a trace",
@@ -59,6 +59,7 @@ class Parts:
         lenders: layers without keys and values of their own, and the earlier ones whose they read.
         chunked: layers that see their own chunk of the sequence only.
         shorter_than: tokens that a prompt must stay below, None for any: beyond, queries are scaled by their place.
+        form: of the layers' hidden states.
         visual_ids: ids of placeholder tokens.
         heads: query heads.
     """
@@ -73,6 +74,7 @@ class Parts:
     lenders: Mapping[int, int] = field(default_factory=dict)
     chunked: tuple[int, ...] = ()
     shorter_than: int | None = None
+    form: HiddenForm = field(default_factory=HiddenForm)
 
     @property
     def recurrent(self) -> tuple[int, ...]:
@@ -144,6 +146,7 @@ def find_parts(model: Any) -> Parts:
         tuple(index for index, kind in enumerate(_types(text)) if kind == "chunked_attention"),
         # Llama 4 counts places among the rows that a layer computes, which a plan changes.
         text.floor_scale if scaled else None,
+        HiddenForm(getattr(text, "altup_active_idx", None)),
     )
 
 

@@ -114,6 +114,8 @@ _LATER = {
     "index_macs": 0,
     "visual_expert_macs": 0,
     "front_macs": 0,
+    "back_macs": 0,
+    "before_macs": 0,
 }
 
 
