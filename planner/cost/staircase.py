@@ -107,7 +107,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
         first, last = stage.first, stage.last
         if type(first) is float or type(last) is float:
             first, last = _whole(first), _whole(last)
-        gone = 0
+        gone: Number = 0
         if stage.selects:
             gone = text - left_text + (0 if stage.isolated else visual - left_visual)
         segment = Segment(

@@ -161,6 +161,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**_LATENT, "q_lora_rank": 12},
     "deepseek_v3": {**_LATENT, "q_lora_rank": None},
     "gemma2": {"head_dim": 16, "sliding_window": 10},
+    "gemma3n_text": {"head_dim": 8, "sliding_window": 10, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 128},
     "glm4": {"head_dim": 8},
     "granite": {},
     "helium": {"head_dim": 8},
@@ -276,7 +277,7 @@ CORNERS: dict[str, Schedule] = {
 }
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["gemma3n", "llava", "qwen3_vl"])
 @pytest.mark.parametrize("name", CORNERS)
 def test_selections_that_find_little_to_do(name: str, family: str) -> None:
     """A score of nothing, and scores that share what has been computed, cost what they run; not one operation more."""

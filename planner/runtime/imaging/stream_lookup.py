@@ -182,7 +182,7 @@ class StreamLookup:
         return self._model
 
     def _check_model(self) -> None:
-        if getattr(self.parts.tower.config, "hidden_size_per_layer_input", 0):
+        if self.parts.fed_per_layer:
             raise UnsupportedModelError(
                 f"{self.parts.model.config.model_type} has no image streams: every layer gets an input of its own from "
                 "the image's features, which a stream does not hold",

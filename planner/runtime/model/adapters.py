@@ -81,6 +81,11 @@ class Parts:
         """Layers that keep a state in place of keys and values."""
         return tuple(layer for layer in range(len(self.layers)) if layer not in self.attentions)
 
+    @property
+    def fed_per_layer(self) -> bool:
+        """Every layer gets an input of its own, made of a token and its embedding."""
+        return bool(getattr(self.tower.config, "hidden_size_per_layer_input", 0))
+
 
 def find_parts(model: Any) -> Parts:
     """The parts of a transformers model, also of one wrapped by PEFT or `torch.compile`.
@@ -170,6 +175,26 @@ def check_attending(parts: Parts, purpose: str) -> None:
         raise UnsupportedModelError(
             f"{purpose} needs keys of every layer's own, and layers {min(parts.lenders)} and above of "
             f"{parts.model.config.model_type} read those of others",
+            "Leave it out for this model",
+        )
+
+
+def check_one_state(parts: Parts, purpose: str) -> None:
+    """Refuse a model whose layers take more of a token than one hidden state, for what takes rows through layers by
+    itself.
+
+    Args:
+        purpose: what does.
+
+    Raises:
+        UnsupportedModelError: naming what else they take.
+    """
+    states = "several hidden states a token" if parts.form.active is not None else ""
+    more = states or ("inputs of their own" if parts.fed_per_layer else "")
+    if more:
+        raise UnsupportedModelError(
+            f"{purpose} needs layers that take one hidden state a token and nothing else, and those of "
+            f"{parts.model.config.model_type} take {more}",
             "Leave it out for this model",
         )
 

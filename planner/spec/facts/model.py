@@ -25,11 +25,13 @@ class Storage:
         layer_bits: bits per weight of the decoder layers' matrices, scales included; 0: as all others; None: the
             configuration does not say. Tower, projector, embedding and head are not quantised.
         quantization: its method's name.
+        looked_up: elements of the table in which every layer's input of a token is looked up; 0 where layers have none.
     """
 
     tied: bool = False
     layer_bits: float | None = 0.0
     quantization: str = ""
+    looked_up: int = 0
 
 
 @dataclass(frozen=True, eq=False)
