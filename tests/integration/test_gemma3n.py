@@ -20,7 +20,7 @@ from planner.runtime.count import FlopCounter
 from planner.schedule import Count, Fraction, Schedule, Select, Stage
 from planner.spec import ModelSpec
 from planner.spec.config import Config, family
-from planner.spec.mobilenet import mobilenet_v5
+from planner.spec.towers import mobilenet_v5
 from planner.workload import Workload
 from tests import tiny
 from tests.float64 import float64_throughout

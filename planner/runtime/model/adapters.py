@@ -132,6 +132,13 @@ def find_parts(model: Any) -> Parts:
     attentions = {
         index: _attention(layer, config.model_type) for index, layer in enumerate(layers) if windows[index] != 0
     }
+    lenders = _lenders(text)
+    if any("shared_kv_states" not in signature(attentions[layer].forward).parameters for layer in lenders):
+        raise UnsupportedModelError(
+            f"layers of {config.model_type} read keys and values of others out of the cache, and without one make "
+            f"their own, in transformers {transformers.__version__}",
+            "Use a newer release of transformers",
+        )
     scaled = getattr(text, "attn_temperature_tuning", False)
     if scaled and any("cache_position" in signature(attention.forward).parameters for attention in attentions.values()):
         raise UnsupportedModelError(
@@ -147,7 +154,7 @@ def find_parts(model: Any) -> Parts:
         windows,
         visual_ids,
         text.num_attention_heads,
-        _lenders(text),
+        lenders,
         tuple(index for index, kind in enumerate(_types(text)) if kind == "chunked_attention"),
         # Llama 4 counts places among the rows that a layer computes, which a plan changes.
         text.floor_scale if scaled else None,

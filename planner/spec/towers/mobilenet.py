@@ -42,25 +42,20 @@ def mobilenet_v5(config: Config, model_type: str) -> Tower:
             f"the vision encoder '{name}'{changed} is not known, and its cost is not guessed",
             f"Known: {', '.join(known)}. plan report --decoder-only costs the text decoder alone",
         )
-    made, out = known[name], config.size("hidden_size")
-    width, patches, blocks = made["stem"], 1, list[Block]()
-    widths = []
+    made = known[name]
+    blocks, width, patches = list[Block](), made["stem"], 1
     for stage in made["stages"]:
-        first = True
+        # Its first block takes a square of positions to one.
+        stride = 4
         for row in stage["blocks"]:
             for block in row["of"]:
-                stride = 4 if first else 1
                 parts = _MAKERS[block["kind"]](block, width, stage["width"], patches, stride)
-                blocks += [
-                    Block(row.get("repeat", 1), macs, pairs, patches=at) for at, (macs, pairs) in _joined(parts).items()
-                ]
-                width, patches, first = stage["width"], patches * stride, False
-        widths.append(width)
+                blocks += [Block(row.get("repeat", 1), *macs, patches=at) for at, macs in _joined(parts).items()]
+                width, patches, stride = stage["width"], patches * stride, 1
+    hidden, together = config.size("hidden_size"), sum(stage["width"] for stage in made["stages"][-2:])
     # The features of the last stage are spread over the positions of the one before.
-    together = sum(widths[-2:])
-    inner = made["fusion"] * together
-    blocks.append(Block(1, together * inner + inner * out, 0, patches=patches // 4))
-    return Tower(model_type, out, 3 * _SMALL**2 * made["stem"], tuple(blocks))
+    blocks.append(Block(1, made["fusion"] * together * (together + hidden), 0, patches=patches // 4))
+    return Tower(model_type, hidden, 3 * _SMALL**2 * made["stem"], tuple(blocks))
 
 
 #: Patches that stand for a position; multiply-adds per position, and per pair of positions.

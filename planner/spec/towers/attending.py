@@ -1,8 +1,4 @@
-"""The vision towers' facts, one reader per architecture; a family's file names its reader (`planner.spec.config`).
-
-Readers take the vision configuration and its model type, and give a `Tower`. Feature layers behind the selected one
-still run in transformers, so they count.
-"""
+"""Towers of attention and feed-forward."""
 
 from __future__ import annotations
 
