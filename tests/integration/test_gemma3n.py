@@ -12,9 +12,10 @@ import transformers
 from calibrate.probes.attribution.parts import find_attribution_parts
 from calibrate.probes.masking.executed import Executed
 from calibrate.probes.masking.replay import Replay
-from planner.cost import cost
+from planner.cost import cost, sweep
 from planner.cost.memory import weights_stored
 from planner.errors import InputError, UnsupportedModelError
+from planner.policies import VisiPruner
 from planner.runtime import attach, observe
 from planner.runtime.count import FlopCounter
 from planner.schedule import Count, Fraction, Schedule, Select, Stage
@@ -48,11 +49,13 @@ def ends(select: Select, **rule: Any) -> Schedule:
         ends(select("attention_received", 0.5, of="context", protect=2)),
         ends(select("attention_received", 0.5, of="context", protect=2), visual_attention="self", cache_visual="kept"),
         ends(select("random", 3), visual_attention="prefix", text_to_visual="none", cache_visual="none"),
+        SCHEDULES["skip"],
+        SCHEDULES["probe"],
     ],
 )
-def test_hidden_states_become_one_of_the_rows_that_are_left(schedule: Schedule) -> None:
-    """Behind the last layer, for each of them but one, a matrix runs on what its selections leave, and on no visual
-    row that is isolated there."""
+def test_what_runs_around_attention_is_counted(schedule: Schedule) -> None:
+    """Behind the last layer, for each hidden state but one, a matrix runs on what selections leave there, and on no
+    visual row that is isolated. Where keys alone are wanted of a layer, what stands before its attention runs."""
     model, inputs = tiny.model("gemma3n", layers=LAYERS), tiny.inputs("gemma3n", batch=BATCH)
     spec = ModelSpec.from_config(model.config.to_dict())
     expected = cost(spec, workload_of("gemma3n", spec, inputs), schedule, head="all")
@@ -120,6 +123,18 @@ def test_what_takes_rows_through_layers_by_itself_is_refused_and_executed_instea
     executed = Executed(model, inputs, LAYERS)
     assert executed.able("alone_before") == list(range(1, LAYERS + 1))
     assert (executed.point("masked_from", 2, [0, 1]) - executed.dense).abs().max() > 1e-3
+
+
+def test_sweeps_are_single_costs() -> None:
+    """Of a filtering layer that is the last one, too."""
+    spec, workload = ModelSpec.from_config(E4B), Workload(visual_tokens=256)
+    filters, exits = [0, 4, 33, 34], [9, 20, 35, 35]
+    found = sweep(spec, workload, VisiPruner, filter=filters, keep=20, exit=exits).prefill_flops
+    single = (
+        cost(spec, workload, VisiPruner(filter=first, keep=20, exit=last).schedule(spec, workload)).prefill_flops
+        for first, last in zip(filters, exits, strict=True)
+    )
+    assert found.tolist() == list(single)
 
 
 # -- the sizes of its classes ------------------------------------------------------------------------------------------
