@@ -55,6 +55,11 @@ def brings_pixels(kwargs: dict[str, Any]) -> bool:
     return any(kwargs.get(name) is not None for name in PIXELS)
 
 
+def brings_sounds(kwargs: dict[str, Any]) -> bool:
+    """Whether a forward brings sounds."""
+    return any(kwargs.get(name) is not None for name in SOUNDS)
+
+
 def brings_images(kwargs: dict[str, Any]) -> bool:
     """Whether a forward brings images, as pixels or as what `generate` has made of them."""
     return brings_pixels(kwargs) or bool(kwargs.get("mm_encoder_outputs"))

@@ -14,7 +14,7 @@ from torch import Tensor
 from planner.errors import InputError, UnsupportedModelError
 from planner.runtime.imaging.image_cache import ImageCache
 from planner.runtime.imaging.image_stream import ImageStream, Key, States, join_states
-from planner.runtime.imaging.images import Image, brings_pixels, images_of, whole
+from planner.runtime.imaging.images import Image, brings_pixels, brings_sounds, images_of, whole
 from planner.runtime.imaging.prefixes import prefixes
 from planner.runtime.model.adapters import Parts
 from planner.runtime.model.fingerprint import model_fingerprint
@@ -213,7 +213,7 @@ class StreamLookup:
             encode: the stream is asked for, whatever is known.
 
         Raises:
-            InputError: there is a stream and it does not hold the images.
+            InputError: there is a stream and it does not hold the images, or not behind the prompt's sound.
         """
         if not self.extent.depth or not (encode or self.stream is not None or self.cache is not None):
             return None
@@ -237,6 +237,15 @@ class StreamLookup:
         else:
             return None
         behind = [""] * len(images)
+        if self.extent.rules and brings_sounds(kwargs):
+            # What stands before an image is told apart by its words, and those of all sounds are the same.
+            if self.stream is None and not encode:
+                return None
+            raise InputError(
+                "the prompt brings a sound, which its images may see under this plan, and no image stream tells sounds "
+                "apart",
+                "Leave image_stream out, or use a plan whose visual tokens see only themselves",
+            )
         if self.extent.rules:
             behind = prefixes(images, layout, kwargs.get("position_ids"))
         keys = [Key(self.model, str(self.extent), one.digest, at) for one, at in zip(images, behind, strict=True)]
