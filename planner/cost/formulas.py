@@ -52,15 +52,16 @@ def layer_macs(
 
 
 def _fed(ffn: FeedForward, words: Number, visual: Number, segment: Segment) -> Number:
-    """Feed-forward of text rows and visual ones, which may have experts of their own, and what is projected for all of
-    the prompt before any row is dropped."""
+    """Feed-forward of text rows and visual ones, and what is projected for all of the prompt before any row is dropped.
+    Where visual rows have experts of their own, those take the marks around pictures too."""
     if not (ffn.front_macs or ffn.visual_expert_macs):
         return (words + visual) * ffn.macs
     dropped = segment.system + segment.prompt_text + segment.prompt_visual - words - visual
     front = dropped * ffn.front_macs
     if not ffn.visual_expert_macs:
         return front + (words + visual) * ffn.macs
-    return front + words * ffn.macs + visual * ffn.visual_macs
+    marks = least(segment.marks, words)
+    return front + (words - marks) * ffn.macs + (visual + marks) * ffn.visual_macs
 
 
 def _recurrent_macs(layer: LayerSpec, segment: Segment, visual: Number) -> tuple[Number, ...]:

@@ -10,7 +10,7 @@ from planner.cost.selector import encoder_score_macs
 from planner.schedule import Select, kept
 from planner.spec.cells import shares, smaller
 from planner.spec.encoded import Encoded, Grid
-from planner.spec.facts import ImageRule, ModelSpec, Tower
+from planner.spec.facts import ImageRule, ModelSpec, Projector, Tower
 from planner.spec.images import assumed, encode
 from planner.spec.video import encode_video
 
@@ -25,6 +25,7 @@ def vision_flops(
     shrinks: Select | None = None,
     videos: tuple[tuple[int, int, int], ...] = (),
     merged: tuple[int, ...] = (),
+    text_tokens: int = 0,
 ) -> tuple[int, int, int]:
     """FLOPs (two per multiply-add) of the tower, the projector and the tower's own ranking, for the whole batch.
 
@@ -38,6 +39,7 @@ def vision_flops(
         shrinks: an entry for which images are made smaller, in families that take them of any size.
         videos: ``(width, height, frames)`` of each video.
         merged: pairs of tokens that each block merges.
+        text_tokens: of a request, for projectors that read them.
     """
     if spec.vision is None or spec.projector is None:
         return 0, 0, 0
@@ -50,7 +52,7 @@ def vision_flops(
         tower, projector = (batch * macs for macs in merged_vision_macs(spec, images, merged))
         return 2 * tower, 2 * projector, 0
     tower = tower_macs(spec.vision, images, batch)
-    projector = batch * sum(_projected(spec, image) for image in images)
+    projector = batch * sum(_projected(spec.projector, image, text_tokens) for image in images)
     tiles = [tile for image in images for tile in image.tiles] if ranks else []
     ranked = ranks * batch * sum(encoder_score_macs(spec.vision, _tokens(spec.vision, tile)) for tile in tiles)
     return 2 * tower, 2 * projector, 2 * ranked
@@ -124,13 +126,13 @@ def _cut(side: int, window: int) -> list[int]:
     return [window] * whole + [rest] * bool(rest)
 
 
-def _projected(spec: ModelSpec, image: Encoded) -> int:
+def _projected(projector: Projector, image: Encoded, text_tokens: int) -> int:
     """Multiply-adds of the projector on one image: on every tile whole, before anything is unpadded."""
-    projector = spec.projector
-    if projector is None:
-        return 0
     patches = image.projected or _patches(image)
     extra = len(image.tiles) if projector.class_token else 0
     if projector.latents:
-        return projector.macs * projector.latents * len(image.tiles) + projector.patch_macs * (patches + extra)
+        pairs = text_tokens * (2 * projector.latents + text_tokens)
+        read = projector.text_macs * text_tokens + projector.text_pair_macs * pairs
+        tile = projector.macs * projector.latents + read
+        return tile * len(image.tiles) + projector.patch_macs * (patches + extra)
     return projector.macs * (patches // projector.merge + extra) + projector.patch_macs * patches

@@ -172,6 +172,7 @@ def _pictured(
         "system_tokens": words.system_tokens + before,
         "text_tokens": words.text_tokens + written - before,
         "between_tokens": words.between_tokens + between,
+        "mark_tokens": words.mark_tokens + written,
         "images": images,
         "videos": clips,
     }

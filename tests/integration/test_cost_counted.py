@@ -17,10 +17,12 @@ from planner.spec import ModelSpec
 from planner.workload import Workload
 from tests import tiny
 from tests.schedules import LAYERS, NOTHING, SCHEDULES, select
-from tests.tiny.configs import IMAGE
+from tests.tiny.configs import IMAGE, IMAGE_END, IMAGE_START, VISION_END, VISION_START
 from tests.tiny.extra import EXTRA
 
 BATCH = 2
+#: Tokens that stand around a picture.
+MARKS = torch.tensor([VISION_START, VISION_END, IMAGE_START, IMAGE_END])
 
 
 def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -> Workload:
@@ -45,6 +47,7 @@ def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -
         text_tokens=text,
         system_tokens=system,
         between_tokens=between,
+        mark_tokens=int(torch.isin(inputs["input_ids"][0], MARKS).sum()),
         batch=BATCH,
         images=images,
         kv_bits=64,

@@ -27,7 +27,9 @@ from tests.schedules import LAYERS, ON_HYBRIDS, SCHEDULES, static
 from tests.tiny.extra import EXTRA
 
 #: Families with layers, attention or inputs that the runtime refuses by name.
-REFUSED = ("blip-2", "ernie4_5_vl_moe", "janus", "kimi_k25", "minimax_m3_vl", "step3p7")
+REFUSED = (
+    "blip-2", "ernie4_5_vl_moe", "instructblip", "instructblipvideo", "janus", "kimi_k25", "minimax_m3_vl", "step3p7",
+)  # fmt: skip
 ATTACHED = [name for name in ("llama4", *EXTRA) if name not in REFUSED and tiny.transformers_has(name)]
 #: Most layers keep a state: linear attention, short convolutions.
 HYBRIDS = ("lfm2_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe")

@@ -172,7 +172,11 @@ def _collate(family: str, samples: list[Sample], left_pad: int) -> dict[str, tor
     if typed and _takes(family, "mm_token_type_ids"):
         batch["mm_token_type_ids"] = is_image.int()
     if typed and _takes(family, "moe_mm_token_type_ids"):
-        batch["moe_mm_token_type_ids"] = is_image.int()
+        # ERNIE's processor takes the marks around a picture for visual too.
+        batch["moe_mm_token_type_ids"] = (is_image + (ids == VISION_START) + (ids == VISION_END)).int()
+    if _takes(family, "qformer_input_ids"):
+        # The instruction once more, whose words a tokenizer of its own makes; here the same.
+        batch["qformer_input_ids"] = torch.stack([row[row != IMAGE] for row in ids])
     if family in ("gemma3", "shieldgemma2"):
         batch["token_type_ids"] = is_image
     if family in ("paligemma", "paligemma2"):

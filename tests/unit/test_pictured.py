@@ -120,6 +120,7 @@ def test_marks_are_text_of_the_workload() -> None:
     assert (one.system_tokens, one.visual_tokens, one.text_tokens, one.between_tokens) == (6, 100, 21, 0)
     two = asked_workload(Target("toy", spec), ((280, 280),) * 2, {"text_tokens": 20, "system_tokens": 5})
     assert (two.system_tokens, two.visual_tokens, two.text_tokens, two.between_tokens) == (6, 200, 23, 2)
+    assert (one.mark_tokens, two.mark_tokens) == (2, 4)
 
 
 def test_a_video_by_hand() -> None:

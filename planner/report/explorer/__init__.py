@@ -23,7 +23,8 @@ from planner.policies.pyramiddrop import PUBLISHED_LAYERS
 from planner.report.targets import Target, asked_workload
 from planner.report.templates import render_page, text_of
 from planner.schedule import Schedule
-from planner.spec.facts import LayerSpec, ModelSpec
+from planner.spec.facts import LayerSpec, ModelSpec, Projector
+from planner.spec.images import encode
 from planner.workload import Workload
 
 #: Width and height in pixels that the page offers beside what a user names.
@@ -34,7 +35,7 @@ SIZES = (
 #: Bits per weight that the page offers.
 WEIGHT_BITS = (16, 8, 4)
 #: What an image adds to a prompt.
-_ADDED = ("visual_tokens", "system_tokens", "text_tokens", "between_tokens")
+_ADDED = ("visual_tokens", "system_tokens", "text_tokens", "between_tokens", "mark_tokens")
 _SCRIPTS = tuple(f"explorer/{name}.js" for name in ("layers", "costs", "policies", "state", "pictures", "page"))
 _PICTURES = (
     ("tokens", "Visual tokens that each decoder layer computes"),
@@ -104,6 +105,7 @@ def _model(spelled: str, target: Target, sizes: Sequence[tuple[int, int]]) -> di
         "tower_weights": sum(block.repeat * block.macs for block in blocks),
         "tower_layers": sum(block.repeat for block in blocks),
         "projector_weights": spec.projector.macs + spec.projector.patch_macs if spec.projector is not None else 0,
+        "projector_text": _reading(spec.projector),
         "pyramid_layers": relative_layers(PUBLISHED_LAYERS, spec.layers),
         "prompt": {name: getattr(base, name) for name in ("system_tokens", "text_tokens", "output_tokens")},
         "pictures": [_picture(target, base, size) for size in sizes] if spec.images is not None else [],
@@ -113,6 +115,12 @@ def _model(spelled: str, target: Target, sizes: Sequence[tuple[int, int]]) -> di
             if _computed(schedule)
         ],
     }
+
+
+def _reading(projector: Projector | None) -> dict[str, int]:
+    """What the projector takes of the prompt's text, on every tile."""
+    names = ("latents", "text_macs", "text_pair_macs")
+    return {name: getattr(projector, name) if projector is not None else 0 for name in names}
 
 
 def _words(target: Target) -> Workload:
@@ -159,6 +167,7 @@ def _picture(target: Target, base: Workload, size: tuple[int, int]) -> dict[str,
     executed: ModelSpec = engine("vllm").executed(spec)
     return {
         "size": f"{size[0]}x{size[1]}",
+        "tiles": len(encode(spec, *size).tiles),
         "one": {name: getattr(one, name) - getattr(base, name) for name in _ADDED},
         "more": {name: getattr(two, name) - getattr(one, name) for name in _ADDED},
         "fixed_flops": tower - paired,

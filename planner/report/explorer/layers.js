@@ -50,6 +50,7 @@ function lay(schedule, workload) {
       first: stage.first, last: stage.last, system: workload.system_tokens, text, visual,
       cachedVisual: { none: 0, kept: keptOnes, all: visual }[stage.cache_visual],
       promptText: workload.text_tokens, promptVisual: workload.visual_tokens, between: workload.between_tokens,
+      marks: workload.mark_tokens,
       alone, merge, scorings,
       prefix: stage.visual_attention === "prefix",
       // What skips a layer costs what text reads of it.
@@ -112,10 +113,13 @@ function isolatedProjections(attention, isRead, segment, fast) {
   return segment.streamed ? inputs : inputs + attention.output_macs;
 }
 
-/** Feed-forward of text and visual rows, and what is projected for the whole prompt before any row is dropped. */
+/** Feed-forward of text and visual rows, and what is projected for the whole prompt before any row is dropped. Marks
+ * around pictures go to the experts for what is seen.
+ */
 function fed(ffn, words, visual, segment) {
   const dropped = segment.system + segment.promptText + segment.promptVisual - words - visual;
-  return dropped * ffn.front_macs + words * ffn.macs + visual * ffn.visual_macs;
+  const marks = Math.min(segment.marks, words);
+  return dropped * ffn.front_macs + (words - marks) * ffn.macs + (visual + marks) * ffn.visual_macs;
 }
 
 /** A layer in which no visual row sees another one. */

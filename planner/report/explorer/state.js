@@ -73,6 +73,7 @@ function workloadOf(model, asked) {
     system_tokens: model.prompt.system_tokens + shown("system_tokens"),
     text_tokens: asked.text + shown("text_tokens"),
     between_tokens: shown("between_tokens"),
+    mark_tokens: shown("mark_tokens"),
     output_tokens: asked.output, batch: asked.batch, weight_bits: asked.weight_bits, kv_bits: asked.kv_bits,
   };
 }

@@ -110,6 +110,8 @@ _LATER = {
     "patches": 1,
     "pooled": 0,
     "latents": 0,
+    "text_macs": 0,
+    "text_pair_macs": 0,
     "extra": 0,
     "index_macs": 0,
     "visual_expert_macs": 0,

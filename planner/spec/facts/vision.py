@@ -72,6 +72,8 @@ class Projector:
         patch_macs: per patch that goes in.
         class_token: the class token of each tile is projected too.
         latents: tokens of each tile that come out whatever goes in, of resamplers; 0: one for every `merge` patches.
+        text_macs, text_pair_macs: of a projector that reads the prompt's text beside each tile's latents: per text
+            token, and per pair of one with a latent or with another.
         unread_blocks: of the tower, behind the one whose output is read; they run all the same. None: several are read.
     """
 
@@ -80,4 +82,6 @@ class Projector:
     patch_macs: int = 0
     class_token: bool = False
     latents: int = 0
+    text_macs: int = 0
+    text_pair_macs: int = 0
     unread_blocks: int | None = 0

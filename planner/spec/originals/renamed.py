@@ -28,6 +28,11 @@ def kimi(values: Values) -> Values:
     return beside({**token, "vision_config": beside(own, vision)}, values)
 
 
+def videos_alone(values: Values) -> Values:
+    """Families that take videos and no pictures: their placeholder is the video's."""
+    return beside(renamed(values, image_token_id="video_token_index"), values)
+
+
 def molmo2(values: Values) -> Values:
     """Molmo 2: its files declare layers of the vision tower that its weights do not have."""
     adapter = values["adapter_config"]

@@ -46,11 +46,13 @@ def aria(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorP
 
 
 def q_former(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
-    """BLIP-2's queries: they attend to each other in every layer, and to the patches in every second one."""
+    """BLIP-2's queries: they attend to each other in every layer, and to the patches in every second one. InstructBLIP's
+    attend to the instruction too, which is counted in the decoder's tokens; words have a feed-forward of their own."""
     former, tokens = model.block("qformer_config"), model.size("num_query_tokens")
     width, depth = former.size("hidden_size", default=768), former.layers("num_hidden_layers", default=12)
     inner = former.size("intermediate_size", default=3072)
     asking = -(-depth // former.size("cross_attention_frequency", default=2))
+    read = model.traits.get("reads_text")
     square, patches = width * width, (vision.side("image_size") // vision.side("patch_size")) ** 2 + tower.extra_tokens
     projector = Projector(
         merge=1,
@@ -60,6 +62,8 @@ def q_former(model: Config, vision: Config, tower: Tower, hidden: int) -> Projec
         patch_macs=asking * 2 * tower.hidden_size * width,
         class_token=tower.extra_tokens > 0,
         latents=tokens,
+        text_macs=depth * (4 * square + 2 * width * inner) if read else 0,
+        text_pair_macs=depth * 2 * width if read else 0,
     )
     side, patch = vision.side("image_size"), vision.side("patch_size")
     return projector, ImageRule("fixed", side, patch, tile_tokens=tokens)
