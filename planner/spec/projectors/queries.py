@@ -46,8 +46,11 @@ def aria(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorP
 
 
 def q_former(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
-    """BLIP-2's queries: they attend to each other in every layer, and to the patches in every second one. InstructBLIP's
-    attend to the instruction too, which is counted in the decoder's tokens; words have a feed-forward of their own."""
+    """BLIP-2's queries: they attend to each other in every layer, and to the patches in every second one.
+
+    InstructBLIP's attend to the instruction too, whose words have a feed-forward of their own. Words are counted as the
+    decoder's tokenizer makes them.
+    """
     former, tokens = model.block("qformer_config"), model.size("num_query_tokens")
     width, depth = former.size("hidden_size", default=768), former.layers("num_hidden_layers", default=12)
     inner = former.size("intermediate_size", default=3072)
