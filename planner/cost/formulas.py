@@ -241,7 +241,8 @@ def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahea
     is expected there.
     """
     visual = 0 if decoder.cross else segment.cached_visual
-    window, generated = attention.window, ahead if not attention.window else min(ahead, attention.window - 1)
+    window, reach = attention.window, attention.window or attention.answer_window
+    generated = min(ahead, reach - 1) if reach else ahead
     total: Number = generated if segment.generated is None else kept(segment.generated, generated)
     if not window:
         return segment.system + segment.text + visual + total

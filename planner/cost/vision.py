@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 from planner.cost.merging import merged_vision_macs
@@ -86,7 +87,8 @@ def tower_macs(tower: Tower, images: Sequence[Encoded], batch: int = 1) -> int:
         counts = [count // block.patches + block.extra for count in lengths[block.span]]
         together = batch if block.span == "batch" else 1  # requests in one sequence
         pairs = together * sum(count * count for count in counts)
-        macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * pairs)
+        sides = sum(rows * columns * (rows + columns) for rows, columns in tiles) if block.side_macs else 0
+        macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * pairs + block.side_macs * sides)
     macs += tower.mask_macs * sum(count * count for count in lengths["image"])
     if tower.pooled:
         macs += tower.hidden_size * sum(count * (count // tower.pooled) for count in lengths["tile"])
@@ -135,4 +137,5 @@ def _projected(projector: Projector, image: Encoded, text_tokens: int) -> int:
         read = projector.text_macs * text_tokens + projector.text_pair_macs * pairs
         tile = projector.macs * projector.latents + read
         return tile * len(image.tiles) + projector.patch_macs * (patches + extra)
-    return projector.macs * (patches // projector.merge + extra) + projector.patch_macs * patches
+    ends = projector.row_macs * sum(rows for rows, _ in image.tiles) // math.isqrt(projector.merge)
+    return projector.macs * (patches // projector.merge + extra) + projector.patch_macs * patches + ends

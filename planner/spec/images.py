@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from planner.errors import InputError, UnsupportedModelError
-from planner.spec.encoded import Encoded, Grid
+from planner.spec.encoded import LONE, Encoded, Grid
 from planner.spec.facts import ImageRule, ModelSpec
 
 #: Sides beyond this many pixels are a mistake.
@@ -59,8 +59,11 @@ def assumed(spec: ModelSpec, visual_tokens: int) -> Encoded:
     if rule.tile_tokens:
         tiles = -(-visual_tokens // rule.tile_tokens)
         return Encoded((_tile(rule),) * tiles, visual_tokens)
-    rows = next(side for side in range(math.isqrt(visual_tokens), 0, -1) if visual_tokens % side == 0)
-    return Encoded(((rows * rule.merge, visual_tokens // rows * rule.merge),), visual_tokens)
+    ends, breaks = (2, 1) if rule.kind == "lined" else (0, 0)
+    inside = visual_tokens - ends
+    rows = next(side for side in range(math.isqrt(inside), 0, -1) if inside % side == 0)
+    columns = inside // rows - breaks
+    return Encoded(((rows * rule.merge, columns * rule.merge),), visual_tokens)
 
 
 def _tile(rule: ImageRule) -> tuple[int, int]:
@@ -149,7 +152,13 @@ def resized(rule: ImageRule, width: int, height: int, frames: int, counted: int)
 
 
 def _merged(rule: ImageRule, rows: int, columns: int) -> Encoded:
-    return Encoded(((rows * rule.merge, columns * rule.merge),), rows * columns, (Grid(rows, columns),))
+    grids = lined(Grid(rows, columns)) if rule.kind == "lined" else (Grid(rows, columns),)
+    return Encoded(((rows * rule.merge, columns * rule.merge),), sum(grid.tokens for grid in grids), grids)
+
+
+def lined(grid: Grid) -> tuple[Grid, ...]:
+    """A grid with a token behind every row, and one at either end."""
+    return LONE, grid._replace(breaks=True), LONE
 
 
 def _shrink(rule: ImageRule, width: int, height: int) -> Encoded:
@@ -231,6 +240,7 @@ RULES: dict[str, Callable[[ImageRule, int, int], Encoded]] = {
     "fixed": _fixed,
     "anyres": _anyres,
     "resize": _resize,
+    "lined": _resize,
     "shrink": _shrink,
     "aspect": _aspect,
     "fit": _fit,

@@ -140,6 +140,17 @@ def windowed(config: Config, model_type: str) -> Tower:
     return Tower(model_type, width, _patch_macs(config, width), blocks, window=window, score_macs=width)
 
 
+def convolved(config: Config, model_type: str) -> Tower:
+    """Layers of LFM3-VL: gated convolutions over the patches of a picture, and attention where they are listed so, by
+    default in every second layer behind the first two."""
+    width, depth = config.size("hidden_size"), config.layers("num_hidden_layers")
+    listed = config.get("layer_types", default=["conv" if i < 2 or i % 2 else "full_attention" for i in range(depth)])
+    attending, taps = sum(kind == "full_attention" for kind in listed), config.size("conv_kernel_size")
+    block = _plain(config, width, attending, "image")
+    convolution = Block(depth - attending, 4 * width * width + taps * taps * width + block.fed_macs, 0, "image")
+    return Tower(model_type, width, _patch_macs(config, width), (convolution, block), score_macs=width)
+
+
 def minicpm(config: Config, model_type: str) -> Tower:
     """After one of its layers, windows of two by two patches attend within themselves and become one token."""
     width, depth = config.size("hidden_size"), config.layers("num_hidden_layers")
@@ -163,14 +174,13 @@ def siglip2(config: Config, model_type: str) -> Tower:
 def sam(config: Config, model_type: str) -> Tower:
     """Segment Anything's encoder: windows that are filled up at the edges, whole tiles in the listed layers, scores
     with relative positions as products with every query, and a neck of two convolutions."""
-    width, side = config.size("hidden_size"), config.side("image_size") // config.side("patch_size")
-    depth, window = config.layers("num_hidden_layers"), config.size("window_size")
+    width, depth, window = config.size("hidden_size"), config.layers("num_hidden_layers"), config.size("window_size")
     whole = len(set(config.numbers("global_attn_indexes")) & set(range(depth)))
     feed_forward, neck = 2 * width * config.size("mlp_dim"), config.size("output_channels")
     blocks = (
         Block(depth - whole, 4 * width * width + 2 * window * width, 2 * width, "filled"),
         Block(depth - whole, feed_forward, 0),
-        Block(whole, 4 * width * width + feed_forward + 2 * side * width, 2 * width),
+        Block(whole, 4 * width * width + feed_forward, 2 * width, side_macs=width),
         Block(1, width * neck + 9 * neck * neck, 0),
     )
     return Tower(model_type, width, _patch_macs(config, width), blocks, window=window, score_macs=width)
@@ -180,6 +190,12 @@ def embedder(config: Config, model_type: str) -> Tower:
     """No encoder: one matrix on every large patch."""
     width, side = config.size("mm_embed_dim"), config.side("patch_size") * config.size("pooling_kernel_size")
     return Tower(model_type, width, width * 3 * side * side, ())
+
+
+def patches(config: Config, model_type: str) -> Tower:
+    """No encoder: one matrix from every patch to the decoder's width."""
+    width = config.size("hidden_size")
+    return Tower(model_type, width, _patch_macs(config, width), ())
 
 
 #: CLIP's second half of it; the first is GOT-OCR's encoder.
@@ -194,21 +210,39 @@ _CLIP = {
 }
 
 
+#: DeepSeek-OCR 2's second half.
+_LANGUAGE = {
+    "traits": {"gated": True},
+    "defaults": {
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}
+
+
 def sam_and_clip(config: Config, model_type: str) -> Tower:
     """DeepSeek-OCR: `sam` and two convolutions that halve each side, and on what they make of sixteen patches CLIP's
-    layers. Smaller tiles have shorter relative positions than those counted here."""
-    first = Config(config.get("sam_config", default={}), "sam_config", family("got_ocr2_vision", "tower"))
+    layers."""
     second = Config(config.get("encoder_config", default={}), "encoder_config", _CLIP)
-    tower, layers = sam(first, model_type), clip(second, model_type).blocks[0]
-    neck = first.size("output_channels")
-    middle, out = first.numbers("downsample_channels") or (512, 1024)
-    blocks = (
-        *tower.blocks,
-        Block(1, 9 * neck * middle, 0, patches=4),
-        Block(1, 9 * middle * out, 0, patches=16),
-        replace(layers, patches=16, extra=1),
-    )
-    return replace(tower, blocks=blocks)
+    return _behind_sam(config, model_type, replace(clip(second, model_type).blocks[0], patches=16, extra=1))
+
+
+def sam_and_queries(config: Config, model_type: str) -> Tower:
+    """DeepSeek-OCR 2: the same, with a language model's layers on what is made of sixteen patches and as many queries."""
+    second = Config(config.get("encoder_config"), "encoder_config", _LANGUAGE)
+    layers = _plain(second, second.size("hidden_size"), second.layers("num_hidden_layers"))
+    return _behind_sam(config, model_type, replace(layers, patches=8))
+
+
+def _behind_sam(config: Config, model_type: str, layers: Block) -> Tower:
+    first = Config(config.get("sam_config", default={}), "sam_config", family("got_ocr2_vision", "tower"))
+    tower, neck = sam(first, model_type), first.size("output_channels")
+    middle, out = first.numbers("downsample_channels") or tuple(config.traits["downsample_channels"])
+    convolutions = (Block(1, 9 * neck * middle, 0, patches=4), Block(1, 9 * middle * out, 0, patches=16))
+    return replace(tower, blocks=(*tower.blocks, *convolutions, layers))
 
 
 def step3(config: Config, model_type: str) -> Tower:

@@ -210,7 +210,7 @@ def _stack(family: str, samples: list[Sample], pictures: list[dict[str, torch.Te
     stacked = {}
     for name in pictures[0]:
         parts = [picture[name] for picture in pictures]
-        if name == "pixel_values" and family in (*_ANYRES, "mistral3", "lighton_ocr"):
+        if name == "pixel_values" and family in (*_ANYRES, "mistral3", "mistral_large4", "lighton_ocr"):
             parts = _pad_to_common_shape(parts)
         stacked[name] = torch.cat(parts, EXTRA[family].join if family in EXTRA and name == "pixel_values" else 0)
     return stacked

@@ -178,7 +178,10 @@ function layerMacs(causal, model, layer, segment) {
 /** Tokens that a layer's cache holds of one request, `ahead` generated ones after the prompt. */
 function cachedTokens(model, attention, segment, ahead) {
   const visual = model.cross ? 0 : segment.cachedVisual;
-  if (!attention.window) return segment.system + segment.text + visual + ahead;
+  if (!attention.window) {
+    const generated = attention.answer_window ? Math.min(ahead, attention.answer_window - 1) : ahead;
+    return segment.system + segment.text + visual + generated;
+  }
   let reach = attention.window - 1 - ahead, total = Math.min(ahead, attention.window - 1);
   const parts = [
     [segment.text, segment.promptText], [visual, segment.promptVisual], [segment.system, segment.system],

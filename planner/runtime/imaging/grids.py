@@ -2,7 +2,7 @@
 
 | beside the pixels              | grids                                                                |
 |--------------------------------|----------------------------------------------------------------------|
-| image_grid_thw, video_grid_thw | one a picture or video, merged (Qwen, GLM)                           |
+| image_grid_thw, video_grid_thw | one a picture or video, merged (Qwen, GLM), or lined (HunYuan)       |
 | image_sizes, resolutions       | the base view, and the unpadded tiles with their row breaks (anyres) |
 | image_sizes, Pixtral           | one a picture, merged (Mistral 3)                                    |
 | nothing                        | a square a tile                                                      |
@@ -20,7 +20,7 @@ from planner.errors import PlannerError, UnsupportedModelError
 from planner.runtime.tensors.layout import Layout
 from planner.spec import ModelSpec
 from planner.spec.encoded import Grid
-from planner.spec.images import encode, tile_grid
+from planner.spec.images import encode, lined, tile_grid
 
 #: Grids of one picture, in prompt order.
 Picture = tuple[Grid, ...]
@@ -82,9 +82,10 @@ def _videos(kwargs: dict[str, Any], config: Any) -> Iterator[Picture]:
 
 
 def _merged(grids: Any, config: Any) -> Iterator[Picture]:
-    merge = getattr(config.vision_config, "spatial_merge_size", 1)
+    merge, rule = getattr(config.vision_config, "spatial_merge_size", 1), _spec(config).images
     for frames, rows, columns in torch.as_tensor(grids).tolist():
-        yield (Grid(rows // merge, columns // merge, frames),)
+        grid = Grid(rows // merge, columns // merge, frames)
+        yield lined(grid) if rule is not None and rule.kind == "lined" else (grid,)
 
 
 def _unpadded(sizes: list[tuple[int, int]], config: Any) -> Iterator[Picture]:

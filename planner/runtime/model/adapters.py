@@ -103,7 +103,7 @@ def find_parts(model: Any) -> Parts:
     visual_ids = tuple(
         dict.fromkeys(int(token) for field in _TOKEN_FIELDS if (token := getattr(config, field, None)) is not None)
     )
-    if not visual_ids or not hasattr(config, "vision_config"):
+    if not visual_ids:
         raise UnsupportedModelError(
             f"{config.model_type} has no image placeholder token in its config, so its visual tokens cannot be found",
             "Use an image-text-to-text model such as LLaVA, Qwen2-VL or InternVL",

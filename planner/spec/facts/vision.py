@@ -14,6 +14,8 @@ class Block:
     ``batch``, all images in one masked sequence. Behind a merging layer a token stands for several `patches`; `extra`
     tokens of each span are the block's own.
 
+    `side_macs`: per token and each row and column of its tile, relative positions as products with every query.
+
     Where tokens can be merged between its attention and its feed-forward, `fed_macs` of `macs` are the latter's, and
     `match_macs` what comparing two tokens' keys takes, a head's size; else 0.
     """
@@ -24,6 +26,7 @@ class Block:
     span: Literal["tile", "window", "filled", "image", "batch"] = "tile"
     patches: int = 1
     extra: int = 0
+    side_macs: int = 0
     fed_macs: int = 0
     match_macs: int = 0
 
@@ -70,6 +73,7 @@ class Projector:
         merge: patches that become one token.
         macs: per token that comes out.
         patch_macs: per patch that goes in.
+        row_macs: per row of tokens that comes out, for the one that ends it.
         class_token: the class token of each tile is projected too.
         latents: tokens of each tile that come out whatever goes in, of resamplers; 0: one for every `merge` patches.
         text_macs, text_pair_macs: of a projector that reads the prompt's text beside each tile's latents: per text
@@ -80,6 +84,7 @@ class Projector:
     merge: int
     macs: int
     patch_macs: int = 0
+    row_macs: int = 0
     class_token: bool = False
     latents: int = 0
     text_macs: int = 0

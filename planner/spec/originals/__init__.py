@@ -11,11 +11,12 @@ from planner.spec.originals.internvl import internvl_chat, llama_nemotron
 from planner.spec.originals.llava import llava
 from planner.spec.originals.minicpm import minicpmv
 from planner.spec.originals.phi import phi4mm
-from planner.spec.originals.renamed import ernie, kimi, minimax_m3, molmo2, ovis2_5, step3p7, videos_alone
+from planner.spec.originals.renamed import ernie, fuyu, kimi, minimax_m3, molmo2, ovis2_5, step3p7, videos_alone
 
 __all__ = [
     "deepseek_vl_v2",
     "ernie",
+    "fuyu",
     "internvl_chat",
     "kimi",
     "llama_nemotron",

@@ -33,6 +33,15 @@ def videos_alone(values: Values) -> Values:
     return beside(renamed(values, image_token_id="video_token_index"), values)
 
 
+def fuyu(values: Values) -> Values:
+    """Fuyu: no vision tower, and its decoder's fields at the top level in its checkpoint on the hub."""
+    named = values.get("text_config")
+    text = beside({"model_type": "persimmon"}, values if named is None else named)
+    patches = {**renamed(values, patch_size="patch_size", num_channels="num_channels"), "model_type": "fuyu_patches"}
+    patches["hidden_size"] = text.get("hidden_size", 4096)
+    return beside({"text_config": text, "vision_config": patches}, values)
+
+
 def molmo2(values: Values) -> Values:
     """Molmo 2: its files declare layers of the vision tower that its weights do not have."""
     adapter = values["adapter_config"]

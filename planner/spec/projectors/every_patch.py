@@ -79,6 +79,12 @@ def mllama(model: Config, vision: Config, tower: Tower, hidden: int) -> Projecto
     return projector, ImageRule("grid", side, patch, tile_tokens=tokens, max_tiles=vision.size("max_num_tiles"))
 
 
+def unprojected(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """Fuyu's patches are as wide as its decoder; pictures keep their size, or shrink into a box."""
+    patch = vision.side("patch_size")
+    return Projector(1, 0), ImageRule("boxed", patch, patch, longest_edge=1920, shortest_edge=1080)
+
+
 def embedded(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Gemma 4 without a tower: large patches, one matrix to a width of their own, and one more."""
     patch = vision.side("patch_size") * vision.size("pooling_kernel_size")
