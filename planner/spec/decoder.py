@@ -4,8 +4,8 @@ What a family's file says of a decoder:
 
     attention, ffn          ``grouped`` or ``latent``; ``gated`` or ``plain``
     experts                 which layers hold them, and the names of the fields that size them
-    layer_pattern           kinds of layers where ``layer_types`` is left out; ``pattern_from_end`` counts from the last,
-                            ``first_layers`` stand in place of its first ones
+    layer_pattern           kinds of layers where ``layer_types`` is left out; ``first_layers`` stand in place of its
+                            first ones, ``pattern_from_end`` counts from the last
     cross_attention         layers that ask the image alone
     by_layer                a function of `planner.spec.latent`: how layers of one kind differ
     gated_attention, gated_output, gated_heads, fused_projections, global_heads, wide_where_borrowing, adjusted_width

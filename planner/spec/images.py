@@ -104,7 +104,7 @@ def _anyres(rule: ImageRule, width: int, height: int) -> Encoded:
     """Tiles of the best resolution and a base view; padding rows or columns leave again."""
     best = best_resolution(rule, width, height)
     across, down = best[1] // rule.side, best[0] // rule.side
-    patches = rule.side // rule.patch
+    patches = math.isqrt(rule.tile_tokens)
     rows, columns = down * patches, across * patches
     if width / height > columns / rows:
         margin = (rows - int(round(height * (columns / width), 7))) // 2

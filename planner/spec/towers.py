@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from planner.errors import UnsupportedModelError
 from planner.spec.config import Config, family
 from planner.spec.facts import Block, Tower
 
@@ -192,6 +193,31 @@ def embedder(config: Config, model_type: str) -> Tower:
     return Tower(model_type, width, width * 3 * side * side, ())
 
 
+def vqgan(config: Config, model_type: str) -> Tower:
+    """Chameleon's tokeniser: residual convolutions at sides that halve, attention over what is left, and the distance
+    to every word of a visual vocabulary. A patch is what becomes one word."""
+    base, multiples = config.size("base_channels"), config.numbers("channel_multiplier")
+    if config.get("attn_resolutions") or config.get("attn_type") != "vanilla" or config.get("double_latent"):
+        raise UnsupportedModelError(
+            f"attention at several sides, none, or twice the latents in '{model_type}' are not known",
+            "Known: attn_resolutions null, attn_type vanilla, double_latent false",
+        )
+    pixels = 4 ** (len(multiples) - 1)  # of a patch, at the present side
+    into, macs = base, pixels * 9 * config.size("in_channels") * base
+    for level, multiple in enumerate(multiples):
+        out = base * multiple
+        for _ in range(config.size("num_res_blocks")):
+            # Two convolutions, and a matrix where the width changes.
+            macs += pixels * (9 * (into * out + out * out) + (into * out if into != out else 0))
+            into = out
+        if level < len(multiples) - 1:
+            pixels //= 4
+            macs += pixels * 9 * out * out
+    latent, word = config.size("latent_channels"), config.size("embed_dim")
+    macs += 4 * 9 * into * into + 9 * into * latent + latent * word + word * config.size("num_embeddings")
+    return Tower(model_type, into, macs, (Block(1, 4 * into * into, 2 * into),))
+
+
 def patches(config: Config, model_type: str) -> Tower:
     """No encoder: one matrix from every patch to the decoder's width."""
     width = config.size("hidden_size")
@@ -231,7 +257,7 @@ def sam_and_clip(config: Config, model_type: str) -> Tower:
 
 
 def sam_and_queries(config: Config, model_type: str) -> Tower:
-    """DeepSeek-OCR 2: the same, with a language model's layers on what is made of sixteen patches and as many queries."""
+    """DeepSeek-OCR 2: the same, with a language model's layers on what is made of them and as many queries."""
     second = Config(config.get("encoder_config"), "encoder_config", _LANGUAGE)
     layers = _plain(second, second.size("hidden_size"), second.layers("num_hidden_layers"))
     return _behind_sam(config, model_type, replace(layers, patches=8))

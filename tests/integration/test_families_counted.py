@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -19,8 +23,13 @@ from tests.tiny.extra import EXTRA
 UNUSED = ("audio", ".fine.", "vqmodel", "generation_", "video_tower", "bk_layer")
 #: Families whose tower's or projector's facts hold products of no matrix, as with a fixed number of queries: their
 #: decoders alone are compared, and the names of what is left out.
-ATTENDING = ("blip-2", "got_ocr2", "idefics2", "instructblip", "instructblipvideo", "molmo2", "pp_chart2table")
-SEEING = ("vision", "connector", "projector", "qformer", "language_projection", "query_tokens")
+ATTENDING = (
+    "blip-2", "chameleon", "got_ocr2", "granite4_vision", "idefics2", "instructblip", "instructblipvideo", "kosmos-2",
+    "molmo2", "pp_chart2table",
+)  # fmt: skip
+SEEING = (
+    "vision", "connector", "projector", "qformer", "language_projection", "image_to_text_projection", "query_tokens",
+)  # fmt: skip
 #: Classes that cannot be made from their own defaults, or whose configuration leaves out what no default stands for.
 NO_DEFAULTS = {
     "aria": "it has queries for pictures of 980 pixels in patches of 14, and its default tower has others",
@@ -34,10 +43,33 @@ NO_DEFAULTS = {
     "mobilevlm": "not in transformers",
 }
 #: What the defaults of a class leave out, and every checkpoint says.
-LEFT_OUT = {
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "chameleon": {"vocabulary_map": {"<image>": 8711}},
     "deepseek_ocr2": {"text_config": {"num_experts_per_tok": 6, "mlp_layer_types": ["dense"] + ["sparse"] * 31}},
+    "granite4_vision": {
+        "vision_config": {"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 16},
+        "downsample_rate": "4/8",
+        "deepstack_layer_map": [[-19, 9], [-13, 6]],
+    },
     "hunyuan_vl": {"text_config": {"head_dim": 128}},
 }
+#: Decoders that generate alone, from what the model has made of pictures and text; and models that make no cache.
+ALONE = {
+    "blip-2": "language_model", "instructblip": "language_model", "instructblipvideo": "language_model",
+    "kosmos-2": "text_model",
+}  # fmt: skip
+CACHELESS = ("granite4_vision",)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """For models that make masks of the default number format."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("name", [name for name in EXTRA if tiny.transformers_has(name)])
@@ -46,14 +78,16 @@ def test_dense_cost_equals_what_runs(name: str) -> None:
     inputs = tiny.inputs(name, batch=BATCH)
     spec = ModelSpec.from_config(model.config.to_dict(), {"image_processor": EXTRA[name].processor or {}})
     expected = cost(spec, workload_of(name, spec, inputs), dense(spec.layers), head="all")
-    with torch.no_grad(), FlopCounter() as prefill:
+    if name in CACHELESS:
+        inputs["past_key_values"] = transformers.DynamicCache()
+    with default_dtype(torch.float64), torch.no_grad(), FlopCounter() as prefill:
         output = model(**inputs, use_cache=True)
-    if hasattr(output, "language_model_outputs"):  # BLIP's decoder generates alone, from what it is given
-        model, output = model.language_model, output.language_model_outputs
+    if name in ALONE:
+        model, output = getattr(model, ALONE[name]), getattr(output, "language_model_outputs", output)
     assert not spec.decoder.modelled
     assert prefill.total == expected.prefill_flops
     assert cache_bytes(output.past_key_values) == expected.kv_cache_bytes
-    with torch.no_grad(), FlopCounter() as decode:
+    with default_dtype(torch.float64), torch.no_grad(), FlopCounter() as decode:
         model(**next_token(name, inputs, output))
     assert decode.total == BATCH * expected.decode_flops_per_token
 

@@ -174,6 +174,8 @@ def _collate(family: str, samples: list[Sample], left_pad: int) -> dict[str, tor
     if typed and _takes(family, "moe_mm_token_type_ids"):
         # ERNIE's processor takes the marks around a picture for visual too.
         batch["moe_mm_token_type_ids"] = (is_image + (ids == VISION_START) + (ids == VISION_END)).int()
+    if _takes(family, "image_embeds_position_mask"):
+        batch["image_embeds_position_mask"] = is_image
     if _takes(family, "qformer_input_ids"):
         # The instruction once more, whose words a tokenizer of its own makes; here the same.
         batch["qformer_input_ids"] = torch.stack([row[row != IMAGE] for row in ids])

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from tests.tiny.configs import HIDDEN, IMAGE, VISION_END, VISION_START, Config, text, tower
-from tests.tiny.extra import Extra, Noise, Picture, _grid, _ids, _muse, _pixtral_sizes, _square
+from tests.tiny.configs import (
+    HIDDEN,
+    IMAGE,
+    SIDE,
+    VISION_END,
+    VISION_START,
+    VOCAB,
+    Config,
+    _anyres,
+    _clip,
+    text,
+    tower,
+)
+from tests.tiny.extra import Extra, Noise, Picture, _grid, _ids, _muse, _pixtral_sizes, _square, _unpadded
 
 EXPERTS = {"moe_intermediate_size": 20, "num_experts_per_tok": 2}
 
@@ -161,6 +173,42 @@ def _large_view(noise: Noise, number: int, odd: bool) -> Picture:
     return {"pixel_values": noise(1, 3, 192, 192)}, 12 * 12 + 1
 
 
+def _granite4(layers: int) -> Config:
+    """Four by four patches of a window become two by two queries; features of two vision layers, and of four
+    offsets."""
+    former = {"model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 28}
+    return {
+        **_anyres(layers, _clip(hidden_size=64, patch_size=3), model_type="granite4_vision_text"),
+        "downsample_rate": "2/4",
+        "qformer_config": {**former, "cross_attention_frequency": 1},
+        "deepstack_layer_map": [[1, 0], [2, 2]],
+        "spatial_target_layers": [0, 1, 2, 3],
+    }
+
+
+def _halved_views(noise: Noise, number: int, odd: bool) -> Picture:
+    """Base view and two tiles of 24 x 24, each of 4 x 4 tokens."""
+    found, _ = _unpadded(noise, number, odd)
+    return found, 16 + (4 if found["image_sizes"][0, 0] == 24 else 6) * 9
+
+
+def _kosmos2(layers: int) -> Config:
+    decoder = {
+        "vocab_size": VOCAB, "embed_dim": HIDDEN, "layers": layers, "ffn_dim": 48, "attention_heads": 4,
+        "pad_token_id": 0, "max_position_embeddings": 128,
+    }  # fmt: skip
+    return {"vision_config": tower("kosmos_2_vision_model"), "text_config": decoder, "latent_query_num": 6}
+
+
+def _chameleon(layers: int) -> Config:
+    tokeniser = {
+        "embed_dim": 12, "num_embeddings": 20, "latent_channels": 8, "resolution": 24, "base_channels": 32,
+        "channel_multiplier": [1, 1, 2], "num_res_blocks": 2,
+    }  # fmt: skip
+    words = {f"IMGIMG{''.join(chr(65 + int(digit)) for digit in str(word))}Z": word for word in range(20)}
+    return {**text(layers), "vq_config": tokeniser, "vocabulary_map": {**words, "<image>": IMAGE}}
+
+
 def _lfm3(layers: int) -> Config:
     vision = tower(
         "lfm3_vl_vision", patch_size=4, num_key_value_heads=1, layer_types=["conv", "full_attention", "conv"]
@@ -185,11 +233,14 @@ RECENT: dict[str, Extra] = {
     "ernie4_5_vl_moe": Extra(
         "Ernie4_5_VLMoeForConditionalGeneration", _ernie, _grid(3, frames=1), marks=True, typed=True
     ),
+    "chameleon": Extra("ChameleonForConditionalGeneration", _chameleon, _square(SIDE, 36)),
     "deepseek_ocr2": Extra(
         "DeepseekOcr2ForConditionalGeneration", _deepseek_ocr2, _large_view, processor=_VIEW, size=(192, 192)
     ),
     "fuyu": Extra("FuyuForCausalLM", _fuyu, _flat_patches),
+    "granite4_vision": Extra("Granite4VisionForConditionalGeneration", _granite4, _halved_views),
     "hunyuan_vl": Extra("HunYuanVLForConditionalGeneration", _hunyuan, _ended_rows, marks=True, typed=True),
+    "kosmos-2": Extra("Kosmos2ForConditionalGeneration", _kosmos2, _square(SIDE, 6)),
     "lfm3_vl": Extra("Lfm3VlForConditionalGeneration", _lfm3, _grid(3), marks=True),
     "minimax_m3_vl": Extra("MiniMaxM3SparseForConditionalGeneration", _minimax_m3, _grid(3)),
     "mistral_large4": Extra("MistralLarge4ForConditionalGeneration", _mistral_large4, _pixtral_sizes),

@@ -40,6 +40,7 @@ _UNFOLLOWED = {
     "blip-2": "hands its language model other inputs than it is given",
     "instructblip": "hands its language model other inputs than it is given",
     "instructblipvideo": "hands its language model other inputs than it is given",
+    "granite4_vision": "adds visual features to layers all over its decoder",
     "janus": "decodes in a way of its own",
     "step3p7": "has layers of unlike numbers of heads",
 }

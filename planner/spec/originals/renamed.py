@@ -42,6 +42,22 @@ def fuyu(values: Values) -> Values:
     return beside({"text_config": text, "vision_config": patches}, values)
 
 
+def chameleon(values: Values) -> Values:
+    """Chameleon: its decoder's fields at the top level, and a tokeniser in place of a vision tower."""
+    vision = beside({"model_type": "chameleon_vqgan"}, values.get("vq_config") or {})
+    token = renamed(values.get("vocabulary_map") or {}, image_token_id="<image>")
+    return beside(
+        {**token, "text_config": beside({"model_type": "chameleon_text"}, values), "vision_config": vision}, values
+    )
+
+
+def kosmos2(values: Values) -> Values:
+    """KOSMOS-2: fields of its decoder under names of its own."""
+    text = values.get("text_config") or {}
+    own = renamed(text, hidden_size="embed_dim", num_hidden_layers="layers", num_attention_heads="attention_heads")
+    return beside({"text_config": beside({**own, "model_type": "kosmos_2_text_model"}, text)}, values)
+
+
 def molmo2(values: Values) -> Values:
     """Molmo 2: its files declare layers of the vision tower that its weights do not have."""
     adapter = values["adapter_config"]

@@ -36,9 +36,9 @@ from planner.spec.projectors.merging import (
 )
 from planner.spec.projectors.parts import ProjectorParts
 from planner.spec.projectors.pooling import gemma3, gemma4, got_ocr2, mobilevlm, phi4
-from planner.spec.projectors.queries import aria, idefics2, molmo2, q_former, resampled
+from planner.spec.projectors.queries import aria, idefics2, kosmos2, molmo2, q_former, resampled, windowed_q_formers
 from planner.spec.projectors.shuffling import granite_docling, idefics3, internvl, lfm2_vl, llama4, shuffled_gate
-from planner.spec.projectors.vocabulary import ovis2
+from planner.spec.projectors.vocabulary import ovis2, quantised
 
 __all__ = [
     "ProjectorParts",
@@ -60,6 +60,7 @@ __all__ = [
     "idefics3",
     "internvl",
     "janus",
+    "kosmos2",
     "lfm2_vl",
     "llama4",
     "llava",
@@ -77,10 +78,12 @@ __all__ = [
     "phi4",
     "projected_then_merged",
     "q_former",
+    "quantised",
     "resampled",
     "shuffled_gate",
     "step3",
     "unprojected",
     "video_llama_3",
     "vipllava",
+    "windowed_q_formers",
 ]
