@@ -12,7 +12,7 @@ from planner.schedule import Select, kept
 from planner.spec.cells import shares, smaller
 from planner.spec.encoded import Encoded, Grid
 from planner.spec.facts import ImageRule, ModelSpec, Projector, Tower
-from planner.spec.images import assumed, encode
+from planner.spec.images import assumed, encode_all
 from planner.spec.video import encode_video
 
 
@@ -44,7 +44,7 @@ def vision_flops(
     """
     if spec.vision is None or spec.projector is None:
         return 0, 0, 0
-    images = [encode(spec, width, height) for width, height in sizes]
+    images = encode_all(spec, sizes)
     images += [frame for width, height, frames in videos for frame in encode_video(spec, width, height, frames)]
     images = images or [assumed(spec, visual_tokens)]
     if shrinks is not None and spec.images is not None and spec.images.kind == "resize":

@@ -7,7 +7,7 @@ lies beside the configuration (`planner.spec.processor`), else those of the fami
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from planner.errors import InputError, UnsupportedModelError
@@ -37,6 +37,18 @@ def encode(spec: ModelSpec, width: int, height: int) -> Encoded:
     from planner.spec.views import VIEWS
 
     return {**RULES, **FITTING, **VIEWS}[spec.images.kind](spec.images, width, height)
+
+
+def encode_all(spec: ModelSpec, sizes: Sequence[tuple[int, int]]) -> list[Encoded]:
+    """The images of one request, by width and height.
+
+    Raises:
+        InputError, UnsupportedModelError: as `encode`.
+    """
+    images, rule = [encode(spec, width, height) for width, height in sizes], spec.images
+    if rule is None or not rule.alone or len(images) < 2:
+        return images
+    return [Encoded((_tile(rule),), rule.tile_tokens + 1, (*tile_grid(rule), LONE))] * len(images)
 
 
 def mark_tokens(spec: ModelSpec, image: Encoded) -> int:

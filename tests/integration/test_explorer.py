@@ -64,11 +64,15 @@ byId("checked").textContent = JSON.stringify(settings.map((one) => {
 
 @pytest.fixture(scope="module")
 def targets() -> dict[str, Target]:
-    """Shipped models, and one whose projector reads the prompt's text."""
+    """Shipped models, one whose projector reads the prompt's text, and one that cuts a picture that is alone."""
     text = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32}
     config = {"model_type": "instructblip", "text_config": text, "vision_config": {}, "qformer_config": {}}
     reading = Target("instructblip", ModelSpec.from_config(config), {"visual_tokens": 32})
-    return {**{name: read_target(name) for name in shipped()}, reading.name: reading}
+    vision = {"image_size": 384, "patch_size": 14}
+    config = {"model_type": "llava_onevision", "text_config": text | {"model_type": "qwen2"}, "vision_config": vision}
+    cutting = Target("llava_onevision", ModelSpec.from_config(config), {"visual_tokens": 729})
+    others = {one.name: one for one in (reading, cutting)}
+    return {**{name: read_target(name) for name in shipped()}, **others}
 
 
 def page_of(targets: dict[str, Target], **options: Any) -> str:

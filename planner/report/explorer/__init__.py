@@ -24,7 +24,7 @@ from planner.report.targets import Target, asked_workload
 from planner.report.templates import render_page, text_of
 from planner.schedule import Schedule
 from planner.spec.facts import LayerSpec, ModelSpec, Projector
-from planner.spec.images import encode
+from planner.spec.images import encode_all
 from planner.workload import Workload
 
 #: Width and height in pixels that the page offers beside what a user names.
@@ -154,25 +154,34 @@ def _layer(layer: LayerSpec) -> dict[str, Any]:
 
 
 def _picture(target: Target, base: Workload, size: tuple[int, int]) -> dict[str, Any]:
-    """What the first picture of a size adds to a prompt, what each further one does, and what seeing them takes.
+    """What pictures of a size add to a prompt; several of them too, where they are not cut as one alone is."""
+    rule = target.spec.images
+    several = {"several": _shown(target, base, size, 2)} if rule is not None and rule.alone else {}
+    return {"size": f"{size[0]}x{size[1]}", **_shown(target, base, size, 1), **several}
+
+
+def _shown(target: Target, base: Workload, size: tuple[int, int], least: int) -> dict[str, Any]:
+    """What the first of `least` pictures or more adds to a prompt, what each further one does, and what seeing them
+    takes.
 
     A tower's FLOPs grow with the pictures; where one sequence holds all of them, a part grows with their square.
     """
-    spec = target.spec
+    spec, few, many = target.spec, (size,) * least, (size,) * (least + 1)
     words = {name: getattr(base, name) for name in ("system_tokens", "text_tokens")}
-    one, two = (asked_workload(target, (size,) * count, words) for count in (1, 2))
-    tower, projector, ranking = vision_flops(spec, (size,), one.visual_tokens, 1, True)
-    both = vision_flops(spec, (size,) * 2, two.visual_tokens, 1, False)[0]
-    paired = (both - 2 * tower) // 2
+    fewer, more = (asked_workload(target, images, words) for images in (few, many))
+    tower, projector, ranking = (flops // least for flops in vision_flops(spec, few, fewer.visual_tokens, 1, True))
+    shared = any(block.span == "batch" for block in spec.vision.blocks) if spec.vision is not None else False
+    both = vision_flops(spec, many, more.visual_tokens, 1, False)[0]
+    paired = (both - 2 * tower) // 2 if shared else 0
     executed: ModelSpec = engine("vllm").executed(spec)
+    each = {name: getattr(more, name) - getattr(fewer, name) for name in _ADDED}
     return {
-        "size": f"{size[0]}x{size[1]}",
-        "tiles": len(encode(spec, *size).tiles),
-        "one": {name: getattr(one, name) - getattr(base, name) for name in _ADDED},
-        "more": {name: getattr(two, name) - getattr(one, name) for name in _ADDED},
+        "tiles": len(encode_all(spec, few)[0].tiles),
+        "one": {name: getattr(fewer, name) - getattr(base, name) - (least - 1) * each[name] for name in _ADDED},
+        "more": each,
         "fixed_flops": tower - paired,
         "paired_flops": paired,
-        "served_flops": vision_flops(executed, (size,), one.visual_tokens, 1, False)[0],
+        "served_flops": vision_flops(executed, few, fewer.visual_tokens, 1, False)[0] // least,
         "projector_flops": projector,
         "ranking_flops": ranking,
     }

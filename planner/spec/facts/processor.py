@@ -51,6 +51,8 @@ class ImageRule:
         max_tiles: of ``aspect``, ``fit``, ``grid`` and the others that cut.
         longest_edge, shortest_edge: of ``shrink``, ``split`` and ``edges``, in pixels; width and height of ``boxed``.
         max_patches: of one tile; ``budget`` and ``large`` fill their tiles up to it.
+        alone: a picture is cut only where it is the only one of its request; several are a view each, with a break
+            behind it.
         marks: text tokens that come with an image.
     """
 
@@ -74,6 +76,7 @@ class ImageRule:
     max_patches: int = 0
     view: int = 0
     margin: int = 0
+    alone: bool = False
     marks: Marks = Marks()
 
     @property
