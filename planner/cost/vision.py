@@ -92,6 +92,8 @@ def tower_macs(tower: Tower, images: Sequence[Encoded], batch: int = 1) -> int:
     macs += tower.mask_macs * sum(count * count for count in lengths["image"])
     if tower.pooled:
         macs += tower.hidden_size * sum(count * (count // tower.pooled) for count in lengths["tile"])
+    if tower.beside is not None:
+        macs += tower_macs(tower.beside, [Encoded(((tower.beside_side,) * 2,), 0)] * len(tiles))
     tokens = lengths["tile"]
     return batch * (macs + tower.token_macs * sum(tokens) + tower.tile_macs * len(tokens))
 

@@ -218,6 +218,24 @@ def vqgan(config: Config, model_type: str) -> Tower:
     return Tower(model_type, into, macs, (Block(1, 4 * into * into, 2 * into),))
 
 
+def pix2struct(config: Config, model_type: str) -> Tower:
+    """KOSMOS-2.5's: gated blocks on patches filled up to a fixed number, with heads of a stated size."""
+    width, inner = config.size("hidden_size"), config.size("num_attention_heads") * config.size("head_dim")
+    macs = 4 * width * inner + 3 * width * config.size("intermediate_size")
+    block = Block(config.layers("num_hidden_layers"), macs, 2 * inner)
+    return Tower(model_type, width, width * config.size("patch_embed_hidden_size"), (block,), score_macs=inner)
+
+
+def siglip_and_sam(config: Config, model_type: str) -> Tower:
+    """DeepSeek-VL's larger one: SigLIP, and beside it `sam` on a larger picture, with a neck of its own for its last
+    state and one for that of its first layer that sees the whole."""
+    data = family("got_ocr2_vision", "tower")
+    larger = Config(config.get("high_res_vision_config", default={}), "high_res_vision_config", data)
+    beside, side = sam(larger, "sam_vision_model"), larger.side("image_size") // larger.side("patch_size")
+    beside = replace(beside, blocks=(*beside.blocks, beside.blocks[-1]))
+    return replace(clip(config, model_type), beside=beside, beside_side=side)
+
+
 def patches(config: Config, model_type: str) -> Tower:
     """No encoder: one matrix from every patch to the decoder's width."""
     width = config.size("hidden_size")

@@ -16,9 +16,9 @@ from tests.tiny.extra import EXTRA
 
 #: Families whose tokens for pictures of nine sizes are compared with their processor's.
 TOKENS = (
-    "gemma4", "glm4v", "idefics2", "idefics3", "internvl", "llava_next", "llava_onevision", "minicpmv4_6", "mistral3",
-    "mllama", "molmo2", "ovis2", "paddleocr_vl", "qwen2_vl", "smolvlm", "step3p7",
-    "video_llama_3",
+    "deepseek_ocr2", "fuyu", "gemma4", "glm4v", "granite4_vision", "hunyuan_vl", "idefics2", "idefics3", "internvl",
+    "llava_next", "llava_onevision", "minicpmv4_6", "mistral3", "mllama", "molmo2", "ovis2", "paddleocr_vl",
+    "qwen2_vl", "smolvlm", "step3p7", "video_llama_3",
 )  # fmt: skip
 #: Why those without a cost have none.
 REASONS = {
@@ -37,11 +37,9 @@ REASONS = {
     "its attention has short convolutions, some with weights made for every token, and relative positions": (
         "inkling2", "inkling_mm_model",
     ),
-    "two vision towers see the picture at two sizes": ("deepseek_vl_hybrid",),
     "its vision tower routes patches to experts": ("dots3_note",),
     "pictures become words through convolutions over time as well, which no tower here has": ("emu3",),
     "its visual tokens stand ahead of the prompt and have no place in it": ("git",),
-    "its vision tower takes filled-up rows of patches whose number its processor alone knows": ("kosmos-2.5",),
 }  # fmt: skip
 #: In the order of the columns.
 COLUMNS = ("family", "cost", "counted forward", "weights of the class", "tokens of its processor", "a plan at run time")

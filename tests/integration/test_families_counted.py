@@ -25,10 +25,11 @@ UNUSED = ("audio", ".fine.", "vqmodel", "generation_", "video_tower", "bk_layer"
 #: decoders alone are compared, and the names of what is left out.
 ATTENDING = (
     "blip-2", "chameleon", "got_ocr2", "granite4_vision", "idefics2", "instructblip", "instructblipvideo", "kosmos-2",
-    "molmo2", "pp_chart2table",
+    "kosmos-2.5", "deepseek_vl_hybrid", "molmo2", "pp_chart2table",
 )  # fmt: skip
 SEEING = (
     "vision", "connector", "projector", "qformer", "language_projection", "image_to_text_projection", "query_tokens",
+    "aligner",
 )  # fmt: skip
 #: Classes that cannot be made from their own defaults, or whose configuration leaves out what no default stands for.
 NO_DEFAULTS = {
@@ -56,7 +57,7 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 #: Decoders that generate alone, from what the model has made of pictures and text; and models that make no cache.
 ALONE = {
     "blip-2": "language_model", "instructblip": "language_model", "instructblipvideo": "language_model",
-    "kosmos-2": "text_model",
+    "kosmos-2": "text_model", "kosmos-2.5": "text_model",
 }  # fmt: skip
 CACHELESS = ("granite4_vision",)
 

@@ -29,7 +29,7 @@ from tests.tiny.extra import EXTRA
 #: Families with layers, attention or inputs that the runtime refuses by name.
 REFUSED = (
     "blip-2", "ernie4_5_vl_moe", "granite4_vision", "instructblip", "instructblipvideo", "janus", "kimi_k25",
-    "kosmos-2", "minimax_m3_vl", "mistral_large4", "step3p7", "unlimited_ocr",
+    "kosmos-2", "kosmos-2.5", "minimax_m3_vl", "mistral_large4", "step3p7", "unlimited_ocr",
 )  # fmt: skip
 ATTACHED = [name for name in ("llama4", *EXTRA) if name not in REFUSED and tiny.transformers_has(name)]
 #: Most layers keep a state: linear attention, short convolutions.

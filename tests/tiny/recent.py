@@ -200,6 +200,34 @@ def _kosmos2(layers: int) -> Config:
     return {"vision_config": tower("kosmos_2_vision_model"), "text_config": decoder, "latent_query_num": 6}
 
 
+def _kosmos2_5(layers: int) -> Config:
+    vision = {
+        "hidden_size": 16, "patch_embed_hidden_size": 12, "intermediate_size": 24, "head_dim": 6,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "max_num_patches": 16,
+    }  # fmt: skip
+    return {**_kosmos2(layers), "vision_config": vision}
+
+
+def _filled_up(noise: Noise, number: int, odd: bool) -> Picture:
+    """Row and column of every patch ahead of it."""
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(4))
+    return {"flattened_patches": torch.cat([places[None].to(noise(1).dtype), noise(1, 16, 12)], dim=-1)}, 6
+
+
+def _deepseek_vl_hybrid(layers: int) -> Config:
+    """Four by four patches of one tower, sixteen by sixteen of the other."""
+    return {
+        "vision_config": tower("siglip_vision_model", vision_use_head=False),
+        "high_res_vision_config": {"model_type": "sam_vision_model", **_SAM},
+        "text_config": text(layers, model_type="llama"),
+        "image_token_id": IMAGE,
+    }
+
+
+def _at_two_sizes(noise: Noise, number: int, odd: bool) -> Picture:
+    return {"pixel_values": noise(1, 3, SIDE, SIDE), "high_res_pixel_values": noise(1, 3, 64, 64)}, 16
+
+
 def _chameleon(layers: int) -> Config:
     tokeniser = {
         "embed_dim": 12, "num_embeddings": 20, "latent_channels": 8, "resolution": 24, "base_channels": 32,
@@ -234,6 +262,7 @@ RECENT: dict[str, Extra] = {
         "Ernie4_5_VLMoeForConditionalGeneration", _ernie, _grid(3, frames=1), marks=True, typed=True
     ),
     "chameleon": Extra("ChameleonForConditionalGeneration", _chameleon, _square(SIDE, 36)),
+    "deepseek_vl_hybrid": Extra("DeepseekVLHybridForConditionalGeneration", _deepseek_vl_hybrid, _at_two_sizes),
     "deepseek_ocr2": Extra(
         "DeepseekOcr2ForConditionalGeneration", _deepseek_ocr2, _large_view, processor=_VIEW, size=(192, 192)
     ),
@@ -241,6 +270,7 @@ RECENT: dict[str, Extra] = {
     "granite4_vision": Extra("Granite4VisionForConditionalGeneration", _granite4, _halved_views),
     "hunyuan_vl": Extra("HunYuanVLForConditionalGeneration", _hunyuan, _ended_rows, marks=True, typed=True),
     "kosmos-2": Extra("Kosmos2ForConditionalGeneration", _kosmos2, _square(SIDE, 6)),
+    "kosmos-2.5": Extra("Kosmos2_5ForConditionalGeneration", _kosmos2_5, _filled_up),
     "lfm3_vl": Extra("Lfm3VlForConditionalGeneration", _lfm3, _grid(3), marks=True),
     "minimax_m3_vl": Extra("MiniMaxM3SparseForConditionalGeneration", _minimax_m3, _grid(3)),
     "mistral_large4": Extra("MistralLarge4ForConditionalGeneration", _mistral_large4, _pixtral_sizes),

@@ -88,7 +88,7 @@ def _model(spelled: str, target: Target, sizes: Sequence[tuple[int, int]]) -> di
     kinds = [layer for layer, _ in spec.decoder.kinds]
     served = engine("vllm").executed(spec).decoder.layers
     bits = {bits: base.model_copy(update={"weight_bits": bits}) for bits in WEIGHT_BITS}
-    blocks = spec.vision.blocks if spec.vision is not None else ()
+    blocks = spec.vision.layers if spec.vision is not None else ()
     return {
         "name": target.name,
         "spelled": spelled,

@@ -112,6 +112,8 @@ _LATER = {
     "latents": 0,
     "row_macs": 0,
     "side_macs": 0,
+    "beside": None,
+    "beside_side": 0,
     "answer_window": 0,
     "text_macs": 0,
     "text_pair_macs": 0,

@@ -46,6 +46,8 @@ class Tower:
         token_macs, tile_macs: pooling head, per token and per tile.
         mask_macs: per pair of an image's tokens, once: a mask that is built as a matrix product.
         pooled: patches that become one by averaging as a matrix product over a whole tile; 0 where it is none.
+        beside, beside_side: another tower that sees each tile's picture too, at a size of its own, and how many patches
+            a side of it has.
         score_rows: query rows per tile that say which patches matter (1: the class token's; 0: every row, averaged),
             for policies that prune before the decoder, and `score_macs` per query-key pair.
     """
@@ -63,6 +65,13 @@ class Tower:
     pooled: int = 0
     score_rows: int = 0
     score_macs: int = 0
+    beside: Tower | None = None
+    beside_side: int = 0
+
+    @property
+    def layers(self) -> tuple[Block, ...]:
+        """Encoder layers of both towers, where there are two."""
+        return self.blocks if self.beside is None else (*self.blocks, *self.beside.layers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,12 @@ from planner.spec.originals.renamed import (
     fuyu,
     kimi,
     kosmos2,
+    kosmos2_5,
     minimax_m3,
     molmo2,
     ovis2_5,
     step3p7,
+    two_towers,
     videos_alone,
 )
 
@@ -32,6 +34,7 @@ __all__ = [
     "internvl_chat",
     "kimi",
     "kosmos2",
+    "kosmos2_5",
     "llama_nemotron",
     "llava",
     "minicpmv",
@@ -40,5 +43,6 @@ __all__ = [
     "ovis2_5",
     "phi4mm",
     "step3p7",
+    "two_towers",
     "videos_alone",
 ]

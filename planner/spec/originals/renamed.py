@@ -51,11 +51,25 @@ def chameleon(values: Values) -> Values:
     )
 
 
-def kosmos2(values: Values) -> Values:
+def kosmos2(values: Values, model_type: str = "kosmos_2_text_model") -> Values:
     """KOSMOS-2: fields of its decoder under names of its own."""
     text = values.get("text_config") or {}
     own = renamed(text, hidden_size="embed_dim", num_hidden_layers="layers", num_attention_heads="attention_heads")
-    return beside({"text_config": beside({**own, "model_type": "kosmos_2_text_model"}, text)}, values)
+    return beside({"text_config": beside({**own, "model_type": model_type}, text)}, values)
+
+
+def kosmos2_5(values: Values) -> Values:
+    """KOSMOS-2.5: the same."""
+    return kosmos2(values, "kosmos_2_5_text_model")
+
+
+def two_towers(values: Values) -> Values:
+    """DeepSeek-VL's larger one: what its second tower is, beside the first."""
+    own = {
+        "model_type": "deepseek_vl_hybrid_vision",
+        **renamed(values, high_res_vision_config="high_res_vision_config"),
+    }
+    return beside({"vision_config": beside(own, values.get("vision_config") or {})}, values)
 
 
 def molmo2(values: Values) -> Values:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from planner.spec.projectors.every_patch import (
     anyres,
+    deepseek_vl_hybrid,
     embedded,
     janus,
     llava,
@@ -36,7 +37,16 @@ from planner.spec.projectors.merging import (
 )
 from planner.spec.projectors.parts import ProjectorParts
 from planner.spec.projectors.pooling import gemma3, gemma4, got_ocr2, mobilevlm, phi4
-from planner.spec.projectors.queries import aria, idefics2, kosmos2, molmo2, q_former, resampled, windowed_q_formers
+from planner.spec.projectors.queries import (
+    aria,
+    idefics2,
+    kosmos2,
+    kosmos2_5,
+    molmo2,
+    q_former,
+    resampled,
+    windowed_q_formers,
+)
 from planner.spec.projectors.shuffling import granite_docling, idefics3, internvl, lfm2_vl, llama4, shuffled_gate
 from planner.spec.projectors.vocabulary import ovis2, quantised
 
@@ -47,6 +57,7 @@ __all__ = [
     "deepseek_ocr",
     "deepseek_ocr2",
     "deepseek_vl2",
+    "deepseek_vl_hybrid",
     "deepstacked",
     "embedded",
     "ernie",
@@ -61,6 +72,7 @@ __all__ = [
     "internvl",
     "janus",
     "kosmos2",
+    "kosmos2_5",
     "lfm2_vl",
     "llama4",
     "llava",

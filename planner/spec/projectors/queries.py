@@ -110,16 +110,27 @@ def windowed_q_formers(model: Config, vision: Config, tower: Tower, hidden: int)
 
 def kosmos2(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """A matrix on every patch; learned queries ask those and themselves once."""
-    latents, side, patch = model.size("latent_query_num"), vision.side("image_size"), vision.side("patch_size")
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    projector = _asked_once(model, tower, hidden)
+    return projector, ImageRule("fixed", side, patch, tile_tokens=projector.latents)
+
+
+def kosmos2_5(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """The same; a picture is as large as a fixed number of patches allows, and filled up to it."""
+    side, projector = math.isqrt(vision.size("max_num_patches")), _asked_once(model, tower, hidden)
+    return projector, ImageRule("fixed", 16 * side, 16, tile_tokens=projector.latents)
+
+
+def _asked_once(model: Config, tower: Tower, hidden: int) -> Projector:
+    latents = model.size("latent_query_num")
     kept = 2 * hidden * hidden + latents * 2 * hidden
-    projector = Projector(
+    return Projector(
         merge=1,
         macs=2 * hidden * hidden + kept,
         patch_macs=tower.hidden_size * hidden + kept,
-        class_token=True,
+        class_token=tower.extra_tokens > 0,
         latents=latents,
     )
-    return projector, ImageRule("fixed", side, patch, tile_tokens=latents)
 
 
 def resampled(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
