@@ -104,7 +104,7 @@ def _elements(spec: ModelSpec) -> dict[str, int]:
         "projector": 0,
     }
     if spec.vision is not None and spec.projector is not None:
-        elements["vision"] = spec.vision.patch_macs + sum(block.repeat * block.macs for block in spec.vision.blocks)
+        elements["vision"] = spec.vision.patch_macs + sum(block.repeat * block.macs for block in spec.vision.layers)
         elements["projector"] = spec.projector.macs + spec.projector.patch_macs
     return elements
 

@@ -63,11 +63,14 @@ def feed_forward(config: Config, data: Mapping[str, Any], sparse: bool, wide: in
     if experts.get("beside_dense"):
         shared += wide * _dense_width(config, data, layer)
     router = hidden * count + (hidden if experts.get("shared_gate") else 0)
+    # Muse Spark's experts run at a width of their own: tokens are brought to it, and back.
+    inside = config.size(experts["inside"]) if "inside" in experts else hidden
+    brought = 2 * hidden * inside if "inside" in experts else 0
     return FeedForward(
-        dense_macs=beside + router + matrices * hidden * shared,
+        dense_macs=beside + router + brought + matrices * hidden * shared,
         front_macs=front,
-        expert_macs=matrices * hidden * width,
-        visual_expert_macs=matrices * hidden * visual_width,
+        expert_macs=matrices * inside * width,
+        visual_expert_macs=matrices * inside * visual_width,
         experts=count,
         experts_run=count if experts.get("runs_all") else per_token,
         routed=per_token if experts.get("runs_all") else 0,

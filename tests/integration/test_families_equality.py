@@ -27,10 +27,13 @@ from tests.schedules import LAYERS, ON_HYBRIDS, SCHEDULES, static
 from tests.tiny.extra import EXTRA
 
 #: Families with layers, attention or inputs that the runtime refuses by name.
-REFUSED = ("blip-2", "ernie4_5_vl_moe", "janus", "kimi_k25", "minimax_m3_vl", "step3p7")
+REFUSED = (
+    "blip-2", "ernie4_5_vl_moe", "granite4_vision", "instructblip", "instructblipvideo", "janus", "kimi_k25",
+    "kosmos-2", "kosmos-2.5", "minimax_m3_vl", "mistral_large4", "step3p7", "unlimited_ocr",
+)  # fmt: skip
 ATTACHED = [name for name in ("llama4", *EXTRA) if name not in REFUSED and tiny.transformers_has(name)]
 #: Most layers keep a state: linear attention, short convolutions.
-HYBRIDS = ("lfm2_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe")
+HYBRIDS = ("lfm2_vl", "lfm3_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe")
 CHOSEN = ("visipruner", "fastv", "prefix-mixed")
 CHOSEN_HYBRID = ("hybrid-visipruner", "hybrid-fastv", "hybrid-entry")
 #: Layers 4 and 5 read the keys and values of layers 3 and 2.

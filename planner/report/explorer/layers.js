@@ -50,6 +50,7 @@ function lay(schedule, workload) {
       first: stage.first, last: stage.last, system: workload.system_tokens, text, visual,
       cachedVisual: { none: 0, kept: keptOnes, all: visual }[stage.cache_visual],
       promptText: workload.text_tokens, promptVisual: workload.visual_tokens, between: workload.between_tokens,
+      marks: workload.mark_tokens,
       alone, merge, scorings,
       // Of the rows that run together.
       gone: text - leftText + (alone ? 0 : visual - leftVisual),
@@ -115,11 +116,13 @@ function isolatedProjections(attention, isRead, segment, fast) {
 }
 
 /** Feed-forward of text and visual rows, and what runs in front of all layers, on the whole prompt, and behind them, on
- * the rows that are left. */
+ * the rows that are left. Marks around pictures go to the experts for what is seen.
+ */
 function fed(ffn, words, visual, segment) {
   const dropped = segment.system + segment.promptText + segment.promptVisual - words - visual;
-  const gone = segment.alone ? segment.gone + visual : segment.gone;
-  return dropped * ffn.front_macs - gone * ffn.back_macs + words * ffn.macs + visual * ffn.visual_macs;
+  const gone = segment.alone ? segment.gone + visual : segment.gone, marks = Math.min(segment.marks, words);
+  return dropped * ffn.front_macs - gone * ffn.back_macs
+    + (words - marks) * ffn.macs + (visual + marks) * ffn.visual_macs;
 }
 
 /** A layer in which no visual row sees another one. */
@@ -178,7 +181,10 @@ function layerMacs(causal, model, layer, segment) {
 /** Tokens that a layer's cache holds of one request, `ahead` generated ones after the prompt. */
 function cachedTokens(model, attention, segment, ahead) {
   const visual = model.cross ? 0 : segment.cachedVisual;
-  if (!attention.window) return segment.system + segment.text + visual + ahead;
+  if (!attention.window) {
+    const generated = attention.answer_window ? Math.min(ahead, attention.answer_window - 1) : ahead;
+    return segment.system + segment.text + visual + generated;
+  }
   let reach = attention.window - 1 - ahead, total = Math.min(ahead, attention.window - 1);
   const parts = [
     [segment.text, segment.promptText], [visual, segment.promptVisual], [segment.system, segment.system],

@@ -156,7 +156,8 @@ class StreamLookup:
     """
 
     def __init__(self, parts: Parts, schedule: Schedule, stream: ImageStream | None, cache: ImageCache | None) -> None:
-        deepstack = getattr(parts.model.config.vision_config, "deepstack_visual_indexes", None) or ()
+        vision = getattr(parts.model.config, "vision_config", None)  # Fuyu has none
+        deepstack = getattr(vision, "deepstack_visual_indexes", None) or ()
         self.parts, self.stream, self.cache = parts, stream, cache
         self.extent = StreamExtent.of(schedule, len(deepstack))
         if stream is not None or cache is not None:

@@ -40,6 +40,7 @@ _UNFOLLOWED = {
     "blip-2": "hands its language model other inputs than it is given",
     "instructblip": "hands its language model other inputs than it is given",
     "instructblipvideo": "hands its language model other inputs than it is given",
+    "granite4_vision": "adds visual features to layers all over its decoder",
     "janus": "decodes in a way of its own",
     "step3p7": "has layers of unlike numbers of heads",
 }
@@ -110,7 +111,7 @@ def find_parts(model: Any) -> Parts:
     visual_ids = tuple(
         dict.fromkeys(int(token) for field in _TOKEN_FIELDS if (token := getattr(config, field, None)) is not None)
     )
-    if not visual_ids or not hasattr(config, "vision_config"):
+    if not visual_ids:
         raise UnsupportedModelError(
             f"{config.model_type} has no image placeholder token in its config, so its visual tokens cannot be found",
             "Use an image-text-to-text model such as LLaVA, Qwen2-VL or InternVL",

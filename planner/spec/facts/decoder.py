@@ -20,6 +20,7 @@ class Attention:
         head_dim, value_dim: size of a head's queries and keys, and of its values.
         query_macs, key_macs, value_macs, output_macs: projections, multiply-adds per token.
         window: tokens a sliding or chunked layer can see, itself included; 0 means no limit.
+        answer_window: tokens of the answer that a layer can see beside all of the prompt, itself included; 0: all.
         cached_elements: elements the KV cache holds per token.
         expand_macs, expanded_elements: of multi-head latent attention, making keys and values of one cached latent, at
             every step, and the elements a cache of those would hold; 0 elsewhere.
@@ -46,6 +47,7 @@ class Attention:
     value_macs: int
     output_macs: int
     window: int = 0
+    answer_window: int = 0
     cached_elements: int = 0
     expand_macs: int = 0
     expanded_elements: int = 0
