@@ -145,7 +145,7 @@ def test_matrices_of_the_class_with_its_own_defaults(name: str) -> None:
 
 
 #: Decoders without a default for everything, or whose classes are elsewhere.
-PARTIAL = ("internlm2", "internlm3", "deepseek_ocr2_text", "deepseek_v2")
+PARTIAL = ("internlm2", "internlm3", "deepseek_v2")
 
 
 @pytest.mark.parametrize("role", ["decoder", "tower"])
