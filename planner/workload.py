@@ -22,6 +22,8 @@ class Workload(BaseModel):
         output_tokens: answer length; the prefill produces the first one.
         between_tokens: how many of the `text_tokens` stand between images. Visual tokens that see the text before them
             are computed with the system tokens and these, as a mask over all of them cuts nothing off.
+        mark_tokens: how many of the system and text tokens are marks that a processor puts around and among pictures;
+            experts for what is seen take them too.
         context_tokens: how many of the `text_tokens` are long context that may be pruned.
         batch: equal requests side by side.
         images: ``(width, height)`` in pixels, for the vision tower's cost; empty means one image of the model's own
@@ -38,6 +40,7 @@ class Workload(BaseModel):
     text_tokens: Tokens = 64
     system_tokens: Tokens = 10
     between_tokens: Tokens = 0
+    mark_tokens: Tokens = 0
     output_tokens: Annotated[int, Field(ge=1, le=1 << 24)] = 64
     context_tokens: Tokens = 0
     batch: Annotated[int, Field(ge=1, le=1 << 16)] = 1
@@ -52,6 +55,8 @@ class Workload(BaseModel):
         for name in ("context_tokens", "between_tokens"):
             if (part := getattr(self, name)) > self.text_tokens:
                 raise ValueError(f"{name} ({part}) cannot exceed text_tokens ({self.text_tokens})")
+        if self.mark_tokens > (words := self.system_tokens + self.text_tokens):
+            raise ValueError(f"mark_tokens ({self.mark_tokens}) cannot exceed system_tokens + text_tokens ({words})")
         if self.prompt_tokens == 0:
             raise ValueError("an empty prompt costs nothing: give visual, text or system tokens")
         return self

@@ -63,7 +63,7 @@ class LensProbe(ExecutedProbe):
         return 1
 
     def run(self, batch: Batch) -> None:
-        """Raises `UnsupportedModelError` if the decoder has no final norm."""
+        """Raises `UnsupportedModelError` if the decoder has no final norm, or makes words of several hidden states."""
         states, logits = _last_states(batch)
         answer = logits.argmax(dim=-1)  # [B]
         parts = find_parts(batch.model)
@@ -118,6 +118,12 @@ def _last_states(batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor]:
     ``[B, vocabulary]``.
     """
     parts = find_parts(batch.model)
+    if parts.form.active is not None:
+        raise UnsupportedModelError(
+            f"the logit lens reads one hidden state a token, and {batch.model.config.model_type} makes its words of "
+            "several",
+            "Leave the probe out",
+        )
     norm = getattr(parts.tower, "norm", None)
     if norm is None or batch.model.get_output_embeddings() is None:
         raise UnsupportedModelError(

@@ -112,7 +112,12 @@ def command(
     measured = bench(loaded.model, inputs, schedule, rounds=rounds, new_tokens=new_tokens, seed=plan.decision.seed)
     costs = _costs_of(loaded.model, known.spec, batches.shapes()[0], schedule, batch_size, new_tokens)
     if row is None:
-        row = _fitted(fit_hardware or "this device", loaded.model, inputs, measured, costs[0], rounds)
+        try:
+            row = _fitted(fit_hardware or "this device", loaded.model, inputs, measured, costs[0], rounds)
+        except InputError as error:
+            if fit_hardware is not None:
+                raise
+            click.echo(f"Warning: {error.cause}; only FLOPs predict", err=True)
     click.echo(render(measured, costs, row, fmt), nl=False)
     if fit_hardware is not None:
         _write(fit_hardware, row)

@@ -285,7 +285,9 @@ def sight_flops(spec: ModelSpec, workload: Workload, schedule: Schedule) -> tupl
     shrinks = entry if entry is not None and entry.merge == "pixels" else None
     merged = () if schedule.tower is None else schedule.tower.merged
     images, visual, batch = workload.images, workload.visual_tokens, workload.batch
-    return vision_flops(spec, images, visual, batch, ranks, shrinks, workload.videos, merged)
+    reads = spec.projector is not None and spec.projector.text_macs > 0
+    words = workload.system_tokens + workload.text_tokens if reads else 0
+    return vision_flops(spec, images, visual, batch, ranks, shrinks, workload.videos, merged, words)
 
 
 def _entry_macs(spec: ModelSpec, entry: Select | None, shared: Sequence[int]) -> Number:

@@ -52,15 +52,18 @@ def layer_macs(
 
 
 def _fed(ffn: FeedForward, words: Number, visual: Number, segment: Segment) -> Number:
-    """Feed-forward of text rows and visual ones, which may have experts of their own, and what is projected for all of
-    the prompt before any row is dropped."""
-    if not (ffn.front_macs or ffn.visual_expert_macs):
+    """Feed-forward of text rows and visual ones, and what runs in front of all layers, before any row is dropped, and
+    behind them, on the rows that are left. Where visual rows have experts of their own, those take the marks around
+    pictures too."""
+    if not (ffn.front_macs or ffn.back_macs or ffn.visual_expert_macs):
         return (words + visual) * ffn.macs
     dropped = segment.system + segment.prompt_text + segment.prompt_visual - words - visual
-    front = dropped * ffn.front_macs
+    gone = segment.gone + visual if segment.alone else segment.gone
+    around = dropped * ffn.front_macs - gone * ffn.back_macs
     if not ffn.visual_expert_macs:
-        return front + (words + visual) * ffn.macs
-    return front + words * ffn.macs + visual * ffn.visual_macs
+        return around + (words + visual) * ffn.macs
+    marks = least(segment.marks, words)
+    return around + (words - marks) * ffn.macs + (visual + marks) * ffn.visual_macs
 
 
 def _recurrent_macs(layer: LayerSpec, segment: Segment, visual: Number) -> tuple[Number, ...]:
@@ -137,7 +140,7 @@ def _isolated_projections(attention: Attention, is_read: bool, segment: Segment,
         inputs = attention.value_macs + (attention.key_macs if is_read else 0)
     else:
         inputs = attention.projection_macs - attention.output_macs
-    return inputs if streamed else inputs + attention.output_macs
+    return inputs + (attention.before_macs if streamed else attention.output_macs)
 
 
 def _causal_pairs(attention: Attention, segment: Segment, rows: Number, visual: Number) -> tuple[Number, Number]:
@@ -240,7 +243,8 @@ def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahea
     is expected there.
     """
     visual = 0 if decoder.cross else segment.cached_visual
-    window, generated = attention.window, ahead if not attention.window else min(ahead, attention.window - 1)
+    window, reach = attention.window, attention.window or attention.answer_window
+    generated = min(ahead, reach - 1) if reach else ahead
     total: Number = generated if segment.generated is None else kept(segment.generated, generated)
     if not window:
         return segment.system + segment.text + visual + total

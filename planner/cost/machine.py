@@ -136,11 +136,11 @@ class Machine:
         work = _Work(self, spec, workload)
         tower, projector = spec.vision, spec.projector
         if counted["vision"] and tower is not None and projector is not None:
-            stored = sum(block.repeat * block.macs for block in tower.blocks)
+            stored = sum(block.repeat * block.macs for block in tower.layers)
             size = workload.weight_bits / 8
             work.add("vision", counted["vision"], stored * size)
             work.add("projector", counted["projector"], (projector.macs + projector.patch_macs) * size)
-            work.overhead_us = self.constants.tower_layer_us * sum(block.repeat for block in tower.blocks)
+            work.overhead_us = self.constants.tower_layer_us * sum(block.repeat for block in tower.layers)
         return work.step()
 
     def decode(self, spec: ModelSpec, workload: Workload, cells: Sequence[Cell], ahead: int) -> Step:

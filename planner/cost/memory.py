@@ -95,7 +95,7 @@ def weights_stored(spec: ModelSpec, workload: Workload) -> dict[str, int]:
 def _elements(spec: ModelSpec) -> dict[str, int]:
     kinds = [(layer.attention, layer.ffn, prefix[-1]) for layer, prefix in spec.decoder.kinds]
     elements = {
-        "embedding": 0 if spec.storage.tied else spec.decoder.head_macs,
+        "embedding": spec.storage.looked_up + (0 if spec.storage.tied else spec.decoder.head_macs),
         "lm_head": spec.decoder.head_macs,
         "attention_projections": sum(count * attention.projection_macs for attention, _, count in kinds),
         "ffn": sum(count * ffn.dense_macs for _, ffn, count in kinds),
@@ -104,7 +104,7 @@ def _elements(spec: ModelSpec) -> dict[str, int]:
         "projector": 0,
     }
     if spec.vision is not None and spec.projector is not None:
-        elements["vision"] = spec.vision.patch_macs + sum(block.repeat * block.macs for block in spec.vision.blocks)
+        elements["vision"] = spec.vision.patch_macs + sum(block.repeat * block.macs for block in spec.vision.layers)
         elements["projector"] = spec.projector.macs + spec.projector.patch_macs
     return elements
 

@@ -104,7 +104,7 @@ def _mergeable(spec: ModelSpec) -> tuple[Tower, Projector]:
             "Use a policy that drops tokens behind it",
         )
     plain = all(block.span == "tile" and block.patches == 1 and block.fed_macs for block in tower.blocks)
-    if not plain or tower.pad_to > 1 or tower.mask_macs or tower.pooled:
+    if not plain or tower.pad_to > 1 or tower.mask_macs or tower.pooled or tower.beside is not None:
         raise UnsupportedModelError(
             f"merging inside the vision encoder '{tower.family}' is not known",
             "Use a policy that drops tokens behind it",

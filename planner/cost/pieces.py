@@ -5,7 +5,7 @@ from __future__ import annotations
 from planner.errors import InputError
 from planner.schedule import Select
 from planner.spec.facts import ModelSpec
-from planner.spec.images import encode
+from planner.spec.images import encode_all
 from planner.workload import Workload
 
 
@@ -22,7 +22,7 @@ def pieces(spec: ModelSpec, workload: Workload, entry: Select | None) -> tuple[i
         tile = spec.images.tile_tokens if entry.per == "tile" else 0
         whole, rest = divmod(visual, tile) if tile else (0, visual)
         return (tile,) * whole + (rest,) * bool(rest)
-    encoded = [encode(spec, width, height) for width, height in workload.images]
+    encoded = encode_all(spec, workload.images)
     if entry.per == "tile":
         found = tuple(grid.tokens for image in encoded for grid in image.grids)
     else:

@@ -47,7 +47,8 @@ sample, shapes must not).
 
 Queries and keys are those the layer has just computed. A `probe` runs before the layer and computes them itself:
 keys of all n rows, the query of the last row, and for an influence score the values of all n rows. Where projections
-cannot be told apart (the `generic` form), all three of all n rows and of the last row. `influence_cos` also needs
+cannot be told apart (the `generic` form), all three of all n rows and of the last row. What else a layer computes ahead
+of its attention (Gemma 3n) it computes of all of them. `influence_cos` also needs
 the last row's attention output, and so does a `relative` threshold: one weighted sum of n values (H dv n) each. The
 layer then runs unchanged on the survivors.
 
@@ -124,6 +125,7 @@ def _probe_macs(select: Select, attention: Attention, rows: Number, generic: boo
         macs = inputs * (rows + 1)
     else:
         macs = attention.query_macs + (attention.key_macs + needs_values * attention.value_macs) * rows
+    macs = macs + attention.before_macs * (rows + 1)
     relative = isinstance(select.keep, Threshold) and select.keep.relative
     outputs = (select.rank_by == "influence_cos") + relative
     return macs + outputs * attention.heads * attention.value_dim * rows

@@ -43,7 +43,9 @@ class Segment(NamedTuple):
         cached_visual: visual tokens the cache holds for decoding.
         prompt_text, prompt_visual: such tokens in the prompt before anything was dropped.
         between: text after the first image that stands before another one, of what `text` was in the prompt.
+        marks: of the prompt's text, marks around and among pictures; context pruning is taken to leave them.
         scorings: selections at the end.
+        gone: rows that these drop of those that run together: where visual ones are isolated, of text alone.
         generated: which tokens of the answer stay in the cache; None: all.
         alone: visual rows are isolated: each attends to itself, apart from the text, or with `prefix` to the text
             before it too.
@@ -64,7 +66,9 @@ class Segment(NamedTuple):
     prompt_text: int
     prompt_visual: int
     between: int = 0
+    marks: int = 0
     scorings: tuple[Scoring, ...] = ()
+    gone: Number = 0
     alone: bool = False
     prefix: bool = False
     skip: bool = False
@@ -90,7 +94,7 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
     visual, text = _whole(workload.visual_tokens), _whole(workload.text_tokens)
     if schedule.entry is not None:
         visual = sum(survivor_count(schedule.entry.keep, piece, rounds) for piece in pieces or (visual,))
-    system, between = workload.system_tokens, workload.between_tokens
+    system, between, marks = workload.system_tokens, workload.between_tokens, workload.mark_tokens
     prompt_text, prompt_visual = workload.text_tokens, workload.visual_tokens
     streamed = schedule.image_stream_layers() if workload.image_stream_cached else 0
     segments = []
@@ -105,7 +109,11 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
         first, last = stage.first, stage.last
         if type(first) is float or type(last) is float:
             first, last = _whole(first), _whole(last)
-        segment = Segment(first, last, system, text, visual, cached, prompt_text, prompt_visual, between, scorings)
+        gone: Number = 0
+        if stage.selects:
+            gone = text - left_text + (0 if stage.isolated else visual - left_visual)
+        here = (system, text, visual, cached)
+        segment = Segment(first, last, *here, prompt_text, prompt_visual, between, marks, scorings, gone)
         usual = (
             stage.visual_attention == "full"
             and stage.text_to_visual == "full"

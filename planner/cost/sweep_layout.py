@@ -61,6 +61,7 @@ def segment(workload: Workload, first: Any, last: Any, visual: Any, **rule: Any)
         prompt_text=workload.text_tokens,
         prompt_visual=workload.visual_tokens,
         between=workload.between_tokens,
+        marks=workload.mark_tokens,
         **rule,
     )
 

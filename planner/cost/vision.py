@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 from planner.cost.merging import merged_vision_macs
@@ -10,8 +11,8 @@ from planner.cost.selector import encoder_score_macs
 from planner.schedule import Select, kept
 from planner.spec.cells import shares, smaller
 from planner.spec.encoded import Encoded, Grid
-from planner.spec.facts import ImageRule, ModelSpec, Tower
-from planner.spec.images import assumed, encode
+from planner.spec.facts import ImageRule, ModelSpec, Projector, Tower
+from planner.spec.images import assumed, encode_all
 from planner.spec.video import encode_video
 
 
@@ -25,6 +26,7 @@ def vision_flops(
     shrinks: Select | None = None,
     videos: tuple[tuple[int, int, int], ...] = (),
     merged: tuple[int, ...] = (),
+    text_tokens: int = 0,
 ) -> tuple[int, int, int]:
     """FLOPs (two per multiply-add) of the tower, the projector and the tower's own ranking, for the whole batch.
 
@@ -38,10 +40,11 @@ def vision_flops(
         shrinks: an entry for which images are made smaller, in families that take them of any size.
         videos: ``(width, height, frames)`` of each video.
         merged: pairs of tokens that each block merges.
+        text_tokens: of a request, for projectors that read them.
     """
     if spec.vision is None or spec.projector is None:
         return 0, 0, 0
-    images = [encode(spec, width, height) for width, height in sizes]
+    images = encode_all(spec, sizes)
     images += [frame for width, height, frames in videos for frame in encode_video(spec, width, height, frames)]
     images = images or [assumed(spec, visual_tokens)]
     if shrinks is not None and spec.images is not None and spec.images.kind == "resize":
@@ -50,7 +53,7 @@ def vision_flops(
         tower, projector = (batch * macs for macs in merged_vision_macs(spec, images, merged))
         return 2 * tower, 2 * projector, 0
     tower = tower_macs(spec.vision, images, batch)
-    projector = batch * sum(_projected(spec, image) for image in images)
+    projector = batch * sum(_projected(spec.projector, image, text_tokens) for image in images)
     tiles = [tile for image in images for tile in image.tiles] if ranks else []
     ranked = ranks * batch * sum(encoder_score_macs(spec.vision, _tokens(spec.vision, tile)) for tile in tiles)
     return 2 * tower, 2 * projector, 2 * ranked
@@ -84,10 +87,13 @@ def tower_macs(tower: Tower, images: Sequence[Encoded], batch: int = 1) -> int:
         counts = [count // block.patches + block.extra for count in lengths[block.span]]
         together = batch if block.span == "batch" else 1  # requests in one sequence
         pairs = together * sum(count * count for count in counts)
-        macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * pairs)
+        sides = sum(rows * columns * (rows + columns) for rows, columns in tiles) if block.side_macs else 0
+        macs += block.repeat * (block.macs * sum(counts) + block.pair_macs * pairs + block.side_macs * sides)
     macs += tower.mask_macs * sum(count * count for count in lengths["image"])
     if tower.pooled:
         macs += tower.hidden_size * sum(count * (count // tower.pooled) for count in lengths["tile"])
+    if tower.beside is not None:
+        macs += tower_macs(tower.beside, [Encoded(((tower.beside_side,) * 2,), 0)] * len(tiles))
     tokens = lengths["tile"]
     return batch * (macs + tower.token_macs * sum(tokens) + tower.tile_macs * len(tokens))
 
@@ -124,13 +130,14 @@ def _cut(side: int, window: int) -> list[int]:
     return [window] * whole + [rest] * bool(rest)
 
 
-def _projected(spec: ModelSpec, image: Encoded) -> int:
+def _projected(projector: Projector, image: Encoded, text_tokens: int) -> int:
     """Multiply-adds of the projector on one image: on every tile whole, before anything is unpadded."""
-    projector = spec.projector
-    if projector is None:
-        return 0
     patches = image.projected or _patches(image)
     extra = len(image.tiles) if projector.class_token else 0
     if projector.latents:
-        return projector.macs * projector.latents * len(image.tiles) + projector.patch_macs * (patches + extra)
-    return projector.macs * (patches // projector.merge + extra) + projector.patch_macs * patches
+        pairs = text_tokens * (2 * projector.latents + text_tokens)
+        read = projector.text_macs * text_tokens + projector.text_pair_macs * pairs
+        tile = projector.macs * projector.latents + read
+        return tile * len(image.tiles) + projector.patch_macs * (patches + extra)
+    ends = projector.row_macs * sum(rows for rows, _ in image.tiles) // math.isqrt(projector.merge)
+    return projector.macs * (patches // projector.merge + extra) + projector.patch_macs * patches + ends

@@ -197,7 +197,9 @@ class VisiPruner(Policy):
             workload, 0, first, visual, cached_visual=0, alone=True, prefix=True, reads=False,
             streamed=workload.image_stream_cached, scorings=scoring if probe else (),
         )  # fmt: skip
-        filtering = segment(workload, first, middle, visual, scorings=() if probe else scoring)
+        filtering = segment(
+            workload, first, middle, visual, scorings=() if probe else scoring, gone=0 if probe else visual - left
+        )
         rest = segment(workload, middle, last, left), segment(workload, last, spec.layers, 0)
         return SweepLayout((shallow, filtering, *rest), streams=True)
 

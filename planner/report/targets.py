@@ -14,7 +14,7 @@ from planner.report.hub import hub_folder, is_hub_id
 from planner.schedule import Schedule
 from planner.spec import ModelSpec, shipped, shipped_model
 from planner.spec.facts import Marks
-from planner.spec.images import encode, mark_tokens
+from planner.spec.images import encode, encode_all, mark_tokens
 from planner.spec.processor import limited
 from planner.spec.video import encode_video, sampled_frames
 from planner.workload import Workload
@@ -160,7 +160,7 @@ def _pictured(
     """Fields of a workload that follow from what is shown. The first picture's leading marks go to the text before it;
     those behind the last one are no text between pictures."""
     clips = tuple((width, height, sampled_frames(spec, frames, fps)) for width, height, frames, fps in videos)
-    shown = [encode(spec, width, height) for width, height in images]
+    shown = encode_all(spec, images)
     frames = [frame for clip in clips for frame in encode_video(spec, *clip)]
     marks = spec.images.marks if spec.images is not None else Marks()
     written = sum(mark_tokens(spec, image) for image in shown)
@@ -172,6 +172,7 @@ def _pictured(
         "system_tokens": words.system_tokens + before,
         "text_tokens": words.text_tokens + written - before,
         "between_tokens": words.between_tokens + between,
+        "mark_tokens": words.mark_tokens + written,
         "images": images,
         "videos": clips,
     }

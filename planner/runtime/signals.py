@@ -35,7 +35,7 @@ class LayerView:
 
     Attributes:
         layer: index, from 0.
-        hidden: ``[B, n, d]`` the layer's input.
+        hidden: ``[B, n, d]`` the layer's input; of several hidden states a token, the one the layer runs on.
         query: ``[B, H, n, dh]``; key, value: ``[B, Hkv, k, dh]``, rotated, as the kernel got them.
         output: ``[B, n, H, dh]`` before the output projection.
         mask: ``[B, 1, n, k]``, bool or additive, or None for causal.
@@ -129,7 +129,7 @@ def observe(model: Any, callback: Callable[[LayerView], None], layers: Collectio
 
     def before_layer(index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden[index] = args[0] if args else kwargs["hidden_states"]
+            hidden[index] = parts.form.seen(parts.form.rows(args[0] if args else kwargs["hidden_states"]))
 
         return hook
 

@@ -12,6 +12,8 @@ of another package (`planner.extensions`):
     text, vision, projector      of a vlm: the model types of its parts, and the reader of its projector
     images, video                of a vlm: what of `ImageRule` its checkpoints on the hub have otherwise than the reader
                                  says, ``marks`` among it, and its `VideoRule`
+    word_embedders               of a vlm: blocks, and their widths where they do not say, whose words are looked up and
+                                 projected for every token, whatever it is
     modelled                     its cost leaves something out or guesses it, and says so
     reader                       of a tower
     attention, ffn, ...          of a decoder, see `planner.spec.decoder`

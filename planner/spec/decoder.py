@@ -4,8 +4,10 @@ What a family's file says of a decoder:
 
     attention, ffn          ``grouped`` or ``latent``; ``gated`` or ``plain``
     experts                 which layers hold them, and the names of the fields that size them
-    layer_pattern           kinds of layers where ``layer_types`` is left out; ``pattern_from_end`` counts from the last
+    layer_pattern           kinds of layers where ``layer_types`` is left out; ``first_layers`` stand in place of its
+                            first ones, ``pattern_from_end`` counts from the last
     cross_attention         layers that ask the image alone
+    by_layer                a function of `planner.spec.latent`: how layers of one kind differ
     gated_attention, gated_output, gated_heads, fused_projections, global_heads, wide_where_borrowing, adjusted_width
                             traits of single families, explained where they are read
     modelled                the cost leaves something out or guesses it, and says so
@@ -18,9 +20,11 @@ from dataclasses import replace
 from typing import Any
 
 from planner.errors import InputError, UnsupportedModelError
-from planner.spec.config import Config, family
+from planner.spec.altup import around_layers, before_attention
+from planner.spec.config import Config, family, reader
 from planner.spec.facts import Attention, Decoder, LayerSpec
-from planner.spec.feed_forward import feed_forward, sparse_layers
+from planner.spec.feed_forward import feed_forward, listed_widths, sparse_layers
+from planner.spec.latent import latent
 from planner.spec.recurrent import gated_delta, short_convolution
 
 #: ``layer_types`` entry -> kind of attention. Anything else is refused by name.
@@ -28,11 +32,13 @@ _KINDS = {
     "full_attention": "full",
     "attention": "full",
     "sliding_attention": "sliding",
+    "reference_sliding_attention": "answer",
     "chunked_attention": "chunked",
     "linear_attention": "linear",
     "conv": "conv",
     "cross_attention": "cross",
     "minimax_m3_sparse": "indexed",
+    "indexed_attention": "indexed",
 }
 
 
@@ -51,29 +57,60 @@ def read_decoder(values: Mapping[str, Any], model_type: str, where: str = "text_
     data = family(model_type, "decoder")
     config = Config(values, where, data)
     types = _layer_types(config, data)
-    window_of = {"sliding": _window(config), "chunked": config.size("attention_chunk_size", default=LARGEST_WINDOW)}
+    window = _window(config)
+    chunk = config.size("attention_chunk_size", default=LARGEST_WINDOW)
+    window_of = {"sliding": window, "answer": window, "chunked": chunk}
     attention_of = {}
     for kind in dict.fromkeys(types):
         attention_of[kind] = _attention(config, data, kind, window_of.get(kind, 0))
     sparse = sparse_layers(config, data, len(types))
     borrowing = config.size("num_kv_shared_layers", default=0, least=0)
     wide = 2 if data.get("wide_where_borrowing") and config.get("use_double_wide_mlp") else 1
-    blocks = {is_sparse: feed_forward(config, data, is_sparse) for is_sparse in set(sparse)}
-    widened = {is_sparse: feed_forward(config, data, is_sparse, wide) for is_sparse in set(sparse)}
+    widths = listed_widths(config, len(types))
+    kinds = [
+        (is_sparse, wide if index >= len(types) - borrowing else 1, index if widths else 0)
+        for index, is_sparse in enumerate(sparse)
+    ]
+    blocks = {kind: feed_forward(config, data, *kind) for kind in set(kinds)}
+    placed = reader(data, "by_layer", "planner.spec.latent") if "by_layer" in data else None
     layers = []
-    for index, (kind, is_sparse) in enumerate(zip(types, sparse, strict=True)):
-        attention = attention_of[kind]
+    for index, (kind, block) in enumerate(zip(types, kinds, strict=True)):
+        attention = placed(config, attention_of[kind], index) if placed else attention_of[kind]
         borrows = index >= len(types) - borrowing
-        block = widened[is_sparse] if borrows else blocks[is_sparse]
-        layers.append(LayerSpec(_borrowing(attention) if borrows else attention, block))
-    return Decoder(
+        layers.append(LayerSpec(_borrowing(attention) if borrows else attention, blocks[block]))
+    decoder = Decoder(
         family=model_type,
         hidden_size=config.size("hidden_size"),
-        intermediate_size=config.size("intermediate_size", "ffn_dim"),
+        # Papers know of one: the mean.
+        intermediate_size=sum(widths) // len(widths) if widths else config.size("intermediate_size", "ffn_dim"),
         vocab_size=config.size("vocab_size"),
         layers=tuple(layers),
         modelled=bool(data.get("modelled")),
     )
+    around = around_layers(config)
+    return with_around(decoder, around, around)
+
+
+def with_around(decoder: Decoder, front: int, back: int = 0) -> Decoder:
+    """A decoder that does more in front of its layers and behind them.
+
+    Args:
+        front: multiply-adds for every token of the prompt.
+        back: the same on every row that is left behind the last layer.
+    """
+    if not (front or back):
+        return decoder
+    layers = list(decoder.layers)
+    for index, front_macs, back_macs in ((0, front, 0), (-1, 0, back)):
+        ffn = layers[index].ffn
+        more = replace(
+            ffn,
+            dense_macs=ffn.dense_macs + front_macs + back_macs,
+            front_macs=ffn.front_macs + front_macs,
+            back_macs=ffn.back_macs + back_macs,
+        )
+        layers[index] = replace(layers[index], ffn=more)
+    return replace(decoder, layers=tuple(layers))
 
 
 #: Stands for "no limit" where a configuration has no window.
@@ -124,7 +161,8 @@ def _by_pattern(config: Config, data: Mapping[str, Any], count: int) -> list[str
         pattern = [pattern[0]] * (every - 1) + ["full_attention"]
     if data.get("pattern_from_end"):
         return [pattern[-1 - (count - 1 - index) % len(pattern)] for index in range(count)]
-    return [pattern[index % len(pattern)] for index in range(count)]
+    first = data.get("first_layers", [])
+    return [first[index] if index < len(first) else pattern[index % len(pattern)] for index in range(count)]
 
 
 def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) -> Attention:
@@ -140,8 +178,10 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
     if kind == "conv":
         return short_convolution(config, hidden)
     if data["attention"] == "latent":
-        return _latent(config, hidden, heads)
+        return latent(config)
     head_dim = config.size("head_dim", default=max(hidden // heads, 1))
+    if kind == "answer":
+        return replace(_attention(config, data, "full", 0), answer_window=window)
     if kind == "indexed":
         return _indexed(config, _attention(config, data, "full", window))
     if kind == "sliding":
@@ -165,6 +205,7 @@ def _attention(config: Config, data: Mapping[str, Any], kind: str, window: int) 
         window=0 if window >= LARGEST_WINDOW else window,
         cached_elements=2 * kv_heads * head_dim,
         separable=gate == 1 and not shared and not data.get("fused_projections", False),
+        before_macs=before_attention(config),
     )
 
 
@@ -190,32 +231,6 @@ def _indexed(config: Config, attention: Attention) -> Attention:
         key_macs=attention.key_macs + hidden * head_dim,
         cached_elements=attention.cached_elements + head_dim,
         index_macs=heads * head_dim,
-        separable=False,
-    )
-
-
-def _latent(config: Config, hidden: int, heads: int) -> Attention:
-    """Multi-head latent attention as transformers 5 runs it: latents are cached, and all of them are expanded to keys
-    and values at every step."""
-    rank, rope = config.size("kv_lora_rank"), config.size("qk_rope_head_dim")
-    nope, value_dim = config.size("qk_nope_head_dim"), config.size("v_head_dim")
-    head_dim = nope + rope
-    # A null q_lora_rank means a plain query projection; a missing one means the family's default.
-    plain = config.has("q_lora_rank") and config.values["q_lora_rank"] is None
-    query_rank = 0 if plain else config.size("q_lora_rank")
-    return Attention(
-        kind="full",
-        heads=heads,
-        kv_heads=heads,
-        head_dim=head_dim,
-        value_dim=value_dim,
-        query_macs=query_rank * (hidden + heads * head_dim) if query_rank else hidden * heads * head_dim,
-        key_macs=hidden * (rank + rope),
-        value_macs=0,
-        output_macs=heads * value_dim * hidden,
-        expand_macs=rank * heads * (nope + value_dim),
-        cached_elements=rank + rope,
-        expanded_elements=heads * (head_dim + value_dim),
         separable=False,
     )
 

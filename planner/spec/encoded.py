@@ -36,6 +36,10 @@ class Grid(NamedTuple):
         return self.frames == 1
 
 
+#: A token that stands for no place.
+LONE = Grid(1, 0, breaks=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """Tiles that the vision tower runs on, and the visual tokens that come of them.

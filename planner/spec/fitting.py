@@ -19,6 +19,13 @@ def _navit(rule: ImageRule, width: int, height: int) -> Encoded:
     return Encoded(((rows * rule.merge, columns * rule.merge),), rows * columns, (Grid(rows, columns),))
 
 
+def _boxed(rule: ImageRule, width: int, height: int) -> Encoded:
+    """Fuyu: its own size, or shrunk into a box, and filled up to whole patches."""
+    scale = min(1.0, rule.longest_edge / width, rule.shortest_edge / height)
+    rows, columns = (-(-max(int(side * scale), 1) // rule.patch) for side in (height, width))
+    return Encoded(((rows, columns),), rows * columns, (Grid(rows, columns),))
+
+
 def _budget(rule: ImageRule, width: int, height: int) -> Encoded:
     """Gemma 4: as large as so many patches allow, in whole tokens; the tower runs on all of them, filled up."""
     scale = math.sqrt(rule.max_patches * rule.patch**2 / (height * width))
@@ -140,6 +147,7 @@ def _tile_grids(most: int) -> list[tuple[int, int]]:
 
 FITTING: dict[str, Callable[[ImageRule, int, int], Encoded]] = {
     "navit": _navit,
+    "boxed": _boxed,
     "budget": _budget,
     "edges": _edges,
     "large": _large,

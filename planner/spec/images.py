@@ -7,11 +7,11 @@ lies beside the configuration (`planner.spec.processor`), else those of the fami
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from planner.errors import InputError, UnsupportedModelError
-from planner.spec.encoded import Encoded, Grid
+from planner.spec.encoded import LONE, Encoded, Grid
 from planner.spec.facts import ImageRule, ModelSpec
 
 #: Sides beyond this many pixels are a mistake.
@@ -39,6 +39,18 @@ def encode(spec: ModelSpec, width: int, height: int) -> Encoded:
     return {**RULES, **FITTING, **VIEWS}[spec.images.kind](spec.images, width, height)
 
 
+def encode_all(spec: ModelSpec, sizes: Sequence[tuple[int, int]]) -> list[Encoded]:
+    """The images of one request, by width and height.
+
+    Raises:
+        InputError, UnsupportedModelError: as `encode`.
+    """
+    images, rule = [encode(spec, width, height) for width, height in sizes], spec.images
+    if rule is None or not rule.alone or len(images) < 2:
+        return images
+    return [Encoded((_tile(rule),), rule.tile_tokens + 1, (*tile_grid(rule), LONE))] * len(images)
+
+
 def mark_tokens(spec: ModelSpec, image: Encoded) -> int:
     """Text tokens that the processor puts around and among an image's visual tokens."""
     if spec.images is None:
@@ -59,8 +71,11 @@ def assumed(spec: ModelSpec, visual_tokens: int) -> Encoded:
     if rule.tile_tokens:
         tiles = -(-visual_tokens // rule.tile_tokens)
         return Encoded((_tile(rule),) * tiles, visual_tokens)
-    rows = next(side for side in range(math.isqrt(visual_tokens), 0, -1) if visual_tokens % side == 0)
-    return Encoded(((rows * rule.merge, visual_tokens // rows * rule.merge),), visual_tokens)
+    ends, breaks = (2, 1) if rule.kind == "lined" else (0, 0)
+    inside = visual_tokens - ends
+    rows = next(side for side in range(math.isqrt(inside), 0, -1) if inside % side == 0)
+    columns = inside // rows - breaks
+    return Encoded(((rows * rule.merge, columns * rule.merge),), visual_tokens)
 
 
 def _tile(rule: ImageRule) -> tuple[int, int]:
@@ -101,7 +116,7 @@ def _anyres(rule: ImageRule, width: int, height: int) -> Encoded:
     """Tiles of the best resolution and a base view; padding rows or columns leave again."""
     best = best_resolution(rule, width, height)
     across, down = best[1] // rule.side, best[0] // rule.side
-    patches = rule.side // rule.patch
+    patches = math.isqrt(rule.tile_tokens)
     rows, columns = down * patches, across * patches
     if width / height > columns / rows:
         margin = (rows - int(round(height * (columns / width), 7))) // 2
@@ -149,7 +164,13 @@ def resized(rule: ImageRule, width: int, height: int, frames: int, counted: int)
 
 
 def _merged(rule: ImageRule, rows: int, columns: int) -> Encoded:
-    return Encoded(((rows * rule.merge, columns * rule.merge),), rows * columns, (Grid(rows, columns),))
+    grids = lined(Grid(rows, columns)) if rule.kind == "lined" else (Grid(rows, columns),)
+    return Encoded(((rows * rule.merge, columns * rule.merge),), sum(grid.tokens for grid in grids), grids)
+
+
+def lined(grid: Grid) -> tuple[Grid, ...]:
+    """A grid with a token behind every row, and one at either end."""
+    return LONE, grid._replace(breaks=True), LONE
 
 
 def _shrink(rule: ImageRule, width: int, height: int) -> Encoded:
@@ -231,6 +252,7 @@ RULES: dict[str, Callable[[ImageRule, int, int], Encoded]] = {
     "fixed": _fixed,
     "anyres": _anyres,
     "resize": _resize,
+    "lined": _resize,
     "shrink": _shrink,
     "aspect": _aspect,
     "fit": _fit,

@@ -63,7 +63,7 @@ def image_rule(rule: ImageRule, data: Mapping[str, Any], processor: Mapping[str,
     rule = replace(rule, **known)
     said = Config(processor.get("image_processor", {}), "preprocessor_config.json")
     size = Config(_block(said, "size"), "preprocessor_config.json size")
-    if rule.kind == "resize":
+    if rule.limited:
         patch, merge = said.side("patch_size") if said.has("patch_size") else rule.patch, rule.merge
         merge = said.size("merge_size", default=merge)
         least = said.size("min_pixels", default=size.size("shortest_edge", "min_pixels", default=rule.min_pixels))
@@ -97,6 +97,12 @@ def _said(rule: ImageRule, said: Config, size: Config) -> dict[str, Any]:
     if rule.kind == "slices":
         scale = said.size("scale_resolution", default=rule.longest_edge)
         return {"max_tiles": said.size("max_slice_nums", default=rule.max_tiles), "longest_edge": scale}
+    if rule.kind in ("document", "pages"):
+        return {
+            "side": said.size("tile_size", default=rule.side),
+            "view": size.size("height", default=rule.view),
+            "max_tiles": said.size("max_patches", default=rule.max_tiles),
+        }
     if rule.kind == "masked":
         return {"max_tiles": said.size("dynamic_hd", default=rule.max_tiles)}
     if rule.kind == "overlapping":
@@ -147,7 +153,7 @@ def limited(rule: ImageRule, max_pixels: int) -> ImageRule:
     Raises:
         InputError: the family has none, or its least is above that.
     """
-    if rule.kind != "resize":
+    if not rule.limited:
         raise InputError("this family resizes images to sizes of its own and has no limit in pixels", "Leave it out")
     if max_pixels < rule.min_pixels:
         raise InputError(

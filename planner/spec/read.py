@@ -14,7 +14,7 @@ from typing import Any
 from planner.errors import InputError, nearest
 from planner.files import is_file, is_folder, parse_json, read_text
 from planner.spec.config import Config, family, reader, role_of
-from planner.spec.decoder import read_decoder
+from planner.spec.decoder import read_decoder, with_around
 from planner.spec.facts import ImageRule, ModelSpec, Projector, Storage, Tower
 from planner.spec.processor import image_rule, processor_beside, video_rule
 from planner.spec.storage import read_storage
@@ -182,6 +182,7 @@ def _from_values(values: Mapping[str, Any], name: str, processor: Mapping[str, A
     config = Config(values, model_type, data)
     text, vision = _block(values, "text_config", data["text"]), _block(values, "vision_config", data["vision"])
     decoder = read_decoder(text, _type_of(text, data["text"]))
+    decoder = with_around(decoder, _words_embedded(config, data) * decoder.hidden_size)
     tower_type = _type_of(vision, data["vision"])
     tower_data = family(tower_type, "tower")
     vision_config = Config(vision, "vision_config", tower_data)
@@ -202,6 +203,13 @@ def _from_values(values: Mapping[str, Any], name: str, processor: Mapping[str, A
         name=name or model_type,
         storage=_storage(values, text, _type_of(text, data["text"])),
     )
+
+
+def _words_embedded(config: Config, data: Mapping[str, Any]) -> int:
+    """Width of what every token of a prompt is looked up in and projected from besides, whatever it is: Gemma 3n has
+    words of pictures and of sounds."""
+    blocks = data.get("word_embedders", {}).items()
+    return sum(config.block(name).size("hidden_size", default=width) for name, width in blocks)
 
 
 def _storage(values: Mapping[str, Any], text: Mapping[str, Any], text_type: str) -> Storage:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from planner.spec.config import Config
 from planner.spec.facts import Storage
 
 #: Bits per weight of formats whose configuration gives no number, scales included.
@@ -31,10 +32,17 @@ def read_storage(values: Mapping[str, Any], text: Mapping[str, Any], defaults: M
     blocks = (values, text, defaults)
     tied = next((bool(block["tie_word_embeddings"]) for block in blocks if _has(block, "tie_word_embeddings")), False)
     found = next((block["quantization_config"] for block in blocks if _has(block, "quantization_config")), None)
+    looked_up = _looked_up(Config(text, "text_config", {"defaults": defaults}))
     if not isinstance(found, Mapping):
-        return Storage(tied=tied)
+        return Storage(tied=tied, looked_up=looked_up)
     named = (str(found[key]) for key in ("quant_method", "quant_algo") if found.get(key))
-    return Storage(tied=tied, layer_bits=_bits(found), quantization=" ".join(named))
+    return Storage(tied, _bits(found), " ".join(named), looked_up)
+
+
+def _looked_up(text: Config) -> int:
+    """Gemma 3n and 4: for every word a vector for each layer."""
+    width = text.size("hidden_size_per_layer_input", default=0, least=0)
+    return width and width * text.layers("num_hidden_layers") * text.size("vocab_size_per_layer_input", "vocab_size")
 
 
 def _has(block: Mapping[str, Any], name: str) -> bool:

@@ -50,6 +50,16 @@ def _document(rule: ImageRule, width: int, height: int) -> Encoded:
     return _whole_first(rule, rows, columns, tiled=True)
 
 
+def _pages(rule: ImageRule, width: int, height: int) -> Encoded:
+    """DeepSeek-OCR 2: the same tiles, none put together, without breaks, and the whole view behind them."""
+    cut = _document(rule, width, height).cut
+    (whole, whole_tokens), (side, tokens) = _side(rule, rule.view), _side(rule, rule.side)
+    count = cut[0] * cut[1] if max(width, height) > rule.side else 0
+    places = count * tokens**2 + whole_tokens**2
+    tiles = ((side, side),) * count + ((whole, whole),)
+    return Encoded(tiles, places + 1, cut=cut, projected=places * rule.merge**2)
+
+
 def _masked(rule: ImageRule, width: int, height: int) -> Encoded:
     """Phi-4: as many tiles as the image covers, or those nearest in aspect ratio; tokens of filling are left out."""
     from planner.spec.images import nearest_cut
@@ -108,6 +118,7 @@ def _windows(rule: ImageRule, width: int, height: int) -> Encoded:
 VIEWS: dict[str, Callable[[ImageRule, int, int], Encoded]] = {
     "panels": _panels,
     "document": _document,
+    "pages": _pages,
     "masked": _masked,
     "overlapping": _overlapping,
     "windows": _windows,

@@ -53,9 +53,19 @@ HYBRID_EQUALITY = (
     ("hybrid-fastv", "sdpa", {}),
     ("hybrid-probe", "eager", {}),
 )
+#: The same for families of which the last layers read the keys of others.
+SHARING_EQUALITY = (
+    ("hybrid-visipruner", "sdpa", {"batch": 2, "left_pad": 2, "ragged": True}),
+    ("hybrid-threshold", "eager", {"batch": 2, "left_pad": 2, "ragged": True}),
+    ("merge-nearest", "sdpa", {"images": 2}),
+    ("context-fastv", "eager", {"batch": 2, "left_pad": 3}),
+    ("var-fastv", "sdpa", {}),
+    ("hybrid-probe", "eager", {}),
+)
 #: Families with layers of other kinds, beside those that every matrix covers.
-MORE = ("gemma4", "lfm2_vl", "qwen3_5", "qwen3_5_moe")
+MORE = ("gemma3n-sharing", "gemma4", "lfm2_vl", "qwen3_5", "qwen3_5_moe")
 HYBRIDS = ("lfm2_vl", "qwen3_5", "qwen3_5_moe")
+SHARING = ("gemma3n-sharing",)
 #: What decoding sees is what the prefill saw, so a cache changes nothing.
 ENCODER = Schedule(
     stages=(Stage(first=0, last=LAYERS),), entry=Select(rank_by="encoder_attention", keep=Count(count=5))
@@ -66,7 +76,7 @@ ALL = {**SCHEDULES, **HYBRID}
 
 def like(name: str, family: str) -> Schedule:
     """The schedule of this name, or what comes nearest to it on layers of other kinds."""
-    return ALL[f"hybrid-{name}" if family in HYBRIDS else name]
+    return ALL[f"hybrid-{name}" if family in (*HYBRIDS, *SHARING) else name]
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,8 @@ class Finding:
 def equality(family: str) -> Finding:
     """Prefill and decode logits against the slow reference."""
     worst = 0.0
-    for name, attn, batch in HYBRID_EQUALITY if family in HYBRIDS else EQUALITY:
+    matrix = HYBRID_EQUALITY if family in HYBRIDS else SHARING_EQUALITY if family in SHARING else EQUALITY
+    for name, attn, batch in matrix:
         model, inputs = tiny.model(family, attn=attn, layers=LAYERS), tiny.inputs(family, **batch)
         generated = continuation(len(inputs["input_ids"]), steps=3)
         with attach(model, ALL[name]):

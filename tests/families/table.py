@@ -16,10 +16,31 @@ from tests.tiny.extra import EXTRA
 
 #: Families whose tokens for pictures of nine sizes are compared with their processor's.
 TOKENS = (
-    "gemma4", "glm4v", "idefics2", "idefics3", "internvl", "llava_next", "llava_onevision", "minicpmv4_6", "mistral3",
-    "mllama", "molmo2", "ovis2", "paddleocr_vl", "qwen2_vl", "smolvlm", "step3p7",
-    "video_llama_3",
+    "deepseek_ocr2", "fuyu", "gemma4", "glm4v", "granite4_vision", "hunyuan_vl", "idefics2", "idefics3", "internvl",
+    "llava_next", "llava_onevision", "minicpmv4_6", "mistral3", "mllama", "molmo2", "ovis2", "paddleocr_vl",
+    "qwen2_vl", "smolvlm", "step3p7", "video_llama_3",
 )  # fmt: skip
+#: Why those without a cost have none.
+REASONS = {
+    "an encoder reads the picture, and a decoder asks it: no visual token is in a decoder's sequence": (
+        "blip", "evolla", "florence2", "idefics", "pix2struct", "pp_formulanet", "t5gemma2", "udop",
+        "vision-encoder-decoder",
+    ),
+    "it does not answer token by token: it makes a robot's movements, or denoises blocks of an answer": (
+        "diffusion_gemma", "pi0",
+    ),
+    "its vision tower is timm's, whose sizes no configuration states": ("fast_vlm", "perception_lm"),
+    "its layers are Mamba-2 mixers, attention or experts alone, which a schedule's layers do not know": (
+        "nemotron_h_omni",
+    ),
+    "several streams of hidden states run through its decoder": ("gemma3n", "glm5_next", "qwen4_exp"),
+    "its attention has short convolutions, some with weights made for every token, and relative positions": (
+        "inkling2", "inkling_mm_model",
+    ),
+    "its vision tower routes patches to experts": ("dots3_note",),
+    "pictures become words through convolutions over time as well, which no tower here has": ("emu3",),
+    "its visual tokens stand ahead of the prompt and have no place in it": ("git",),
+}  # fmt: skip
 #: In the order of the columns.
 COLUMNS = ("family", "cost", "counted forward", "weights of the class", "tokens of its processor", "a plan at run time")
 
@@ -39,6 +60,10 @@ Every type that transformers {version} loads as an image-text-to-text model. Mad
 {summary}
 
 """
+TAIL = """
+Without a cost:
+
+"""
 
 
 def render() -> str:
@@ -46,12 +71,17 @@ def render() -> str:
     rows = [_row(name) for name in sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)]
     costed = [row for row in rows if row[1] != "refused"]
     modelled = sum(row[1] == "modelled" for row in rows)
-    summary = (
-        f"{len(costed)} of {len(rows)} have a cost, {modelled} of them modelled; "
-        f"{sum(row[5] == 'equal' for row in rows)} are equal at run time."
-    )
+    said = f"{modelled} of them modelled" if modelled else "all of them exact"
+    equal = sum(row[5] == "equal" for row in rows)
+    summary = f"{len(costed)} of {len(rows)} have a cost, {said}; {equal} are equal at run time."
     head = HEAD.format(version=transformers.__version__, summary=summary)
-    return head + tabulate(rows, headers=COLUMNS, tablefmt="github") + "\n"
+    refused = {row[0] for row in rows if row[1] == "refused"}
+    reasons = [
+        f"- {', '.join(name for name in names if name in refused)}: {reason}."
+        for reason, names in REASONS.items()
+        if refused & set(names)
+    ]
+    return head + tabulate(rows, headers=COLUMNS, tablefmt="github") + "\n" + TAIL + "\n".join(reasons) + "\n"
 
 
 def _row(name: str) -> tuple[str, ...]:

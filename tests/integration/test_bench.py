@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from planner.cli import cli
+from planner.errors import InputError
 from planner.runtime.bench import peak_bytes, product_elements, row_times
 from planner.spec import ModelSpec
 from tests import tiny
@@ -56,3 +60,18 @@ def test_another_clock():
     ticks = iter(range(1000))
     (found,) = row_times(tiny.model("llava"), [4], text_id=7, rounds=1, read=lambda: float(next(ticks)))
     assert (found.products_ms, found.attention_ms, found.decoder_ms) == (1000.0, 1000.0, 1000.0)
+
+
+def test_times_that_fit_no_device_are_shown_all_the_same(monkeypatch):
+    """Of a model so small that its times are noise; only a row that was asked for is an error."""
+
+    def unfit(*_, **__):
+        raise InputError("the measured times do not grow with the work", "Measure a larger model")
+
+    monkeypatch.setattr(importlib.import_module("planner.cost.fit"), "fit", unfit)
+    arguments = ["bench", "reference/plain", "--rounds", "1", "--new-tokens", "2"]
+    shown = CliRunner().invoke(cli, arguments)
+    assert shown.exit_code == 0 and "decoder prefill ms" in shown.stdout
+    assert "Warning: the measured times do not grow with the work; only FLOPs predict" in shown.stderr
+    asked = CliRunner().invoke(cli, [*arguments, "--fit-hardware", "mine"])
+    assert isinstance(asked.exception, InputError)

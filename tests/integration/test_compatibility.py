@@ -7,8 +7,8 @@ import pytest
 from tests import tiny
 from tests.compatibility.checks import generation, predicted
 
-#: Chunks shorter than a prompt, states without keys, and pictures that are filled up.
-FAMILIES = [name for name in ("llama4", "qwen3_5", "lfm2_vl") if tiny.transformers_has(name)]
+#: Chunks shorter than a prompt, states without keys, pictures that are filled up, keys of others.
+FAMILIES = [name for name in ("llama4", "qwen3_5", "lfm2_vl", "gemma3n-sharing") if tiny.transformers_has(name)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -16,7 +16,7 @@ def test_bytes_of_every_kind_of_layer(family: str) -> None:
     assert predicted(family).status == "ok"
 
 
-@pytest.mark.skipif("lfm2_vl" not in FAMILIES, reason="this release of transformers has no lfm2_vl")
-def test_convolutions_take_tokens_back() -> None:
+@pytest.mark.parametrize("family", [name for name in ("lfm2_vl", "gemma3n-sharing") if name in FAMILIES])
+def test_convolutions_and_layers_without_keys_take_tokens_back(family: str) -> None:
     """Assisted decoding among others: it asks for that before the prompt, whose cache a plan makes anew."""
-    assert generation("lfm2_vl").status == "ok"
+    assert generation(family).status == "ok"

@@ -17,10 +17,16 @@ from planner.spec import ModelSpec
 from planner.workload import Workload
 from tests import tiny
 from tests.schedules import LAYERS, NOTHING, SCHEDULES, select
-from tests.tiny.configs import IMAGE
+from tests.tiny.configs import IMAGE, IMAGE_END, IMAGE_START, VISION_END, VISION_START
 from tests.tiny.extra import EXTRA
 
 BATCH = 2
+#: What layers of a cache hold: of some beside their window all of the prompt, keys that choose keys, states.
+CACHED = (
+    "keys", "values", "prefill_keys", "prefill_values", "idx_keys", "indexer_keys", "conv_states", "recurrent_states",
+)  # fmt: skip
+#: Tokens that stand around a picture.
+MARKS = torch.tensor([VISION_START, VISION_END, IMAGE_START, IMAGE_END])
 
 
 def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -> Workload:
@@ -45,6 +51,7 @@ def workload_of(family: str, spec: ModelSpec, inputs: dict[str, torch.Tensor]) -
         text_tokens=text,
         system_tokens=system,
         between_tokens=between,
+        mark_tokens=int(torch.isin(inputs["input_ids"][0], MARKS).sum()),
         batch=BATCH,
         images=images,
         kv_bits=64,
@@ -72,7 +79,7 @@ def cache_bytes(cache: Any) -> int:
     """Keys, values, convolution and recurrent states."""
     found = 0
     for layer in cache.layers:
-        for name in ("keys", "values", "idx_keys", "conv_states", "recurrent_states"):
+        for name in CACHED:
             held = getattr(layer, name, None)
             tensors = held.values() if isinstance(held, dict) else (held,)
             found += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
@@ -161,6 +168,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "deepseek_v2": {**_LATENT, "q_lora_rank": 12},
     "deepseek_v3": {**_LATENT, "q_lora_rank": None},
     "gemma2": {"head_dim": 16, "sliding_window": 10},
+    "gemma3n_text": {"head_dim": 8, "sliding_window": 10, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 128},
     "glm4": {"head_dim": 8},
     "granite": {},
     "helium": {"head_dim": 8},
@@ -276,7 +284,7 @@ CORNERS: dict[str, Schedule] = {
 }
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["gemma3n", "llava", "qwen3_vl"])
 @pytest.mark.parametrize("name", CORNERS)
 def test_selections_that_find_little_to_do(name: str, family: str) -> None:
     """A score of nothing, and scores that share what has been computed, cost what they run; not one operation more."""

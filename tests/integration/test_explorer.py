@@ -22,7 +22,7 @@ from planner.report.costs import report
 from planner.report.explorer import explorer
 from planner.report.sweeps import sweep_front
 from planner.report.targets import Target, asked_workload, read_target
-from planner.spec import shipped
+from planner.spec import ModelSpec, shipped
 from planner.workload import Workload
 from tests.browser import CHROMIUM, run_page, text_within
 
@@ -64,7 +64,15 @@ byId("checked").textContent = JSON.stringify(settings.map((one) => {
 
 @pytest.fixture(scope="module")
 def targets() -> dict[str, Target]:
-    return {name: read_target(name) for name in shipped()}
+    """Shipped models, one whose projector reads the prompt's text, and one that cuts a picture that is alone."""
+    text = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32}
+    config = {"model_type": "instructblip", "text_config": text, "vision_config": {}, "qformer_config": {}}
+    reading = Target("instructblip", ModelSpec.from_config(config), {"visual_tokens": 32})
+    vision = {"image_size": 384, "patch_size": 14}
+    config = {"model_type": "llava_onevision", "text_config": text | {"model_type": "qwen2"}, "vision_config": vision}
+    cutting = Target("llava_onevision", ModelSpec.from_config(config), {"visual_tokens": 729})
+    others = {one.name: one for one in (reading, cutting)}
+    return {**{name: read_target(name) for name in shipped()}, **others}
 
 
 def page_of(targets: dict[str, Target], **options: Any) -> str:
@@ -132,7 +140,7 @@ def test_the_page_counts_as_python_does_on_200_random_settings(targets: dict[str
     assert console == [] and len(found) == 200 + len(LARGEST)
     for setting, figures in zip(settings, found, strict=True):
         row, workload = expected(setting, targets[setting["model"]], figures["spelled"])
-        for name in ("visual_tokens", "system_tokens", "text_tokens", "between_tokens"):
+        for name in ("visual_tokens", "system_tokens", "text_tokens", "between_tokens", "mark_tokens"):
             assert figures["workload"][name] == getattr(workload, name), (setting, name)
         assert int(figures["prefill_flops"]) == row["prefill_flops"], setting
         components = {name: int(value) for name, value in figures["prefill_by_component"].items()}

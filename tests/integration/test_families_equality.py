@@ -27,20 +27,24 @@ from tests.schedules import LAYERS, ON_HYBRIDS, SCHEDULES, static
 from tests.tiny.extra import EXTRA
 
 #: Families with layers, attention or inputs that the runtime refuses by name.
-REFUSED = ("blip-2", "ernie4_5_vl_moe", "janus", "kimi_k25", "minimax_m3_vl", "step3p7")
+REFUSED = (
+    "blip-2", "ernie4_5_vl_moe", "granite4_vision", "instructblip", "instructblipvideo", "janus", "kimi_k25",
+    "kosmos-2", "kosmos-2.5", "minimax_m3_vl", "mistral_large4", "step3p7", "unlimited_ocr",
+)  # fmt: skip
 ATTACHED = [name for name in ("llama4", *EXTRA) if name not in REFUSED and tiny.transformers_has(name)]
 #: Most layers keep a state: linear attention, short convolutions.
-HYBRIDS = ("lfm2_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe")
+HYBRIDS = ("lfm2_vl", "lfm3_vl", "minicpm_ocr", "minicpmv4_6", "minicpmv4_7", "qwen3_5", "qwen3_5_moe")
 CHOSEN = ("visipruner", "fastv", "prefix-mixed")
 CHOSEN_HYBRID = ("hybrid-visipruner", "hybrid-fastv", "hybrid-entry")
 #: Layers 4 and 5 read the keys and values of layers 3 and 2.
+SHARING = ("gemma3n-sharing", "gemma4-sharing")
 CHOSEN_SHARING = ("hybrid-visipruner", "hybrid-fastv", "pyramiddrop")
 
 
 def schedules_of(name: str) -> dict[str, Schedule]:
     """What a family runs: three schedules, or everything."""
     able, chosen = (ON_HYBRIDS, CHOSEN_HYBRID) if name in HYBRIDS else (SCHEDULES, CHOSEN)
-    if name == "gemma4-sharing":
+    if name in SHARING:
         both = {**SCHEDULES, **ON_HYBRIDS}
         able, chosen = {key: schedule for key, schedule in both.items() if leaves_lenders(schedule)}, CHOSEN_SHARING
     if not thorough(name):
@@ -64,7 +68,7 @@ def leaves_lenders(schedule: Schedule) -> bool:
 
 def thorough(name: str) -> bool:
     """The family meets the whole product."""
-    return bool(os.environ.get("FULL_MATRIX")) and name in (*HYBRIDS, "gemma4", "gemma4-sharing")
+    return bool(os.environ.get("FULL_MATRIX")) and name in (*HYBRIDS, *SHARING, "gemma3n", "gemma4")
 
 
 def needs_grid(schedule: Schedule) -> bool:

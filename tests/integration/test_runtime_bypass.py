@@ -13,7 +13,10 @@ from transformers import DynamicCache, GenerationConfig
 
 from planner.errors import RuntimeStateError, UnsupportedModelError
 from planner.runtime import ImageCache, attach
+from planner.runtime.imaging.grids import pictures_of
+from planner.runtime.tensors.layout import read_layout
 from planner.schedule import Count, Schedule, Select, Stage
+from planner.spec.encoded import LONE, Grid
 from tests import tiny
 from tests.integration.test_runtime_image_cache import video_inputs
 from tests.integration.test_runtime_invariants import assert_unchanged, snapshot
@@ -114,20 +117,24 @@ def test_a_video_that_is_pooled_cannot_be_ranked_by_the_encoder(way: str) -> Non
             model(**inputs) if way == "forward" else model.generate(**inputs, **OPTIONS)
 
 
-@pytest.mark.parametrize("beams", [1, 2])
-def test_a_cache_serves_batches_whose_images_cannot_be_told_apart(beams: int) -> None:
-    """One sample with an any-resolution image, one with two base views: their tokens do not say which is whose."""
-    model = tiny.model("llava_onevision", layers=LAYERS)
+def one_cut_and_two_whole() -> dict[str, torch.Tensor]:
+    """OneVision cuts a picture that is alone in its prompt, and none of several."""
     one, two = [5, 6, *[120] * 30, 7, 8, 9], [5, 6, *[120] * 10, 10, *[120] * 10, 7, 8, 9]
     batch = torch.tensor([one, [0] * (len(one) - len(two)) + two])
     generator = torch.Generator().manual_seed(0)
-    inputs = {
+    return {
         "input_ids": batch,
         "attention_mask": (batch != 0).long(),
         "pixel_values": torch.randn(3, 3, 3, 24, 24, generator=generator, dtype=torch.float64),
         "image_sizes": torch.tensor([[24, 48]] * 3),
         "batch_num_images": torch.tensor([1, 2]),
     }
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_cache_serves_batches_whose_images_cannot_be_told_apart(beams: int) -> None:
+    """One sample with an any-resolution image, one with two base views: their tokens do not say which is whose."""
+    model, inputs = tiny.model("llava_onevision", layers=LAYERS), one_cut_and_two_whole()
     with attach(model, SCHEDULES["visipruner"]):
         expected = model.generate(**inputs, **OPTIONS, num_beams=beams)
     cache = ImageCache()
@@ -135,3 +142,14 @@ def test_a_cache_serves_batches_whose_images_cannot_be_told_apart(beams: int) ->
         for _ in range(2):
             assert torch.equal(model.generate(**inputs, **OPTIONS, num_beams=beams), expected)
     assert cache.hits == (1 if beams == 1 else 0)
+
+
+def test_grids_of_pictures_that_are_not_cut() -> None:
+    """Base view and tiles of the first prompt; of the second's two pictures, the view and the break behind it."""
+    model, inputs = tiny.model("llava_onevision", layers=LAYERS), one_cut_and_two_whole()
+    layout = read_layout(inputs["input_ids"], (120,), inputs["attention_mask"])
+    view, cut = Grid(3, 3), Grid(3, 6, breaks=True)
+    assert pictures_of(inputs, layout, (120,), model.config) == [[(view, cut)], [(view, LONE), (view, LONE)]]
+    del inputs["batch_num_images"]
+    with pytest.raises(UnsupportedModelError, match="is not known for these inputs"):
+        pictures_of(inputs, layout, (120,), model.config)

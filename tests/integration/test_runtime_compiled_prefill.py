@@ -44,6 +44,8 @@ def counting() -> tuple[list[Any], Callable[..., Any]]:
         ("qwen3_vl", "fastv"),
         ("gemma3", "visipruner"),
         ("internvl", "fastv"),
+        ("gemma3n", "visipruner"),
+        ("gemma3n", "fastv"),
     ],
 )
 def test_prompts_of_a_bucket_share_one_graph_and_are_exact(family: str, name: str) -> None:

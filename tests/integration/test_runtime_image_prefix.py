@@ -147,3 +147,34 @@ def test_text_that_sees_the_question_has_no_stream(family: str) -> None:
         expected = logits(model, second)
     with attach(model, SCHEDULES["prefix"], image_stream=stream):
         assert (logits(model, second) - expected).abs().max() < 1e-10
+
+
+def with_a_sound(seed: int) -> dict[str, Any]:
+    """Three tokens of a sound before the picture."""
+    inputs = tiny.inputs("qwen2_5_omni_thinker")
+    generator = torch.Generator().manual_seed(seed)
+    ids, kinds = inputs["input_ids"], inputs.get("mm_token_type_ids")
+    found = {**inputs, "input_ids": torch.cat([ids[:, :2], torch.full((1, 3), 119), ids[:, 2:]], dim=1)}
+    found["attention_mask"] = torch.ones_like(found["input_ids"])
+    if kinds is not None:
+        found["mm_token_type_ids"] = torch.cat([kinds[:, :2], torch.zeros(1, 3).to(kinds), kinds[:, 2:]], dim=1)
+    mels = torch.randn(1, 128, 12, generator=generator, dtype=torch.float64)
+    return {**found, "input_features": mels, "feature_attention_mask": torch.ones(1, 12, dtype=torch.long)}
+
+
+@pytest.mark.skipif(not tiny.transformers_has("qwen2_5_omni_thinker"), reason="this release does not have the model")
+def test_an_image_behind_another_sound_is_another() -> None:
+    """Sounds have the same tokens, whatever is heard."""
+    model = tiny.model("qwen2_5_omni_thinker", layers=LAYERS)
+    first, second = with_a_sound(1), with_a_sound(2)
+    with attach(model, SCHEDULES["prefix"]):
+        expected = logits(model, second)
+    with attach(model, SCHEDULES["prefix"], image_cache=ImageCache()) as handle:
+        assert (logits(model, first) - expected).abs().max() > 1e-2
+        assert torch.equal(logits(model, second), expected)
+        with pytest.raises(InputError, match="no image stream tells sounds apart"):
+            handle.encode_image(**first)
+    cache = ImageCache()
+    with attach(model, SCHEDULES["visipruner-self"], image_cache=cache):
+        logits(model, first)
+    assert len(cache) == 1  # a picture that sees itself alone

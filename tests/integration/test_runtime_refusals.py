@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from planner.errors import InputError, RuntimeStateError, ScheduleError, UnsupportedModelError
@@ -33,15 +32,6 @@ def llava() -> tuple[Any, dict[str, torch.Tensor]]:
 def test_models_that_lack_a_part(family: str, part: str) -> None:
     with pytest.raises(UnsupportedModelError, match=part):
         attach(tiny.model(family, layers=LAYERS), FASTV)
-
-
-def test_several_hidden_states_a_token() -> None:
-    """Gemma 3n's; its tower needs a package that is not installed, so another model stands in for it."""
-    assert transformers.Gemma3nConfig().get_text_config().altup_num_inputs == 4
-    model = tiny.model("gemma3", layers=LAYERS, fresh=True)
-    model.config.get_text_config().altup_num_inputs = 4
-    with pytest.raises(UnsupportedModelError, match=r"several hidden states a token \(AltUp\)"):
-        attach(model, FASTV)
 
 
 def test_ranking_by_a_layer_that_attends_in_chunks() -> None:

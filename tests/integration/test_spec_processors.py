@@ -199,3 +199,60 @@ def test_kimi(width: int, height: int) -> None:
     _, (tall, wide) = navit_resize(height, width, 14, 2, 16384, 512)
     image = encode(spec_of("kimi_k25", {}), width, height)
     assert image.tiles == ((tall // 14, wide // 14),)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+def test_hunyuan(width: int, height: int) -> None:
+    """A break behind every row, and a token at either end."""
+    _, rows, columns = processed("HunYuanVLImageProcessorPil", width, height)["image_grid_thw"][0].tolist()
+    image = encode(spec_of("hunyuan_vl", {}, text_config={"model_type": "hunyuan_vl_text"}), width, height)
+    assert image.tiles == ((rows, columns),)
+    assert image.visual_tokens == rows // 2 * (columns // 2 + 1) + 2 == sum(grid.tokens for grid in image.grids)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+def test_deepseek_ocr2(width: int, height: int) -> None:
+    found = processed("DeepseekOcr2ImageProcessorPil", width, height)
+    image = encode(spec_of("deepseek_ocr2", {}, text_config={"model_type": "deepseek_ocr2_text"}), width, height)
+    tiles = [pixels.shape[-1] // 16 for pixels in (*found.get("pixel_values_local", ()), *found["pixel_values"])]
+    assert image.tiles == tuple((side, side) for side in tiles)
+    assert image.visual_tokens == sum((side // 4) ** 2 for side in tiles) + 1
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+def test_fuyu(width: int, height: int) -> None:
+    """What is filled up to the box is cut again to whole patches of what is seen."""
+    found = processed("FuyuImageProcessorPil", width, height)
+    rows, columns = (
+        -(-int(np.asarray(found[f"image_unpadded_{name}"]).reshape(-1)[0]) // 30) for name in ("heights", "widths")
+    )
+    spec = ModelSpec.from_config({"model_type": "fuyu", "text_config": {"model_type": "persimmon"}})
+    image = encode(spec, width, height)
+    assert image.tiles == ((rows, columns),)
+    assert image.visual_tokens == rows * columns
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=SIZES_IDS)
+def test_granite4_vision(width: int, height: int) -> None:
+    pinpoints = [[384, 768], [768, 384], [768, 768], [1152, 384], [384, 1152]]
+    pixels = processed(
+        "LlavaNextImageProcessorPil", width, height, size={"shortest_edge": 384}, crop_size=384,
+        image_grid_pinpoints=pinpoints,
+    )["pixel_values"]  # fmt: skip
+    seen = SimpleNamespace(
+        image_processor=SimpleNamespace(image_grid_pinpoints=pinpoints), patch_size=16, downsample_rate="4/8",
+        num_additional_image_tokens=0,
+    )  # fmt: skip
+    seen._get_unpadded_features = lambda *sizes: transformers.Granite4VisionProcessor._get_unpadded_features(
+        seen, *sizes
+    )
+    vision = {"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 16, "hidden_size": 768}
+    spec = spec_of(
+        "granite4_vision", vision, image_grid_pinpoints=pinpoints, downsample_rate="4/8",
+        text_config={"model_type": "granite4_vision_text"},
+    )  # fmt: skip
+    image = encode(spec, width, height)
+    assert len(image.tiles) == pixels.shape[1]
+    assert image.visual_tokens == transformers.Granite4VisionProcessor._get_number_of_features(
+        seen, height, width, 384, 384
+    )

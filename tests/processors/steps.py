@@ -19,7 +19,7 @@ from calibrate.inputs.samples import Sample
 from calibrate.running.execute import generate
 from planner import load_plan
 from planner.runtime import attach
-from planner.spec.images import encode
+from planner.spec.images import encode_all
 from tests.float64 import float64_throughout
 from tests.forced import logits
 from tests.processors import samples
@@ -39,14 +39,15 @@ def processor(checkpoint: Checkpoint) -> None:
 
 
 def visual_tokens(checkpoint: Checkpoint) -> None:
-    """As many visual tokens as the cost model says, for every size."""
+    """As many visual tokens as the cost model says, for every size, and for two pictures of one prompt."""
     generator = np.random.default_rng(2)
-    for size in (*samples.SIZES, (400, 300), (200, 640)):
-        sample = Sample((samples.picture(size, generator),), samples.QUESTION)
-        found = _visual(checkpoint, checkpoint.encoder([sample]))
-        predicted = encode(checkpoint.known.spec, *size).visual_tokens
+    alone = [(size,) for size in (*samples.SIZES, (400, 300), (200, 640))]
+    for sizes in (*alone, ((400, 300), (200, 640))):
+        pictures = tuple(samples.picture(size, generator) for size in sizes)
+        found = _visual(checkpoint, checkpoint.encoder([Sample(pictures, samples.QUESTION)]))
+        predicted = sum(image.visual_tokens for image in encode_all(checkpoint.known.spec, sizes))
         if found != predicted:
-            raise Wrong(f"{size[0]} x {size[1]} pixels: {found} tokens, predicted {predicted}")
+            raise Wrong(f"{sizes} pixels: {found} tokens, predicted {predicted}")
 
 
 def fallback(checkpoint: Checkpoint) -> None:
@@ -158,8 +159,12 @@ def evaluation(checkpoint: Checkpoint) -> None:
         *("--answer-tokens", "2", "--format", "json"),
     )
     rows = json.loads(result.stdout)["rows"]
-    if len(rows) != 3 or rows[0]["agreement"]["value"] != 1:
-        raise Wrong(f"{len(rows)} rows, the dense one agrees with itself to {rows[0]['agreement']['value']}")
+    agreement = {row["role"]: row["agreement"]["value"] for row in rows}
+    compared = [row["policy"] for row in rows if row["role"] == "policy"]
+    if not {"dense", "plan", "floor"} <= agreement.keys() or agreement["dense"] != 1:
+        raise Wrong(f"rows {sorted(agreement)}, the dense one agrees with itself to {agreement.get('dense')}")
+    if [policy.partition(":")[0] for policy in compared] != ["fastv", "random", "resize"]:
+        raise Wrong(f"compared with {', '.join(compared)}")
 
 
 def bench(checkpoint: Checkpoint) -> None:
@@ -170,7 +175,7 @@ def bench(checkpoint: Checkpoint) -> None:
     )
     found = json.loads(result.stdout)
     sides = [found["measured"][side]["kv_cache_bytes"] for side in ("dense", "planned")]
-    ratio, predicted = sides[1] / sides[0], found["predicted_ratio"]["KV cache bytes"]
+    ratio, predicted = sides[1] / sides[0], found["predicted_ratio"]["flops"]["KV cache bytes"]
     if abs(ratio - predicted) > 0.01:
         raise Wrong(f"KV cache {ratio:.3f} of dense, predicted {predicted:.3f}")
 

@@ -46,7 +46,8 @@ class Record:
     """What one layer did. Heads are query heads; keys and values are repeated for them.
 
     Attributes:
-        inputs: ``[B, N, d]`` hidden states entering the layer.
+        inputs: ``[B, N, d]`` hidden states entering the layer; of several a token, the one that it runs on.
+        given: all of them, as they are given to it.
         present: ``[B, P]`` prompt tokens that the layer computes, where the caller filled it in.
         query, key, value: ``[B, H, N, dh]``; read: the values as text rows read them, after a merge the merge token's.
         allowed: ``[B, N, N]`` the model's own mask, before any rule; seen: what is left of it under the rule.
@@ -55,6 +56,7 @@ class Record:
     """
 
     inputs: Tensor
+    given: Tensor
     present: Tensor = field(default=None)  # type: ignore[assignment]
     query: Tensor = field(default=None)  # type: ignore[assignment]
     key: Tensor = field(default=None)  # type: ignore[assignment]
@@ -64,6 +66,11 @@ class Record:
     seen: Tensor = field(default=None)  # type: ignore[assignment]
     weights: Tensor = field(default=None)  # type: ignore[assignment]
     scores: Tensor = field(default=None)  # type: ignore[assignment]
+
+    @property
+    def embeddings(self) -> Tensor:
+        """``[B, N, d]`` of the first layer: of several hidden states a token the first is its embedding."""
+        return self.given if self.given.ndim == 3 else self.given[0]
 
 
 def text_tower(model: Any) -> Any:
@@ -113,7 +120,9 @@ def forward(
         return output.transpose(1, 2).contiguous(), None
 
     def remember(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        records.append(Record(inputs=args[0] if args else kwargs["hidden_states"]))
+        given = args[0] if args else kwargs["hidden_states"]
+        active = getattr(tower.config, "altup_active_idx", None)
+        records.append(Record(inputs=given if active is None else given[active], given=given))
 
     def enter(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         kwargs["inputs_embeds"] = joined(kwargs["inputs_embeds"], members)
@@ -136,7 +145,7 @@ def forward(
         if rule.skipped is None:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
-        hidden = torch.where(rule.skipped[..., None], record.inputs, hidden)
+        hidden = torch.where(rule.skipped[..., None], record.given, hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     def in_sequences(mixer: Any, original: Callable[..., Tensor]) -> Callable[..., Tensor]:

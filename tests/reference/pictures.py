@@ -28,6 +28,10 @@ def tokens(lie: Lie) -> int:
 
 
 def _pictures(family: str, inputs: dict[str, Any]) -> Any:
+    if family == "hunyuan_vl":
+        # A token that stands for no place at either end, and behind every row.
+        grids = inputs["image_grid_thw"].tolist()
+        return [[(1, 0, True), (rows // 2, columns // 2, True), (1, 0, True)] for _, rows, columns in grids]
     if "image_grid_thw" in inputs:
         merge = 1 if "image_merge_sizes" in inputs else 2
         return [[(rows // merge, columns // merge, False)] for _, rows, columns in inputs["image_grid_thw"].tolist()]

@@ -75,7 +75,7 @@ class _Run:
         if self.schedule.entry is not None:
             # Nothing has been computed yet: all that is known of the image is what enters the first layer.
             record = self._prompt_pass()[0]
-            record.present = self.alive[0]
+            record.present, record.inputs = self.alive[0], record.embeddings
             self.joins = joins(self.schedule.entry, self.prompt, self.alive[0], record)
             self.alive[0] = survivors(self.schedule.entry, -1, self.prompt, self.alive[0], record)
             if self.schedule.positions == "packed":

@@ -17,10 +17,12 @@ import transformers
 
 from tests.tiny.configs import FAMILIES, VOCAB
 from tests.tiny.extra import EXTRA
+from tests.tiny.gemma3n import GEMMA3N
 from tests.tiny.prompts import TEXT_ONLY, inputs
 from tests.tiny.recent import RECENT
 
 EXTRA.update(RECENT)
+EXTRA.update(GEMMA3N)
 
 __all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "randomise", "transformers_has", "window_of"]
 
@@ -28,6 +30,8 @@ __all__ = ["FAMILIES", "TEXT_ONLY", "VISION", "config", "inputs", "model", "rand
 VISION = tuple(family for family in FAMILIES if family not in TEXT_ONLY)
 #: Families without a fused kernel: transformers refuses sdpa where scores are capped or have relative positions.
 EAGER_ONLY = ("paligemma2", "got_ocr2", "pp_chart2table")
+#: Families whose encoder of sounds had no fused kernel up to transformers 5.2.
+EAGER_SOUNDS = tuple(GEMMA3N)
 #: Standard deviation of attention scores is about the square of this.
 ATTENTION_GAIN = 1.6
 
@@ -89,7 +93,8 @@ def _build(family: str, dtype: torch.dtype, attn: str, layers: int, seed: int, w
     # The same weights inside `float64_throughout` as outside, and whatever was drawn before.
     with torch._C.DisableTorchFunction(), torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        built = model_class._from_config(config(family, layers, window), attn_implementation=attn)
+        kernels = {"": attn, "audio_config": "eager"} if family in EAGER_SOUNDS else attn
+        built = model_class._from_config(config(family, layers, window), attn_implementation=kernels)
         randomise(built, seed)
     if dtype == torch.float64 and hasattr(built, "set_experts_implementation"):
         built.set_experts_implementation("eager")  # the grouped kernel has no float64

@@ -19,6 +19,7 @@ from tests.tiny.configs import (
     VIDEO,
     VISION_END,
     VISION_START,
+    VOCAB,
     Config,
     _anyres,
     _clip,
@@ -461,6 +462,26 @@ def _blip2(layers: int) -> Config:
     }
 
 
+def _instructblip(layers: int) -> Config:
+    """A Q-Former that reads the instruction, in the decoder's words."""
+    made = _blip2(layers)
+    made["qformer_config"]["vocab_size"] = VOCAB
+    made["vision_config"] = tower("instructblip_vision_model")
+    return made
+
+
+def _instructblip_video(layers: int) -> Config:
+    made = _instructblip(layers)
+    made["vision_config"] = tower("instructblipvideo_vision_model")
+    made["video_token_index"] = made.pop("image_token_index")
+    return made
+
+
+def _clip_of_two(noise: Noise, number: int, odd: bool) -> Picture:
+    """Two frames."""
+    return {"pixel_values": noise(1, 2, 3, SIDE, SIDE)}, 12
+
+
 def _got(layers: int) -> Config:
     vision = {
         "hidden_size": 16, "output_channels": 12, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 64,
@@ -536,6 +557,8 @@ EXTRA: dict[str, Extra] = {
     "glm_ocr": Extra("GlmOcrForConditionalGeneration", _glm, _grid(3), marks=True, typed=True),
     "granite_docling": Extra("GraniteDoclingForConditionalGeneration", _granite_docling, _square(32, 16)),
     "hyperclovax_vision_v2": Extra("HyperCLOVAXVisionV2ForConditionalGeneration", _hyperclovax, _grid(3), marks=True),
+    "instructblip": Extra("InstructBlipForConditionalGeneration", _instructblip, _square(SIDE, 6)),
+    "instructblipvideo": Extra("InstructBlipVideoForConditionalGeneration", _instructblip_video, _clip_of_two),
     "janus": Extra("JanusForConditionalGeneration", _janus, _square(SIDE, 16)),
     "kimi_k25": Extra("Kimi_K25ForConditionalGeneration", _kimi, _grid(3, flat=False), marks=True),
     "lfm2_vl": Extra(

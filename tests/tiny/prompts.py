@@ -172,7 +172,13 @@ def _collate(family: str, samples: list[Sample], left_pad: int) -> dict[str, tor
     if typed and _takes(family, "mm_token_type_ids"):
         batch["mm_token_type_ids"] = is_image.int()
     if typed and _takes(family, "moe_mm_token_type_ids"):
-        batch["moe_mm_token_type_ids"] = is_image.int()
+        # ERNIE's processor takes the marks around a picture for visual too.
+        batch["moe_mm_token_type_ids"] = (is_image + (ids == VISION_START) + (ids == VISION_END)).int()
+    if _takes(family, "image_embeds_position_mask"):
+        batch["image_embeds_position_mask"] = is_image
+    if _takes(family, "qformer_input_ids"):
+        # The instruction once more, whose words a tokenizer of its own makes; here the same.
+        batch["qformer_input_ids"] = torch.stack([row[row != IMAGE] for row in ids])
     if family in ("gemma3", "shieldgemma2"):
         batch["token_type_ids"] = is_image
     if family in ("paligemma", "paligemma2"):
@@ -206,7 +212,7 @@ def _stack(family: str, samples: list[Sample], pictures: list[dict[str, torch.Te
     stacked = {}
     for name in pictures[0]:
         parts = [picture[name] for picture in pictures]
-        if name == "pixel_values" and family in (*_ANYRES, "mistral3", "lighton_ocr"):
+        if name == "pixel_values" and family in (*_ANYRES, "mistral3", "mistral_large4", "lighton_ocr"):
             parts = _pad_to_common_shape(parts)
         stacked[name] = torch.cat(parts, EXTRA[family].join if family in EXTRA and name == "pixel_values" else 0)
     return stacked

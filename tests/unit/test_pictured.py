@@ -120,6 +120,21 @@ def test_marks_are_text_of_the_workload() -> None:
     assert (one.system_tokens, one.visual_tokens, one.text_tokens, one.between_tokens) == (6, 100, 21, 0)
     two = asked_workload(Target("toy", spec), ((280, 280),) * 2, {"text_tokens": 20, "system_tokens": 5})
     assert (two.system_tokens, two.visual_tokens, two.text_tokens, two.between_tokens) == (6, 200, 23, 2)
+    assert (one.mark_tokens, two.mark_tokens) == (2, 4)
+
+
+def test_several_pictures_of_a_request_are_not_cut_where_one_alone_is() -> None:
+    """OneVision: 27 by 27 patches of each, and a break; alone there are tiles too."""
+    siglip = {"image_size": 384, "patch_size": 14}
+    spec = spec_of("llava_onevision", vision_config=siglip)
+    alone = asked_workload(Target("toy", spec), ((640, 480),), {})
+    both = asked_workload(Target("toy", spec), ((640, 480), (480, 640)), {})
+    assert alone.visual_tokens == encode(spec, 640, 480).visual_tokens > 730
+    assert both.visual_tokens == 2 * (27 * 27 + 1)
+    one = vision_flops(spec, ((384, 384),) * 2, 0, 1, False)
+    assert vision_flops(spec, both.images, 0, 1, False) == one
+    other = spec_of("llava_next", vision_config={"image_size": 336, "patch_size": 14})
+    assert asked_workload(Target("toy", other), ((640, 480),) * 2, {}).visual_tokens == 2 * 2340
 
 
 def test_a_video_by_hand() -> None:

@@ -56,6 +56,7 @@ def find_attribution_parts(model: Any) -> AttributionParts:
     """
     found = adapters.find_parts(model)
     adapters.check_attending(found, "head attribution")
+    adapters.check_one_state(found, "head attribution")
     name = type(found.model).__name__
     for index, attention in found.attentions.items():
         absent = [part for part in _PROJECTIONS if not hasattr(attention, part)]

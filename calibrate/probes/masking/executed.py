@@ -1,4 +1,5 @@
-"""Masking curves where a pass cannot be taken apart: layers that keep states, or read the keys of others.
+"""Masking curves where a pass cannot be taken apart: layers that keep states, read the keys of others, or take inputs
+of their own.
 
 Each point is executed as a plan would be, from the first layer on. A recurrent layer hides the image from the text by
 leaving it out of the sequence that the text continues, so a curve has the points that such layers can run, which may be

@@ -129,7 +129,9 @@ class MaskingProbe(ExecutedProbe):
 
     def run(self, batch: Batch) -> None:
         parts = find_parts(batch.model)
-        layers, whole = len(parts.layers), not (parts.recurrent or parts.lenders)
+        layers = len(parts.layers)
+        # Else each point is executed from the first layer on.
+        whole = not (parts.recurrent or parts.lenders or parts.fed_per_layer)
         with Replay(batch.model, batch.inputs) if whole else nullcontext() as replay:
             run = Executed(batch.model, batch.inputs, layers) if replay is None else replay
             columns = {"dense_right": right(batch, run.dense.argmax(dim=-1))[:, None]}

@@ -26,7 +26,7 @@ from torch import Tensor
 from calibrate.probes.masking.sight import Scope, Sight, Sights, closed_by, merged_values
 from planner.errors import RuntimeStateError
 from planner.runtime.attach import attached_towers
-from planner.runtime.model.adapters import check_attending, find_parts
+from planner.runtime.model.adapters import check_attending, check_one_state, find_parts
 from planner.runtime.model.attention import Call, attention_hook
 from planner.runtime.model.exchange import Function, wrapped
 from planner.runtime.tensors.layout import read_layout
@@ -78,7 +78,8 @@ class Replay:
 
     def __init__(self, model: Any, inputs: Mapping[str, Tensor], start: int | None = None, last: int = 1) -> None:
         self.parts, self.inputs, self.last = find_parts(model), dict(inputs), last
-        check_attending(self.parts, "hiding the image from the text, layer by layer,")
+        for check in (check_attending, check_one_state):
+            check(self.parts, "hiding the image from the text, layer by layer,")
         self.layout = read_layout(inputs["input_ids"], self.parts.visual_ids, inputs.get("attention_mask"))
         self.layers = len(self.parts.layers)
         self.text = self.layout.valid & ~self.layout.visual

@@ -23,7 +23,8 @@ from planner.policies.pyramiddrop import PUBLISHED_LAYERS
 from planner.report.targets import Target, asked_workload
 from planner.report.templates import render_page, text_of
 from planner.schedule import Schedule
-from planner.spec.facts import LayerSpec, ModelSpec
+from planner.spec.facts import LayerSpec, ModelSpec, Projector
+from planner.spec.images import encode_all
 from planner.workload import Workload
 
 #: Width and height in pixels that the page offers beside what a user names.
@@ -34,7 +35,7 @@ SIZES = (
 #: Bits per weight that the page offers.
 WEIGHT_BITS = (16, 8, 4)
 #: What an image adds to a prompt.
-_ADDED = ("visual_tokens", "system_tokens", "text_tokens", "between_tokens")
+_ADDED = ("visual_tokens", "system_tokens", "text_tokens", "between_tokens", "mark_tokens")
 _SCRIPTS = tuple(f"explorer/{name}.js" for name in ("layers", "costs", "policies", "state", "pictures", "page"))
 _PICTURES = (
     ("tokens", "Visual tokens that each decoder layer computes"),
@@ -87,7 +88,7 @@ def _model(spelled: str, target: Target, sizes: Sequence[tuple[int, int]]) -> di
     kinds = [layer for layer, _ in spec.decoder.kinds]
     served = engine("vllm").executed(spec).decoder.layers
     bits = {bits: base.model_copy(update={"weight_bits": bits}) for bits in WEIGHT_BITS}
-    blocks = spec.vision.blocks if spec.vision is not None else ()
+    blocks = spec.vision.layers if spec.vision is not None else ()
     return {
         "name": target.name,
         "spelled": spelled,
@@ -104,6 +105,7 @@ def _model(spelled: str, target: Target, sizes: Sequence[tuple[int, int]]) -> di
         "tower_weights": sum(block.repeat * block.macs for block in blocks),
         "tower_layers": sum(block.repeat for block in blocks),
         "projector_weights": spec.projector.macs + spec.projector.patch_macs if spec.projector is not None else 0,
+        "projector_text": _reading(spec.projector),
         "pyramid_layers": relative_layers(PUBLISHED_LAYERS, spec.layers),
         "prompt": {name: getattr(base, name) for name in ("system_tokens", "text_tokens", "output_tokens")},
         "pictures": [_picture(target, base, size) for size in sizes] if spec.images is not None else [],
@@ -113,6 +115,12 @@ def _model(spelled: str, target: Target, sizes: Sequence[tuple[int, int]]) -> di
             if _computed(schedule)
         ],
     }
+
+
+def _reading(projector: Projector | None) -> dict[str, int]:
+    """What the projector takes of the prompt's text, on every tile."""
+    names = ("latents", "text_macs", "text_pair_macs")
+    return {name: getattr(projector, name) if projector is not None else 0 for name in names}
 
 
 def _words(target: Target) -> Workload:
@@ -146,24 +154,34 @@ def _layer(layer: LayerSpec) -> dict[str, Any]:
 
 
 def _picture(target: Target, base: Workload, size: tuple[int, int]) -> dict[str, Any]:
-    """What the first picture of a size adds to a prompt, what each further one does, and what seeing them takes.
+    """What pictures of a size add to a prompt; several of them too, where they are not cut as one alone is."""
+    rule = target.spec.images
+    several = {"several": _shown(target, base, size, 2)} if rule is not None and rule.alone else {}
+    return {"size": f"{size[0]}x{size[1]}", **_shown(target, base, size, 1), **several}
+
+
+def _shown(target: Target, base: Workload, size: tuple[int, int], least: int) -> dict[str, Any]:
+    """What the first of `least` pictures or more adds to a prompt, what each further one does, and what seeing them
+    takes.
 
     A tower's FLOPs grow with the pictures; where one sequence holds all of them, a part grows with their square.
     """
-    spec = target.spec
+    spec, few, many = target.spec, (size,) * least, (size,) * (least + 1)
     words = {name: getattr(base, name) for name in ("system_tokens", "text_tokens")}
-    one, two = (asked_workload(target, (size,) * count, words) for count in (1, 2))
-    tower, projector, ranking = vision_flops(spec, (size,), one.visual_tokens, 1, True)
-    both = vision_flops(spec, (size,) * 2, two.visual_tokens, 1, False)[0]
-    paired = (both - 2 * tower) // 2
+    fewer, more = (asked_workload(target, images, words) for images in (few, many))
+    tower, projector, ranking = (flops // least for flops in vision_flops(spec, few, fewer.visual_tokens, 1, True))
+    shared = any(block.span == "batch" for block in spec.vision.blocks) if spec.vision is not None else False
+    both = vision_flops(spec, many, more.visual_tokens, 1, False)[0]
+    paired = (both - 2 * tower) // 2 if shared else 0
     executed: ModelSpec = engine("vllm").executed(spec)
+    each = {name: getattr(more, name) - getattr(fewer, name) for name in _ADDED}
     return {
-        "size": f"{size[0]}x{size[1]}",
-        "one": {name: getattr(one, name) - getattr(base, name) for name in _ADDED},
-        "more": {name: getattr(two, name) - getattr(one, name) for name in _ADDED},
+        "tiles": len(encode_all(spec, few)[0].tiles),
+        "one": {name: getattr(fewer, name) - getattr(base, name) - (least - 1) * each[name] for name in _ADDED},
+        "more": each,
         "fixed_flops": tower - paired,
         "paired_flops": paired,
-        "served_flops": vision_flops(executed, (size,), one.visual_tokens, 1, False)[0],
+        "served_flops": vision_flops(executed, few, fewer.visual_tokens, 1, False)[0] // least,
         "projector_flops": projector,
         "ranking_flops": ranking,
     }

@@ -17,16 +17,23 @@ const LARGEST_BATCH = 1 << 16;
  * `fixed` grows with the images, `paired` with their square and once more with the batch: towers that take all images
  * of a batch as one sequence.
  */
-function visionFlops(workload, entry) {
+function visionFlops(model, workload, entry) {
   const { picture } = workload;
   if (!picture || !workload.visual_tokens) return [0n, 0n, 0n];
   const images = BigInt(workload.pictures), batch = BigInt(workload.batch);
   const ranks = entry && ENCODER_SCORES.includes(entry.rank_by);
   return [
     batch * (images * BigInt(picture.fixed_flops) + batch * images * images * BigInt(picture.paired_flops)),
-    batch * images * BigInt(picture.projector_flops),
+    batch * images * (BigInt(picture.projector_flops) + BigInt(picture.tiles) * textFlops(model, workload)),
     ranks ? batch * images * BigInt(picture.ranking_flops) : 0n,
   ];
+}
+
+/** FLOPs of a projector that reads the prompt's text beside a tile's latents. */
+function textFlops(model, workload) {
+  const { latents, text_macs, text_pair_macs } = model.projector_text;
+  const words = workload.system_tokens + workload.text_tokens;
+  return 2n * BigInt(words) * (BigInt(text_macs) + BigInt(2 * latents + words) * BigInt(text_pair_macs));
 }
 
 /** Bytes of the KV cache once `tokens` generated tokens of each request are in it, whole batch. */
@@ -55,7 +62,7 @@ function cost(model, workload, schedule, causal = false) {
     });
     for (const macs of decodeMacs(model, kind.plain, segment, 0)) decode += 2n * BigInt(layers) * BigInt(macs);
   }
-  const [vision, projector, ranked] = visionFlops(workload, schedule.entry);
+  const [vision, projector, ranked] = visionFlops(model, workload, schedule.entry);
   let chosen = schedule.entry ? entryMacs(model, schedule.entry, workload.visual_tokens) : 0;
   for (const segment of segments) for (const one of segment.scorings) chosen += scoreMacs(model, segment, one);
   prefill.selector += 2n * batch * BigInt(chosen) + ranked;

@@ -50,7 +50,10 @@ function lay(schedule, workload) {
       first: stage.first, last: stage.last, system: workload.system_tokens, text, visual,
       cachedVisual: { none: 0, kept: keptOnes, all: visual }[stage.cache_visual],
       promptText: workload.text_tokens, promptVisual: workload.visual_tokens, between: workload.between_tokens,
+      marks: workload.mark_tokens,
       alone, merge, scorings,
+      // Of the rows that run together.
+      gone: text - leftText + (alone ? 0 : visual - leftVisual),
       prefix: stage.visual_attention === "prefix",
       // What skips a layer costs what text reads of it.
       streamed: stage.visual_attention === "skip",
@@ -109,13 +112,17 @@ function isolatedProjections(attention, isRead, segment, fast) {
   const inputs = fast && (segment.streamed || !segment.prefix)
     ? attention.value_macs + (isRead ? attention.key_macs : 0)
     : attention.projection_macs - attention.output_macs;
-  return segment.streamed ? inputs : inputs + attention.output_macs;
+  return inputs + (segment.streamed ? attention.before_macs : attention.output_macs);
 }
 
-/** Feed-forward of text and visual rows, and what is projected for the whole prompt before any row is dropped. */
+/** Feed-forward of text and visual rows, and what runs in front of all layers, on the whole prompt, and behind them, on
+ * the rows that are left. Marks around pictures go to the experts for what is seen.
+ */
 function fed(ffn, words, visual, segment) {
   const dropped = segment.system + segment.promptText + segment.promptVisual - words - visual;
-  return dropped * ffn.front_macs + words * ffn.macs + visual * ffn.visual_macs;
+  const gone = segment.alone ? segment.gone + visual : segment.gone, marks = Math.min(segment.marks, words);
+  return dropped * ffn.front_macs - gone * ffn.back_macs
+    + (words - marks) * ffn.macs + (visual + marks) * ffn.visual_macs;
 }
 
 /** A layer in which no visual row sees another one. */
@@ -174,7 +181,10 @@ function layerMacs(causal, model, layer, segment) {
 /** Tokens that a layer's cache holds of one request, `ahead` generated ones after the prompt. */
 function cachedTokens(model, attention, segment, ahead) {
   const visual = model.cross ? 0 : segment.cachedVisual;
-  if (!attention.window) return segment.system + segment.text + visual + ahead;
+  if (!attention.window) {
+    const generated = attention.answer_window ? Math.min(ahead, attention.answer_window - 1) : ahead;
+    return segment.system + segment.text + visual + generated;
+  }
   let reach = attention.window - 1 - ahead, total = Math.min(ahead, attention.window - 1);
   const parts = [
     [segment.text, segment.promptText], [visual, segment.promptVisual], [segment.system, segment.system],
@@ -232,9 +242,9 @@ function scoreMacs(model, segment, scoring) {
 /** A probe runs before its layer: it makes keys, and for an influence values, of all rows itself. */
 function probeMacs(select, attention, rows) {
   const needsValues = ["influence_l2", "influence_cos"].includes(select.rank_by);
-  const macs = attention.separable
+  const before = attention.before_macs * (rows + 1), macs = before + (attention.separable
     ? attention.query_macs + (attention.key_macs + (needsValues ? attention.value_macs : 0)) * rows
-    : (attention.query_macs + attention.key_macs + attention.value_macs + attention.expand_macs) * (rows + 1);
+    : (attention.query_macs + attention.key_macs + attention.value_macs + attention.expand_macs) * (rows + 1));
   const outputs = (select.rank_by === "influence_cos" ? 1 : 0) + (select.keep.relative ? 1 : 0);
   return macs + outputs * attention.heads * attention.value_dim * rows;
 }

@@ -64,7 +64,8 @@ function settledKeys(model, side) {
 
 /** A request as planner.workload has it: what is shown brings its own text tokens along. */
 function workloadOf(model, asked) {
-  const picture = model.pictures.find((one) => one.size === asked.picture) || model.pictures[0];
+  const offered = model.pictures.find((one) => one.size === asked.picture) || model.pictures[0];
+  const picture = (asked.pictures > 1 && offered?.several) || offered;
   const pictures = picture ? asked.pictures : 0;
   const shown = (name) => (pictures ? picture.one[name] + (pictures - 1) * picture.more[name] : 0);
   return {
@@ -73,6 +74,7 @@ function workloadOf(model, asked) {
     system_tokens: model.prompt.system_tokens + shown("system_tokens"),
     text_tokens: asked.text + shown("text_tokens"),
     between_tokens: shown("between_tokens"),
+    mark_tokens: shown("mark_tokens"),
     output_tokens: asked.output, batch: asked.batch, weight_bits: asked.weight_bits, kv_bits: asked.kv_bits,
   };
 }

@@ -233,6 +233,8 @@ def _padded(kwargs: dict[str, Any], pad: int, layout: Layout) -> dict[str, Any]:
     for name in _PER_TOKEN:
         if isinstance(found.get(name), Tensor):
             found[name] = nn.functional.pad(found[name], (pad, 0))
+    if isinstance(found.get("per_layer_inputs"), Tensor):  # [B, n, layers, d]
+        found["per_layer_inputs"] = nn.functional.pad(found["per_layer_inputs"], (0, 0, 0, 0, pad, 0))
     if isinstance(found.get("cache_position"), Tensor):
         found["cache_position"] = torch.arange(layout.length + pad, device=layout.ids.device)
     return found

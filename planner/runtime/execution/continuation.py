@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from planner.errors import InputError, RuntimeStateError
-from planner.runtime.imaging.images import PIXELS
+from planner.runtime.imaging.images import PIXELS, SOUNDS
 from planner.runtime.model.adapters import Parts
 from planner.runtime.tensors.layout import visual_rows
 
 #: Arguments with one entry per token, in their last dimension.
 _PER_TOKEN = ("input_ids", "position_ids", "token_type_ids", "mm_token_type_ids")
 #: Arguments that belong to the prompt alone.
-_OF_PROMPT = (*PIXELS, "mm_encoder_outputs")
+_OF_PROMPT = (*PIXELS, *SOUNDS, "mm_encoder_outputs")
 #: Label of a token that is not scored.
 _UNSCORED = -100
 

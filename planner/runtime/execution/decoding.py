@@ -10,6 +10,7 @@ from torch import Tensor
 
 from planner.runtime.model.attention import Call
 from planner.runtime.model.cache import BorrowingLayer, PrunedLayer, pruned_layers
+from planner.runtime.model.hidden import token_count
 from planner.runtime.selection.redistribute import redistribute_step
 from planner.runtime.tensors.masks import columns
 from planner.schedule import Schedule
@@ -51,7 +52,7 @@ class Decoding:
         mask = kwargs.get("attention_mask")
         hidden = args[0] if args else kwargs["hidden_states"]
         assert cache.index is not None
-        new = cache.generated + hidden.shape[1]
+        new = cache.generated + token_count(hidden)
         if torch.compiler.is_compiling():
             return columns(mask, cache.index, cache.filled, new)
         # Layers that hold the same rows share one.

@@ -82,7 +82,7 @@ class Execution:
         self._entry: Entry | None = None
         self._signature = inspect.signature(parts.model.forward)
         self._isolated_layers = tuple(
-            IsolatedLayer(layer, parts.attentions[index], parts.heads, self._diversion)
+            IsolatedLayer(layer, parts.attentions[index], parts.heads, self._diversion, parts.form)
             if index in parts.attentions
             else RecurrentLayer(layer, index, self._diversion)
             for index, layer in enumerate(parts.layers)
@@ -388,7 +388,7 @@ class Execution:
         hidden, kwargs = prefill.before(index, *self._isolated_layers[index].named(args, kwargs))
         if self.thread.encoding and index == self.lookup.extent.depth:
             raise StreamComplete
-        return prefill.after(index, original(hidden, **kwargs))
+        return prefill.after(index, original(self.parts.form.given(hidden), **kwargs))
 
     def _fixed_layer(self, index: int, original: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return original(*args, **self._compiled.before(index, args, kwargs))

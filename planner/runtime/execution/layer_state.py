@@ -18,7 +18,7 @@ class IsolatedRows:
 
     Attributes:
         rows: which they are.
-        hidden: ``[B, a, d]`` the layer's input.
+        hidden: ``[B, a, ...]`` the layer's input.
         read: whether text reads them.
         key, shown: ``[B, Hkv, a, dh]`` keys and the values that text sees, None where no text reads them.
         merged: after a merge, the one row per sample whose value is shown.
@@ -44,7 +44,7 @@ class LayerState:
 
     Attributes:
         stage: the stage it belongs to.
-        hidden: ``[B, m, d]`` input of the main stream.
+        hidden: ``[B, m, ...]`` input of the main stream.
         keys: rows that its attention sees.
         isolated: rows beside the main stream, None where there are none.
         sinks: ``[B, k]`` which keys are visual sinks, where attention is redistributed.

@@ -100,7 +100,7 @@ class Prefill:
     # -- a layer's life: before, attend, after -----------------------------------------------------------------------
 
     def before(self, layer: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """What the layer runs on: the hidden states and keyword arguments of the main stream."""
+        """What the layer runs on: the rows and keyword arguments of the main stream."""
         stage, streams = self.schedule.stage_of(layer), self.streams
         if layer == stage.first:
             hidden = self._enter(stage, hidden, kwargs)
@@ -140,13 +140,14 @@ class Prefill:
         """What goes on to the next layer; fills the layer's cache."""
         state, self._state = self._state, None
         assert state is not None
-        hidden = first(output)
+        form = self.isolated_layers[layer].form
+        hidden = form.rows(first(output))
         self.writer.fill(layer, state)
         if layer < len(self.deepstack):
             hidden = self.streams.add_to_visual(self.deepstack[layer], hidden)
         if layer == self.schedule.layers - 1:
             hidden = self._leave(self.schedule.stages[-1], layer + 1, hidden, None)
-        return with_first(output, hidden)
+        return with_first(output, form.given(hidden))
 
     def close(self) -> None:
         """The prompt is through."""
@@ -246,6 +247,7 @@ class Prefill:
     def _scored_by(self, state: LayerState, call: Call, output: Tensor) -> Scored:
         isolated = None if state.isolated is None else state.isolated.hidden
         hidden, rows = self.streams.together(state.hidden, isolated), self.streams.present()
+        hidden = self.isolated_layers[call.layer].form.seen(hidden)
         scored = Scored(call, output, self.streams.main, state.keys, hidden, rows, self.layout)
         if state.isolated is not None and state.isolated.attention is not None:
             scored.isolated, scored.ahead = state.isolated.attention, self.streams.ahead()

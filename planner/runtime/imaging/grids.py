@@ -2,8 +2,9 @@
 
 | beside the pixels              | grids                                                                |
 |--------------------------------|----------------------------------------------------------------------|
-| image_grid_thw, video_grid_thw | one a picture or video, merged (Qwen, GLM)                           |
+| image_grid_thw, video_grid_thw | one a picture or video, merged (Qwen, GLM), or lined (HunYuan)       |
 | image_sizes, resolutions       | the base view, and the unpadded tiles with their row breaks (anyres) |
+| the same, batch_num_images     | of several pictures of a prompt, the view alone and a break          |
 | image_sizes, Pixtral           | one a picture, merged (Mistral 3)                                    |
 | nothing                        | a square a tile                                                      |
 """
@@ -20,7 +21,7 @@ from planner.errors import PlannerError, UnsupportedModelError
 from planner.runtime.tensors.layout import Layout
 from planner.spec import ModelSpec
 from planner.spec.encoded import Grid
-from planner.spec.images import encode, tile_grid
+from planner.spec.images import encode_all, lined, tile_grid
 
 #: Grids of one picture, in prompt order.
 Picture = tuple[Grid, ...]
@@ -67,7 +68,7 @@ def _images(kwargs: dict[str, Any], config: Any) -> Iterator[Picture]:
     elif sizes is not None:
         pairs = [(int(height), int(width)) for height, width in torch.as_tensor(sizes).tolist()]
         if getattr(config, "image_grid_pinpoints", None):
-            yield from _unpadded(pairs, config)
+            yield from _unpadded(pairs, kwargs.get("batch_num_images"), config)
         elif config.vision_config.model_type == "pixtral":
             side = config.vision_config.patch_size * getattr(config, "spatial_merge_size", 1)
             yield from ((Grid(height // side, width // side),) for height, width in pairs)
@@ -82,15 +83,19 @@ def _videos(kwargs: dict[str, Any], config: Any) -> Iterator[Picture]:
 
 
 def _merged(grids: Any, config: Any) -> Iterator[Picture]:
-    merge = getattr(config.vision_config, "spatial_merge_size", 1)
+    merge, rule = getattr(config.vision_config, "spatial_merge_size", 1), _spec(config).images
     for frames, rows, columns in torch.as_tensor(grids).tolist():
-        yield (Grid(rows // merge, columns // merge, frames),)
+        grid = Grid(rows // merge, columns // merge, frames)
+        yield lined(grid) if rule is not None and rule.kind == "lined" else (grid,)
 
 
-def _unpadded(sizes: list[tuple[int, int]], config: Any) -> Iterator[Picture]:
-    spec = _spec(config)
-    for height, width in sizes:
-        yield encode(spec, width, height).grids
+def _unpadded(sizes: list[tuple[int, int]], counts: Any, config: Any) -> Iterator[Picture]:
+    """`counts` says how many each prompt has, where it matters."""
+    spec, start = _spec(config), 0
+    for count in [1] * len(sizes) if counts is None else torch.as_tensor(counts).tolist():
+        shown = [(width, height) for height, width in sizes[start : start + count]]
+        yield from (image.grids for image in encode_all(spec, shown))
+        start += count
 
 
 def _spec(config: Any) -> ModelSpec:

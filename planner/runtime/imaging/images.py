@@ -31,6 +31,8 @@ from planner.spec.images import encode
 
 #: Arguments that bring pixels.
 PIXELS = ("pixel_values", "pixel_values_images", "pixel_values_videos")
+#: Arguments that bring sounds, whose tokens are words to a plan.
+SOUNDS = ("input_features", "input_features_mask", "feature_attention_mask")
 #: Arguments that change what a vision encoder makes of them.
 _OPTIONS = ("vision_feature_layer", "vision_feature_select_strategy", "vision_aspect_ratio")
 
@@ -51,6 +53,11 @@ class Image:
 def brings_pixels(kwargs: dict[str, Any]) -> bool:
     """Whether a forward brings images or videos."""
     return any(kwargs.get(name) is not None for name in PIXELS)
+
+
+def brings_sounds(kwargs: dict[str, Any]) -> bool:
+    """Whether a forward brings sounds."""
+    return any(kwargs.get(name) is not None for name in SOUNDS)
 
 
 def brings_images(kwargs: dict[str, Any]) -> bool:

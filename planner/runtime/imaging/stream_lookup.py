@@ -14,7 +14,7 @@ from torch import Tensor
 from planner.errors import InputError, UnsupportedModelError
 from planner.runtime.imaging.image_cache import ImageCache
 from planner.runtime.imaging.image_stream import ImageStream, Key, States, join_states
-from planner.runtime.imaging.images import Image, brings_pixels, images_of, whole
+from planner.runtime.imaging.images import Image, brings_pixels, brings_sounds, images_of, whole
 from planner.runtime.imaging.prefixes import prefixes
 from planner.runtime.model.adapters import Parts
 from planner.runtime.model.fingerprint import model_fingerprint
@@ -156,7 +156,8 @@ class StreamLookup:
     """
 
     def __init__(self, parts: Parts, schedule: Schedule, stream: ImageStream | None, cache: ImageCache | None) -> None:
-        deepstack = getattr(parts.model.config.vision_config, "deepstack_visual_indexes", None) or ()
+        vision = getattr(parts.model.config, "vision_config", None)  # Fuyu has none
+        deepstack = getattr(vision, "deepstack_visual_indexes", None) or ()
         self.parts, self.stream, self.cache = parts, stream, cache
         self.extent = StreamExtent.of(schedule, len(deepstack))
         if stream is not None or cache is not None:
@@ -182,7 +183,7 @@ class StreamLookup:
         return self._model
 
     def _check_model(self) -> None:
-        if getattr(self.parts.tower.config, "hidden_size_per_layer_input", 0):
+        if self.parts.fed_per_layer:
             raise UnsupportedModelError(
                 f"{self.parts.model.config.model_type} has no image streams: every layer gets an input of its own from "
                 "the image's features, which a stream does not hold",
@@ -213,7 +214,7 @@ class StreamLookup:
             encode: the stream is asked for, whatever is known.
 
         Raises:
-            InputError: there is a stream and it does not hold the images.
+            InputError: there is a stream and it does not hold the images, or not behind the prompt's sound.
         """
         if not self.extent.depth or not (encode or self.stream is not None or self.cache is not None):
             return None
@@ -237,6 +238,15 @@ class StreamLookup:
         else:
             return None
         behind = [""] * len(images)
+        if self.extent.rules and brings_sounds(kwargs):
+            # What stands before an image is told apart by its words, and those of all sounds are the same.
+            if self.stream is None and not encode:
+                return None
+            raise InputError(
+                "the prompt brings a sound, which its images may see under this plan, and no image stream tells sounds "
+                "apart",
+                "Leave image_stream out, or use a plan whose visual tokens see only themselves",
+            )
         if self.extent.rules:
             behind = prefixes(images, layout, kwargs.get("position_ids"))
         keys = [Key(self.model, str(self.extent), one.digest, at) for one, at in zip(images, behind, strict=True)]

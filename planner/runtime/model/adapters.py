@@ -15,6 +15,7 @@ from torch import nn
 
 from planner.errors import UnsupportedModelError
 from planner.runtime.model.cache import KEEPS_STATES
+from planner.runtime.model.hidden import HiddenForm
 
 #: Config attributes that name the placeholder token of an image or a video.
 _TOKEN_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
@@ -28,7 +29,6 @@ _ATTENTION = {
 _RECURRENT = ("linear_attention", "conv")
 #: Config attributes that mean something a plan cannot reach into, and what that is.
 _OBSTACLES = {
-    "altup_num_inputs": "several hidden states a token (AltUp)",
     "cross_attention_layers": "cross-attention to the image",
     "kv_lora_rank": "latent (compressed) attention",
     "conv_bias": "biased convolutions, in which padding leaves a trace",
@@ -40,6 +40,7 @@ _UNFOLLOWED = {
     "blip-2": "hands its language model other inputs than it is given",
     "instructblip": "hands its language model other inputs than it is given",
     "instructblipvideo": "hands its language model other inputs than it is given",
+    "granite4_vision": "adds visual features to layers all over its decoder",
     "janus": "decodes in a way of its own",
     "step3p7": "has layers of unlike numbers of heads",
 }
@@ -59,6 +60,7 @@ class Parts:
         lenders: layers without keys and values of their own, and the earlier ones whose they read.
         chunked: layers that see their own chunk of the sequence only.
         shorter_than: tokens that a prompt must stay below, None for any: beyond, queries are scaled by their place.
+        form: of the layers' hidden states.
         visual_ids: ids of placeholder tokens.
         heads: query heads.
     """
@@ -73,11 +75,17 @@ class Parts:
     lenders: Mapping[int, int] = field(default_factory=dict)
     chunked: tuple[int, ...] = ()
     shorter_than: int | None = None
+    form: HiddenForm = field(default_factory=HiddenForm)
 
     @property
     def recurrent(self) -> tuple[int, ...]:
         """Layers that keep a state in place of keys and values."""
         return tuple(layer for layer in range(len(self.layers)) if layer not in self.attentions)
+
+    @property
+    def fed_per_layer(self) -> bool:
+        """Every layer gets an input of its own, made of a token and its embedding."""
+        return bool(getattr(self.tower.config, "hidden_size_per_layer_input", 0))
 
 
 def find_parts(model: Any) -> Parts:
@@ -103,7 +111,7 @@ def find_parts(model: Any) -> Parts:
     visual_ids = tuple(
         dict.fromkeys(int(token) for field in _TOKEN_FIELDS if (token := getattr(config, field, None)) is not None)
     )
-    if not visual_ids or not hasattr(config, "vision_config"):
+    if not visual_ids:
         raise UnsupportedModelError(
             f"{config.model_type} has no image placeholder token in its config, so its visual tokens cannot be found",
             "Use an image-text-to-text model such as LLaVA, Qwen2-VL or InternVL",
@@ -125,6 +133,13 @@ def find_parts(model: Any) -> Parts:
     attentions = {
         index: _attention(layer, config.model_type) for index, layer in enumerate(layers) if windows[index] != 0
     }
+    lenders = _lenders(text)
+    if any("shared_kv_states" not in signature(attentions[layer].forward).parameters for layer in lenders):
+        raise UnsupportedModelError(
+            f"layers of {config.model_type} read keys and values of others out of the cache, and without one make "
+            f"their own, in transformers {transformers.__version__}",
+            "Use a newer release of transformers",
+        )
     scaled = getattr(text, "attn_temperature_tuning", False)
     if scaled and any("cache_position" in signature(attention.forward).parameters for attention in attentions.values()):
         raise UnsupportedModelError(
@@ -140,10 +155,11 @@ def find_parts(model: Any) -> Parts:
         windows,
         visual_ids,
         text.num_attention_heads,
-        _lenders(text),
+        lenders,
         tuple(index for index, kind in enumerate(_types(text)) if kind == "chunked_attention"),
         # Llama 4 counts places among the rows that a layer computes, which a plan changes.
         text.floor_scale if scaled else None,
+        HiddenForm(getattr(text, "altup_active_idx", None)),
     )
 
 
@@ -167,6 +183,26 @@ def check_attending(parts: Parts, purpose: str) -> None:
         raise UnsupportedModelError(
             f"{purpose} needs keys of every layer's own, and layers {min(parts.lenders)} and above of "
             f"{parts.model.config.model_type} read those of others",
+            "Leave it out for this model",
+        )
+
+
+def check_one_state(parts: Parts, purpose: str) -> None:
+    """Refuse a model whose layers take more of a token than one hidden state, for what takes rows through layers by
+    itself.
+
+    Args:
+        purpose: what does.
+
+    Raises:
+        UnsupportedModelError: naming what else they take.
+    """
+    states = "several hidden states a token" if parts.form.active is not None else ""
+    more = states or ("inputs of their own" if parts.fed_per_layer else "")
+    if more:
+        raise UnsupportedModelError(
+            f"{purpose} needs layers that take one hidden state a token and nothing else, and those of "
+            f"{parts.model.config.model_type} take {more}",
             "Leave it out for this model",
         )
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from planner.runtime.model.attention import Call, Handler
 from planner.runtime.model.exchange import wrapped
+from planner.runtime.model.hidden import HiddenForm
 from planner.runtime.tensors.rows import Rows, gather
 
 #: Arguments of a decoder layer with something for every row, beside rotary tables.
@@ -110,6 +111,7 @@ class IsolatedLayer:
         layer, attention: the decoder layer and its attention module.
         heads: query heads of the attention.
         diversion: of attention calls and projections, shared by all layers of a model.
+        form: of the layer's hidden states; here they are rows.
 
     Attributes:
         fast: which form to use.
@@ -117,17 +119,21 @@ class IsolatedLayer:
 
     recurrent = False
 
-    def __init__(self, layer: Any, attention: Any, heads: int, diversion: Diversion) -> None:
-        self.layer, self.attention, self.heads, self.diversion = layer, attention, heads, diversion
+    def __init__(self, layer: Any, attention: Any, heads: int, diversion: Diversion, form: HiddenForm) -> None:
+        self.layer, self.attention, self.heads, self.diversion, self.form = layer, attention, heads, diversion, form
         self.fast = False
         #: The layer's own forward, whatever will be put around it.
         self.forward: Callable[..., Any] = layer.forward
         self._names = tuple(inspect.signature(type(layer).forward).parameters)[1:]
 
     def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Hidden states and keyword arguments of a call of the layer."""
+        """Rows and keyword arguments of a call of the layer."""
         given = dict(zip(self._names, args, strict=False)) | kwargs
-        return given.pop("hidden_states"), given
+        return self.form.rows(given.pop("hidden_states")), given
+
+    def output(self, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        """Rows after the layer's own forward."""
+        return self.form.rows(first(self.forward(self.form.given(hidden), **kwargs)))
 
     @contextmanager
     def skippable(self) -> Iterator[None]:
@@ -154,11 +160,11 @@ class IsolatedLayer:
         return {id(getattr(self.attention, name)): self.head_size for name in names}
 
     def run(self, hidden: Tensor, kwargs: dict[str, Any], keys: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Of rows that see only themselves, the layer's output ``[B, a, d]``, and the rotated keys (where asked) and
-        values it had, ``[B, Hkv, a, dh]``.
+        """Of rows that see only themselves, the layer's output, and the rotated keys (where asked) and values it had,
+        ``[B, Hkv, a, dh]``.
 
         Args:
-            hidden: ``[B, a, d]``.
+            hidden: ``[B, a, ...]``.
             kwargs: the layer's keyword arguments for these rows.
             keys: whether text will read the keys.
         """
@@ -166,9 +172,9 @@ class IsolatedLayer:
         return self._fast(hidden, kwargs, keys) if self.fast else self._generic(hidden, kwargs)
 
     def run_with(self, attend: Handler, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """The layer's output ``[B, a, d]`` with another attention, which gets queries, keys and values of all rows."""
+        """The layer's output with another attention, which gets queries, keys and values of all rows."""
         with self.diversion.to(attend):
-            return first(self.forward(hidden, **_without_cache(kwargs)))
+            return self.output(hidden, _without_cache(kwargs))
 
     def _fast(self, hidden: Tensor, kwargs: dict[str, Any], keys: bool) -> tuple[Tensor, Tensor | None, Tensor]:
         seen: list[Call] = []
@@ -180,7 +186,7 @@ class IsolatedLayer:
 
         skipped = self._without("q_proj") if keys else self._without("q_proj", "k_proj")
         with self.diversion.to(give_values, skipped):
-            output = first(self.forward(hidden, **kwargs))
+            output = self.output(hidden, kwargs)
         return output, seen[0].key if keys else None, seen[0].value
 
     def _generic(self, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -190,14 +196,14 @@ class IsolatedLayer:
             seen.append(call)
             return call.run()
 
-        batch, count, size = hidden.shape
+        batch, count = hidden.shape[:2]
         single = {name: _each_alone(value, batch, count) for name, value in kwargs.items()}
         with self.diversion.to(watch):
-            output = first(self.forward(hidden.reshape(batch * count, 1, size), **single))
+            output = self.output(hidden.flatten(0, 1)[:, None], single)
         key, value = (
             x.reshape(batch, count, x.shape[1], x.shape[-1]).transpose(1, 2) for x in (seen[0].key, seen[0].value)
         )
-        return output.reshape(batch, count, size), key, value
+        return output.reshape(hidden.shape), key, value
 
     @property
     def head_size(self) -> int:
@@ -226,7 +232,7 @@ class IsolatedLayer:
         wanted = zip(_PROJECTIONS, (query, keys, values), strict=True)
         skipped = self._without(*(name for name, needed in wanted if not needed)) if self.fast and not tracing else {}
         with self.diversion.to(stop, skipped), suppress(_Enough):
-            self.forward(hidden, **kwargs)
+            self.output(hidden, kwargs)
         return seen[0]
 
     def check(self, hidden: Tensor, kwargs: dict[str, Any]) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from planner.runtime.model.cache import Attachment, PrunedState
-from planner.runtime.model.isolated import Diversion, IsolatedLayer, first
+from planner.runtime.model.hidden import HiddenForm
+from planner.runtime.model.isolated import Diversion, IsolatedLayer
 
 #: Elements of state held at once: rows go through in parts.
 _MOST_STATE = 1 << 26
@@ -31,7 +32,7 @@ class RecurrentLayer(IsolatedLayer):
     recurrent = True
 
     def __init__(self, layer: Any, index: int, diversion: Diversion) -> None:
-        super().__init__(layer, None, 0, diversion)
+        super().__init__(layer, None, 0, diversion, HiddenForm())
         self.index = index
         #: Of one row: its convolution and its recurrent state, None where there is none.
         self._fresh: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -56,7 +57,7 @@ class RecurrentLayer(IsolatedLayer):
         """Rows ``[r, 1, d]`` after the layer. Positions stay those of other rows: a recurrent layer reads none."""
         cache = DynamicCache()
         cache.layers = [states] * (self.index + 1)
-        return first(self.forward(rows, **{**kwargs, "attention_mask": None, "past_key_values": cache}))
+        return self.output(rows, {**kwargs, "attention_mask": None, "past_key_values": cache})
 
     def _states(self, rows: int) -> PrunedState:
         """Fresh states of some rows."""

@@ -170,8 +170,8 @@ def find_encoder(model: Any) -> nn.Module:
     Raises:
         UnsupportedModelError: there is none.
     """
-    vision = model.config.vision_config
-    for module in model.modules():
+    vision = getattr(model.config, "vision_config", None)
+    for module in model.modules() if vision is not None else ():
         if getattr(module, "config", None).__class__ is vision.__class__:
             return module  # type: ignore[no-any-return]
     raise UnsupportedModelError(f"no vision encoder in {type(model).__name__}", "Rank by encoder_norm instead")

@@ -89,4 +89,4 @@ class Ranking:
             gather(hidden, rows.slots_of(last)), part_of_kwargs(kwargs, last, None, known), query=True
         )
         call.query, call.mask = asking.query, part(kwargs.get("attention_mask"), last, rows)
-        return Scored(call, None, last, rows, hidden, rows, layout)
+        return Scored(call, None, last, rows, isolated.form.seen(hidden), rows, layout)

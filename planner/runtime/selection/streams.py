@@ -17,7 +17,7 @@ from planner.runtime.tensors.rows import Rows, gather
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Rows and their hidden states, ``[B, width, d]``."""
+    """Rows and their hidden states, ``[B, width, ...]``."""
 
     rows: Rows
     hidden: Tensor

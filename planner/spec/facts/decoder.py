@@ -20,6 +20,7 @@ class Attention:
         head_dim, value_dim: size of a head's queries and keys, and of its values.
         query_macs, key_macs, value_macs, output_macs: projections, multiply-adds per token.
         window: tokens a sliding or chunked layer can see, itself included; 0 means no limit.
+        answer_window: tokens of the answer that a layer can see beside all of the prompt, itself included; 0: all.
         cached_elements: elements the KV cache holds per token.
         expand_macs, expanded_elements: of multi-head latent attention, making keys and values of one cached latent, at
             every step, and the elements a cache of those would hold; 0 elsewhere.
@@ -27,6 +28,7 @@ class Attention:
             tells models apart: the digest that binds a plan to its model covers it.
         index_macs: per query-key pair, what chooses blocks of keys before the attention; transformers masks the others
             and computes them all the same.
+        before_macs: of the layer's `dense_macs`, what runs before the attention: whoever wants its keys alone needs it.
         separable: queries, keys and values come from projections of their own, so that any of them can be left out.
         state_macs: of a linear layer, its short convolution, per token.
         state_lead: tokens more that the convolution runs over in a prefill; a decode step runs it over two.
@@ -45,6 +47,7 @@ class Attention:
     value_macs: int
     output_macs: int
     window: int = 0
+    answer_window: int = 0
     cached_elements: int = 0
     expand_macs: int = 0
     expanded_elements: int = 0
@@ -57,6 +60,7 @@ class Attention:
     chunk_macs: int = 0
     state_elements: int = 0
     float_state_elements: int = 0
+    before_macs: int = 0
 
     @cached_property
     def projection_macs(self) -> int:
@@ -75,8 +79,10 @@ class FeedForward:
 
     Attributes:
         dense_macs: multiply-adds per token outside routed experts: the whole dense block, or router and shared experts.
-        front_macs: of `dense_macs`, this layer's share of a projection in front of all layers, which runs for every
-            token of the prompt (Gemma 4's inputs per layer).
+        front_macs: of `dense_macs`, this layer's share of what runs in front of all layers, for every token of the
+            prompt (inputs per layer, of Gemma 3n and 4; Gemma 3n's further hidden states).
+        back_macs: of `dense_macs`, the last layer's: what runs behind it, on the rows that are left there (Gemma 3n
+            makes one hidden state of several).
         expert_macs: one routed expert, per token.
         visual_expert_macs: the same for visual tokens that have as many experts of their own; 0: they share the others.
         experts: routed experts stored, of a kind.
@@ -92,6 +98,7 @@ class FeedForward:
     experts_run: int = 0
     routed: int = 0
     front_macs: int = 0
+    back_macs: int = 0
 
     @cached_property
     def macs(self) -> int:

@@ -25,11 +25,13 @@ class Storage:
         layer_bits: bits per weight of the decoder layers' matrices, scales included; 0: as all others; None: the
             configuration does not say. Tower, projector, embedding and head are not quantised.
         quantization: its method's name.
+        looked_up: elements of the table in which every layer's input of a token is looked up; 0 where layers have none.
     """
 
     tied: bool = False
     layer_bits: float | None = 0.0
     quantization: str = ""
+    looked_up: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +112,19 @@ _LATER = {
     "patches": 1,
     "pooled": 0,
     "latents": 0,
+    "row_macs": 0,
+    "side_macs": 0,
+    "beside": None,
+    "beside_side": 0,
+    "answer_window": 0,
+    "text_macs": 0,
+    "text_pair_macs": 0,
     "extra": 0,
     "index_macs": 0,
     "visual_expert_macs": 0,
     "front_macs": 0,
+    "back_macs": 0,
+    "before_macs": 0,
 }
 
 

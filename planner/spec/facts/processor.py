@@ -34,6 +34,7 @@ class ImageRule:
     Attributes:
         kind: ``fixed``: every image is resized to one size; ``anyres``: a base view and tiles of the best-fitting
             resolution, unpadded; ``resize``: near its own size, in multiples of `side`, within pixel limits;
+            ``lined``: the same with visual tokens that stand for no place, one behind every row and one at either end;
             ``shrink``: its own size unless an edge is too long; ``aspect``, ``fit``: a grid of tiles nearest in
                 aspect ratio, or in size, and a
             thumbnail; ``split``: scaled to a longest edge, cut into tiles, and a thumbnail; ``grid``: always all tiles;
@@ -46,17 +47,19 @@ class ImageRule:
         tile_tokens: visual tokens of one tile; 0 where there are no tiles.
         resolutions: ``(height, width)`` candidates of ``anyres``.
         limit: tiles' worth of tokens that ``anyres`` keeps at most; 0 is no limit.
-        min_pixels, max_pixels, frames: limits of ``resize``, and frames a still image counts as in them.
+        min_pixels, max_pixels, frames: limits of ``resize`` and ``lined``, and frames a still image counts as in them.
         max_tiles: of ``aspect``, ``fit``, ``grid`` and the others that cut.
-        longest_edge, shortest_edge: of ``shrink``, ``split`` and ``edges``, in pixels.
+        longest_edge, shortest_edge: of ``shrink``, ``split`` and ``edges``, in pixels; width and height of ``boxed``.
         max_patches: of one tile; ``budget`` and ``large`` fill their tiles up to it.
+        alone: a picture is cut only where it is the only one of its request; several are a view each, with a break
+            behind it.
         marks: text tokens that come with an image.
     """
 
     kind: Literal[
-        "fixed", "anyres", "resize", "shrink", "aspect", "fit", "split", "grid",
-        "navit", "budget", "edges", "large", "slices", "cover",
-        "panels", "document", "masked", "overlapping", "windows",
+        "fixed", "anyres", "resize", "lined", "shrink", "aspect", "fit", "split", "grid",
+        "navit", "boxed", "budget", "edges", "large", "slices", "cover",
+        "panels", "document", "pages", "masked", "overlapping", "windows",
     ]  # fmt: skip
     side: int
     patch: int
@@ -73,7 +76,13 @@ class ImageRule:
     max_patches: int = 0
     view: int = 0
     margin: int = 0
+    alone: bool = False
     marks: Marks = Marks()
+
+    @property
+    def limited(self) -> bool:
+        """Whether pictures keep about their size, within limits in pixels."""
+        return self.kind in ("resize", "lined")
 
 
 @dataclass(frozen=True, slots=True)

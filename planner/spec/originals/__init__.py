@@ -11,13 +11,30 @@ from planner.spec.originals.internvl import internvl_chat, llama_nemotron
 from planner.spec.originals.llava import llava
 from planner.spec.originals.minicpm import minicpmv
 from planner.spec.originals.phi import phi4mm
-from planner.spec.originals.renamed import ernie, kimi, minimax_m3, molmo2, ovis2_5, step3p7
+from planner.spec.originals.renamed import (
+    chameleon,
+    ernie,
+    fuyu,
+    kimi,
+    kosmos2,
+    kosmos2_5,
+    minimax_m3,
+    molmo2,
+    ovis2_5,
+    step3p7,
+    two_towers,
+    videos_alone,
+)
 
 __all__ = [
+    "chameleon",
     "deepseek_vl_v2",
     "ernie",
+    "fuyu",
     "internvl_chat",
     "kimi",
+    "kosmos2",
+    "kosmos2_5",
     "llama_nemotron",
     "llava",
     "minicpmv",
@@ -26,4 +43,6 @@ __all__ = [
     "ovis2_5",
     "phi4mm",
     "step3p7",
+    "two_towers",
+    "videos_alone",
 ]

@@ -28,6 +28,50 @@ def kimi(values: Values) -> Values:
     return beside({**token, "vision_config": beside(own, vision)}, values)
 
 
+def videos_alone(values: Values) -> Values:
+    """Families that take videos and no pictures: their placeholder is the video's."""
+    return beside(renamed(values, image_token_id="video_token_index"), values)
+
+
+def fuyu(values: Values) -> Values:
+    """Fuyu: no vision tower, and its decoder's fields at the top level in its checkpoint on the hub."""
+    named = values.get("text_config")
+    text = beside({"model_type": "persimmon"}, values if named is None else named)
+    patches = {**renamed(values, patch_size="patch_size", num_channels="num_channels"), "model_type": "fuyu_patches"}
+    patches["hidden_size"] = text.get("hidden_size", 4096)
+    return beside({"text_config": text, "vision_config": patches}, values)
+
+
+def chameleon(values: Values) -> Values:
+    """Chameleon: its decoder's fields at the top level, and a tokeniser in place of a vision tower."""
+    vision = beside({"model_type": "chameleon_vqgan"}, values.get("vq_config") or {})
+    token = renamed(values.get("vocabulary_map") or {}, image_token_id="<image>")
+    return beside(
+        {**token, "text_config": beside({"model_type": "chameleon_text"}, values), "vision_config": vision}, values
+    )
+
+
+def kosmos2(values: Values, model_type: str = "kosmos_2_text_model") -> Values:
+    """KOSMOS-2: fields of its decoder under names of its own."""
+    text = values.get("text_config") or {}
+    own = renamed(text, hidden_size="embed_dim", num_hidden_layers="layers", num_attention_heads="attention_heads")
+    return beside({"text_config": beside({**own, "model_type": model_type}, text)}, values)
+
+
+def kosmos2_5(values: Values) -> Values:
+    """KOSMOS-2.5: the same."""
+    return kosmos2(values, "kosmos_2_5_text_model")
+
+
+def two_towers(values: Values) -> Values:
+    """DeepSeek-VL's larger one: what its second tower is, beside the first."""
+    own = {
+        "model_type": "deepseek_vl_hybrid_vision",
+        **renamed(values, high_res_vision_config="high_res_vision_config"),
+    }
+    return beside({"vision_config": beside(own, values.get("vision_config") or {})}, values)
+
+
 def molmo2(values: Values) -> Values:
     """Molmo 2: its files declare layers of the vision tower that its weights do not have."""
     adapter = values["adapter_config"]

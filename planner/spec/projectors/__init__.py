@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from planner.spec.projectors.every_patch import (
     anyres,
+    deepseek_vl_hybrid,
     embedded,
     janus,
     llava,
     mllama,
     paligemma,
+    unprojected,
     video_llama_3,
     vipllava,
 )
 from planner.spec.projectors.merging import (
     deepseek_ocr,
+    deepseek_ocr2,
     deepseek_vl2,
     deepstacked,
     ernie,
     glm4v,
+    hunyuan,
     merged,
     minicpm,
     mistral3,
@@ -33,16 +37,27 @@ from planner.spec.projectors.merging import (
 )
 from planner.spec.projectors.parts import ProjectorParts
 from planner.spec.projectors.pooling import gemma3, gemma4, got_ocr2, mobilevlm, phi4
-from planner.spec.projectors.queries import aria, idefics2, molmo2, q_former, resampled
+from planner.spec.projectors.queries import (
+    aria,
+    idefics2,
+    kosmos2,
+    kosmos2_5,
+    molmo2,
+    q_former,
+    resampled,
+    windowed_q_formers,
+)
 from planner.spec.projectors.shuffling import granite_docling, idefics3, internvl, lfm2_vl, llama4, shuffled_gate
-from planner.spec.projectors.vocabulary import ovis2
+from planner.spec.projectors.vocabulary import ovis2, quantised
 
 __all__ = [
     "ProjectorParts",
     "anyres",
     "aria",
     "deepseek_ocr",
+    "deepseek_ocr2",
     "deepseek_vl2",
+    "deepseek_vl_hybrid",
     "deepstacked",
     "embedded",
     "ernie",
@@ -51,10 +66,13 @@ __all__ = [
     "glm4v",
     "got_ocr2",
     "granite_docling",
+    "hunyuan",
     "idefics2",
     "idefics3",
     "internvl",
     "janus",
+    "kosmos2",
+    "kosmos2_5",
     "lfm2_vl",
     "llama4",
     "llava",
@@ -72,9 +90,12 @@ __all__ = [
     "phi4",
     "projected_then_merged",
     "q_former",
+    "quantised",
     "resampled",
     "shuffled_gate",
     "step3",
+    "unprojected",
     "video_llama_3",
     "vipllava",
+    "windowed_q_formers",
 ]

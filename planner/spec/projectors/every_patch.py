@@ -79,6 +79,22 @@ def mllama(model: Config, vision: Config, tower: Tower, hidden: int) -> Projecto
     return projector, ImageRule("grid", side, patch, tile_tokens=tokens, max_tiles=vision.size("max_num_tiles"))
 
 
+def unprojected(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """Fuyu's patches are as wide as its decoder; pictures keep their size, or shrink into a box."""
+    patch = vision.side("patch_size")
+    return Projector(1, 0), ImageRule("boxed", patch, patch, longest_edge=1920, shortest_edge=1080)
+
+
+def deepseek_vl_hybrid(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """The second tower's last state and an earlier one, each through two convolutions that halve each side; half of a
+    token's width from either tower, and one matrix."""
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    channels = vision.block("high_res_vision_config").size("output_channels", default=256)
+    halved = 4 * 9 * channels * 2 * channels + 9 * 2 * channels * 4 * channels
+    joined = (tower.hidden_size + 4 * channels) * (hidden // 2) + hidden * hidden
+    return Projector(1, 2 * halved + joined), ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2)
+
+
 def embedded(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Gemma 4 without a tower: large patches, one matrix to a width of their own, and one more."""
     patch = vision.side("patch_size") * vision.size("pooling_kernel_size")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from planner.errors import UnsupportedModelError
 from planner.spec.config import Config
 from planner.spec.facts import ImageRule, Projector, Tower
@@ -48,6 +50,15 @@ def merged(model: Config, vision: Config, tower: Tower, hidden: int) -> Projecto
     inner = merge * merge * tower.hidden_size
     middle = model.size("projector_hidden_size", default=inner)
     return Projector(merge * merge, inner * middle + middle * hidden), near_its_size(patch, merge, 56 * 56, 12_845_056)
+
+
+def hunyuan(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """A strided convolution merges and one more widens, then a matrix, on what ends a row too."""
+    merge, width = vision.size("spatial_merge_size"), tower.hidden_size
+    out = 4 * width * hidden
+    projector = Projector(merge * merge, merge * merge * width * 2 * width + 8 * width * width + out, row_macs=out)
+    rule = near_its_size(vision.side("patch_size"), merge, 512 * 512, 2048 * 2048)
+    return projector, replace(rule, kind="lined")
 
 
 def muse_glimmer(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
@@ -110,10 +121,20 @@ def deepseek_vl2(model: Config, vision: Config, tower: Tower, hidden: int) -> Pr
 def deepseek_ocr(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """One matrix on what both towers make of sixteen patches; its usual mode is tiles of 640 pixels and a view of
     1,024."""
-    out = Config(vision.get("encoder_config"), "encoder_config").size("hidden_size")
-    out += Config(vision.get("sam_config"), "sam_config").numbers("downsample_channels")[-1]
-    rule = ImageRule("document", 640, vision.side("patch_size"), 4, max_tiles=6, view=1024)
+    out = vision.block("encoder_config").size("hidden_size", default=1024)
+    out += (vision.block("sam_config").numbers("downsample_channels") or (1024,))[-1]
+    rule = ImageRule("document", 640, _sam_patch(vision), 4, max_tiles=6, view=1024)
     return Projector(16, out * hidden), rule
+
+
+def _sam_patch(vision: Config) -> int:
+    return vision.block("sam_config").size("patch_size", default=vision.size("patch_size"))
+
+
+def deepseek_ocr2(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """One matrix on the queries, one for every sixteen patches."""
+    rule = ImageRule("pages", 768, _sam_patch(vision), 4, max_tiles=6, view=1024)
+    return Projector(16, vision.block("encoder_config").size("hidden_size", default=4096) * hidden), rule
 
 
 def step3(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:

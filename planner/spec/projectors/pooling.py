@@ -9,7 +9,8 @@ from planner.spec.projectors.parts import ProjectorParts, two_layers
 
 def gemma3(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Average pooling to a fixed number of tokens, then one matrix."""
-    side, patch, tokens = vision.side("image_size"), vision.side("patch_size"), model.size("mm_tokens_per_image")
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    tokens = model.size("mm_tokens_per_image", "vision_soft_tokens_per_image")
     projector = Projector((side // patch) ** 2 // tokens, tower.hidden_size * hidden)
     return projector, ImageRule("fixed", side, patch, tile_tokens=tokens)
 

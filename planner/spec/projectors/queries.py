@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from planner.errors import UnsupportedModelError
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+from planner.errors import InputError, UnsupportedModelError
 from planner.spec.config import Config
 from planner.spec.facts import ImageRule, Projector, Tower
+from planner.spec.projectors.every_patch import anyres
 from planner.spec.projectors.parts import ProjectorParts
 
 
@@ -46,23 +51,86 @@ def aria(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorP
 
 
 def q_former(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
-    """BLIP-2's queries: they attend to each other in every layer, and to the patches in every second one."""
-    former, tokens = model.block("qformer_config"), model.size("num_query_tokens")
-    width, depth = former.size("hidden_size", default=768), former.layers("num_hidden_layers", default=12)
-    inner = former.size("intermediate_size", default=3072)
-    asking = -(-depth // former.size("cross_attention_frequency", default=2))
-    square, patches = width * width, (vision.side("image_size") // vision.side("patch_size")) ** 2 + tower.extra_tokens
+    """BLIP-2's queries: they attend to each other in every layer, and to the patches in every second one.
+
+    InstructBLIP's attend to the instruction too, whose words have a feed-forward of their own. Words are counted as the
+    decoder's tokenizer makes them.
+    """
+    tokens, side, patch = model.size("num_query_tokens"), vision.side("image_size"), vision.side("patch_size")
+    patches, read = (side // patch) ** 2 + tower.extra_tokens, model.traits.get("reads_text")
+    width, depth, inner, asking = _former(model.block("qformer_config"))
     projector = Projector(
         merge=1,
-        macs=depth * (4 * square + 2 * width * inner + tokens * 2 * width)
-        + asking * (2 * square + patches * 2 * width)
-        + width * hidden,
+        macs=_asked(model.block("qformer_config"), tokens, patches) + width * hidden,
         patch_macs=asking * 2 * tower.hidden_size * width,
         class_token=tower.extra_tokens > 0,
         latents=tokens,
+        text_macs=depth * (4 * width * width + 2 * width * inner) if read else 0,
+        text_pair_macs=depth * 2 * width if read else 0,
     )
-    side, patch = vision.side("image_size"), vision.side("patch_size")
     return projector, ImageRule("fixed", side, patch, tile_tokens=tokens)
+
+
+def _former(former: Config) -> tuple[int, int, int, int]:
+    """Width, layers, inner width of a feed-forward, and layers that ask the patches."""
+    depth = former.layers("num_hidden_layers", default=12)
+    asking = -(-depth // former.size("cross_attention_frequency", default=2))
+    return former.size("hidden_size", default=768), depth, former.size("intermediate_size", default=3072), asking
+
+
+def _asked(former: Config, queries: int, patches: int) -> int:
+    """Of one query among others, over so many patches."""
+    width, depth, inner, asking = _former(former)
+    alone = 4 * width * width + 2 * width * inner + queries * 2 * width
+    return depth * alone + asking * (2 * width * width + patches * 2 * width)
+
+
+def windowed_q_formers(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """Granite Vision 4: queries of each window ask its patches, and a matrix; once for every layer of the decoder that
+    visual features are added to."""
+    rate = model.get("downsample_rate")
+    if not isinstance(rate, str):
+        raise InputError(f"downsample_rate {rate!r} is no fraction such as '3/8'", "Give the model's own config.json")
+    query_side, window_side = map(int, rate.split("/"))
+    former, width = model.block("qformer_config"), tower.hidden_size
+    values = {"num_hidden_layers": 1, "cross_attention_frequency": 1, **former.values, "hidden_size": width}
+    former = Config(values, former.where)
+    count = len(model.get("deepstack_layer_map", default=())) + 4
+    projector, rule = anyres(model, vision, tower, hidden)
+    tokens = int(Fraction(rate) * math.isqrt(rule.tile_tokens)) ** 2
+    projector = Projector(
+        merge=1,
+        macs=count * (_asked(former, query_side**2, window_side**2) + width * hidden),
+        patch_macs=count * _former(former)[3] * 2 * width * width,
+        latents=tokens,
+        unread_blocks=None,
+    )
+    return projector, replace(rule, tile_tokens=tokens)
+
+
+def kosmos2(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """A matrix on every patch; learned queries ask those and themselves once."""
+    side, patch = vision.side("image_size"), vision.side("patch_size")
+    projector = _asked_once(model, tower, hidden)
+    return projector, ImageRule("fixed", side, patch, tile_tokens=projector.latents)
+
+
+def kosmos2_5(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """The same; a picture is as large as a fixed number of patches allows, and filled up to it."""
+    side, projector = math.isqrt(vision.size("max_num_patches")), _asked_once(model, tower, hidden)
+    return projector, ImageRule("fixed", 16 * side, 16, tile_tokens=projector.latents)
+
+
+def _asked_once(model: Config, tower: Tower, hidden: int) -> Projector:
+    latents = model.size("latent_query_num")
+    kept = 2 * hidden * hidden + latents * 2 * hidden
+    return Projector(
+        merge=1,
+        macs=2 * hidden * hidden + kept,
+        patch_macs=tower.hidden_size * hidden + kept,
+        class_token=tower.extra_tokens > 0,
+        latents=latents,
+    )
 
 
 def resampled(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:

@@ -7,6 +7,12 @@ from planner.spec.facts import ImageRule, Projector, Tower
 from planner.spec.projectors.parts import ProjectorParts
 
 
+def quantised(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
+    """Chameleon's patches are words of the decoder's own vocabulary, which are looked up."""
+    side, patch = vision.side("resolution"), 2 ** (len(vision.numbers("channel_multiplier")) - 1)
+    return Projector(1, 0), ImageRule("fixed", side, patch, tile_tokens=(side // patch) ** 2)
+
+
 def ovis2(model: Config, vision: Config, tower: Tower, hidden: int) -> ProjectorParts:
     """Patches become weights over a visual vocabulary, and those the weighted mean of its embeddings."""
     side, patch, merge = vision.side("image_size"), vision.side("patch_size"), vision.size("hidden_stride")

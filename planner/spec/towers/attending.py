@@ -1,13 +1,10 @@
-"""The vision towers' facts, one reader per architecture; a family's file names its reader (`planner.spec.config`).
-
-Readers take the vision configuration and its model type, and give a `Tower`. Feature layers behind the selected one
-still run in transformers, so they count.
-"""
+"""Towers of attention and feed-forward."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from planner.errors import UnsupportedModelError
 from planner.spec.config import Config, family
 from planner.spec.facts import Block, Tower
 
@@ -140,6 +137,17 @@ def windowed(config: Config, model_type: str) -> Tower:
     return Tower(model_type, width, _patch_macs(config, width), blocks, window=window, score_macs=width)
 
 
+def convolved(config: Config, model_type: str) -> Tower:
+    """Layers of LFM3-VL: gated convolutions over the patches of a picture, and attention where they are listed so, by
+    default in every second layer behind the first two."""
+    width, depth = config.size("hidden_size"), config.layers("num_hidden_layers")
+    listed = config.get("layer_types", default=["conv" if i < 2 or i % 2 else "full_attention" for i in range(depth)])
+    attending, taps = sum(kind == "full_attention" for kind in listed), config.size("conv_kernel_size")
+    block = _plain(config, width, attending, "image")
+    convolution = Block(depth - attending, 4 * width * width + taps * taps * width + block.fed_macs, 0, "image")
+    return Tower(model_type, width, _patch_macs(config, width), (convolution, block), score_macs=width)
+
+
 def minicpm(config: Config, model_type: str) -> Tower:
     """After one of its layers, windows of two by two patches attend within themselves and become one token."""
     width, depth = config.size("hidden_size"), config.layers("num_hidden_layers")
@@ -163,14 +171,13 @@ def siglip2(config: Config, model_type: str) -> Tower:
 def sam(config: Config, model_type: str) -> Tower:
     """Segment Anything's encoder: windows that are filled up at the edges, whole tiles in the listed layers, scores
     with relative positions as products with every query, and a neck of two convolutions."""
-    width, side = config.size("hidden_size"), config.side("image_size") // config.side("patch_size")
-    depth, window = config.layers("num_hidden_layers"), config.size("window_size")
+    width, depth, window = config.size("hidden_size"), config.layers("num_hidden_layers"), config.size("window_size")
     whole = len(set(config.numbers("global_attn_indexes")) & set(range(depth)))
     feed_forward, neck = 2 * width * config.size("mlp_dim"), config.size("output_channels")
     blocks = (
         Block(depth - whole, 4 * width * width + 2 * window * width, 2 * width, "filled"),
         Block(depth - whole, feed_forward, 0),
-        Block(whole, 4 * width * width + feed_forward + 2 * side * width, 2 * width),
+        Block(whole, 4 * width * width + feed_forward, 2 * width, side_macs=width),
         Block(1, width * neck + 9 * neck * neck, 0),
     )
     return Tower(model_type, width, _patch_macs(config, width), blocks, window=window, score_macs=width)
@@ -180,6 +187,55 @@ def embedder(config: Config, model_type: str) -> Tower:
     """No encoder: one matrix on every large patch."""
     width, side = config.size("mm_embed_dim"), config.side("patch_size") * config.size("pooling_kernel_size")
     return Tower(model_type, width, width * 3 * side * side, ())
+
+
+def vqgan(config: Config, model_type: str) -> Tower:
+    """Chameleon's tokeniser: residual convolutions at sides that halve, attention over what is left, and the distance
+    to every word of a visual vocabulary. A patch is what becomes one word."""
+    base, multiples = config.size("base_channels"), config.numbers("channel_multiplier")
+    if config.get("attn_resolutions") or config.get("attn_type") != "vanilla" or config.get("double_latent"):
+        raise UnsupportedModelError(
+            f"attention at several sides, none, or twice the latents in '{model_type}' are not known",
+            "Known: attn_resolutions null, attn_type vanilla, double_latent false",
+        )
+    pixels = 4 ** (len(multiples) - 1)  # of a patch, at the present side
+    into, macs = base, pixels * 9 * config.size("in_channels") * base
+    for level, multiple in enumerate(multiples):
+        out = base * multiple
+        for _ in range(config.size("num_res_blocks")):
+            # Two convolutions, and a matrix where the width changes.
+            macs += pixels * (9 * (into * out + out * out) + (into * out if into != out else 0))
+            into = out
+        if level < len(multiples) - 1:
+            pixels //= 4
+            macs += pixels * 9 * out * out
+    latent, word = config.size("latent_channels"), config.size("embed_dim")
+    macs += 4 * 9 * into * into + 9 * into * latent + latent * word + word * config.size("num_embeddings")
+    return Tower(model_type, into, macs, (Block(1, 4 * into * into, 2 * into),))
+
+
+def pix2struct(config: Config, model_type: str) -> Tower:
+    """KOSMOS-2.5's: gated blocks on patches filled up to a fixed number, with heads of a stated size."""
+    width, inner = config.size("hidden_size"), config.size("num_attention_heads") * config.size("head_dim")
+    macs = 4 * width * inner + 3 * width * config.size("intermediate_size")
+    block = Block(config.layers("num_hidden_layers"), macs, 2 * inner)
+    return Tower(model_type, width, width * config.size("patch_embed_hidden_size"), (block,), score_macs=inner)
+
+
+def siglip_and_sam(config: Config, model_type: str) -> Tower:
+    """DeepSeek-VL's larger one: SigLIP, and beside it `sam` on a larger picture, with a neck of its own for its last
+    state and one for that of its first layer that sees the whole."""
+    data = family("got_ocr2_vision", "tower")
+    larger = Config(config.get("high_res_vision_config", default={}), "high_res_vision_config", data)
+    beside, side = sam(larger, "sam_vision_model"), larger.side("image_size") // larger.side("patch_size")
+    beside = replace(beside, blocks=(*beside.blocks, beside.blocks[-1]))
+    return replace(clip(config, model_type), beside=beside, beside_side=side)
+
+
+def patches(config: Config, model_type: str) -> Tower:
+    """No encoder: one matrix from every patch to the decoder's width."""
+    width = config.size("hidden_size")
+    return Tower(model_type, width, _patch_macs(config, width), ())
 
 
 #: CLIP's second half of it; the first is GOT-OCR's encoder.
@@ -194,21 +250,39 @@ _CLIP = {
 }
 
 
+#: DeepSeek-OCR 2's second half.
+_LANGUAGE = {
+    "traits": {"gated": True},
+    "defaults": {
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
+}
+
+
 def sam_and_clip(config: Config, model_type: str) -> Tower:
     """DeepSeek-OCR: `sam` and two convolutions that halve each side, and on what they make of sixteen patches CLIP's
-    layers. Smaller tiles have shorter relative positions than those counted here."""
-    first = Config(config.get("sam_config", default={}), "sam_config", family("got_ocr2_vision", "tower"))
+    layers."""
     second = Config(config.get("encoder_config", default={}), "encoder_config", _CLIP)
-    tower, layers = sam(first, model_type), clip(second, model_type).blocks[0]
-    neck = first.size("output_channels")
-    middle, out = first.numbers("downsample_channels") or (512, 1024)
-    blocks = (
-        *tower.blocks,
-        Block(1, 9 * neck * middle, 0, patches=4),
-        Block(1, 9 * middle * out, 0, patches=16),
-        replace(layers, patches=16, extra=1),
-    )
-    return replace(tower, blocks=blocks)
+    return _behind_sam(config, model_type, replace(clip(second, model_type).blocks[0], patches=16, extra=1))
+
+
+def sam_and_queries(config: Config, model_type: str) -> Tower:
+    """DeepSeek-OCR 2: the same, with a language model's layers on what is made of them and as many queries."""
+    second = Config(config.get("encoder_config"), "encoder_config", _LANGUAGE)
+    layers = _plain(second, second.size("hidden_size"), second.layers("num_hidden_layers"))
+    return _behind_sam(config, model_type, replace(layers, patches=8))
+
+
+def _behind_sam(config: Config, model_type: str, layers: Block) -> Tower:
+    first = Config(config.get("sam_config", default={}), "sam_config", family("got_ocr2_vision", "tower"))
+    tower, neck = sam(first, model_type), first.size("output_channels")
+    middle, out = first.numbers("downsample_channels") or tuple(config.traits["downsample_channels"])
+    convolutions = (Block(1, 9 * neck * middle, 0, patches=4), Block(1, 9 * middle * out, 0, patches=16))
+    return replace(tower, blocks=(*tower.blocks, *convolutions, layers))
 
 
 def step3(config: Config, model_type: str) -> Tower:
