@@ -33,7 +33,7 @@ REASONS = {
     "its layers are Mamba-2 mixers, attention or experts alone, which a schedule's layers do not know": (
         "nemotron_h_omni",
     ),
-    "several streams of hidden states run through its decoder": ("gemma3n", "glm5_next", "qwen4_exp"),
+    "several streams of hidden states run through its decoder": ("glm5_next", "qwen4_exp"),
     "its attention has short convolutions, some with weights made for every token, and relative positions": (
         "inkling2", "inkling_mm_model",
     ),

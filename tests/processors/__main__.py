@@ -60,9 +60,8 @@ def _walk(family: str, trace: bool) -> Result:
             findings[step] = _finding(step, checkpoint, trace)
             if findings[step].status != "ok":
                 print(f"{family}, {step}: {findings[step].status}: {findings[step].note}", file=sys.stderr)
-    seconds = time.perf_counter() - start
-    print(f"{family}: {seconds:.0f} s", file=sys.stderr)
-    return Result(family, type(checkpoint.loaded.processor).__name__, findings, seconds)
+    print(f"{family}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return Result(family, type(checkpoint.loaded.processor).__name__, findings)
 
 
 def _finding(step: str, checkpoint: Checkpoint, trace: bool) -> Finding:

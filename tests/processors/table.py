@@ -16,7 +16,8 @@ the family's own processor class, with its image and video processors and a chat
 nothing here says how well a plan answers. Sliding windows reach the image, as those of the released models do. The plan
 of the steps after `calibrate` is `{policy}`.
 
-* **visual tokens**: predicted from a picture's size and counted in the processor's output, for eight sizes;
+* **visual tokens**: predicted from the sizes of pictures and counted in the processor's output, for eight sizes and for
+  two pictures of one prompt;
 * **fallback**: what stands in for a processor that needs torchvision gives the same inputs, or refuses;
 * **calibrate**: `plan calibrate` on 16 samples of six picture sizes, every fourth with two pictures, and `plan freeze`;
 * **run**, **two images**: `plan run` answers as generating by hand, and computes the planned tokens in each layer;
@@ -46,12 +47,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Result:
-    """A family's findings by step, its processor class, and how long it all took."""
+    """A family's findings by step, and its processor class."""
 
     family: str
     processor: str
     findings: dict[str, Finding]
-    seconds: float
 
 
 def render(results: Sequence[Result], policy: str) -> str:
@@ -71,12 +71,10 @@ def render(results: Sequence[Result], policy: str) -> str:
             result.family,
             result.processor,
             *(cell(finding) for step, finding in result.findings.items() if step != "processor"),
-            f"{result.seconds:.0f}",
         ]
         for result in results
     ]
-    table = tabulate(rows, headers=["", *results[0].findings, "seconds"], tablefmt="github")
+    table = tabulate(rows, headers=["", *results[0].findings], tablefmt="github")
     versions = {name: metadata.version(name) for name in ("transformers", "torch", "torchvision")}
     listed = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, start=1))
-    total = sum(result.seconds for result in results)
-    return f"{_HEAD.format(policy=policy, **versions)}\n{table}\n\n{listed}\n\nAll together: {total:.0f} s.\n"
+    return f"{_HEAD.format(policy=policy, **versions)}\n{table}\n\n{listed}\n"
