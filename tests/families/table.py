@@ -8,7 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from planner.spec.config import families, family, role_of
 from tests import tiny
-from tests.integration.test_families_counted import NO_DEFAULTS
+from tests.integration.test_families_counted import UNCOMPARED
 from tests.integration.test_families_equality import ATTACHED, REFUSED
 from tests.integration.test_runtime_equality import FAMILIES as CORE
 from tests.integration.test_runtime_equality import REFUSED as CORE_REFUSED
@@ -52,7 +52,8 @@ Every type that transformers {version} loads as an image-text-to-text model. Mad
 - **cost**: `exact` equals a counter on a forward of the model, as integers; `modelled` leaves a part out or guesses it,
   and reports say so; `refused` is not guessed. Text decoders alone can be reported on whatever stands in front of them.
 - **counted forward**: a tiny model was counted, prefill and decode step.
-- **weights of the class**: matrices of the class with its own defaults equal the facts, within a thousandth.
+- **weights of the class**: its matrices equal the facts, within a thousandth: with its own defaults, or in a tiny model
+  where it has none.
 - **tokens of its processor**: tiles and visual tokens equal the processor's for nine sizes.
 - **a plan at run time**: `equal` is the slow reference to 1e-10, and counted FLOPs are the predicted ones; `refused`
   names the missing part; `not checked` makes no claim.
@@ -92,7 +93,7 @@ def _row(name: str) -> tuple[str, ...]:
     cost = "modelled" if data.get("modelled") else "exact"
     # A text decoder in the list is checked with the decoders.
     counted = "yes" if _is_tiny(name) or role == "decoder" else "no"
-    weights = "no" if name in NO_DEFAULTS or name not in families("vlm") else "yes"
+    weights = "no" if name in UNCOMPARED or name not in families("vlm") else "yes"
     return name, cost, counted, weights, "yes" if name in TOKENS else "", _runtime(name)
 
 
