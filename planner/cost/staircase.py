@@ -109,25 +109,25 @@ def lay(schedule: Schedule, workload: Workload, rounds: bool = True, pieces: Seq
         first, last = stage.first, stage.last
         if type(first) is float or type(last) is float:
             first, last = _whole(first), _whole(last)
-        gone: Number = 0
-        if stage.selects:
-            gone = text - left_text + (0 if stage.isolated else visual - left_visual)
-        here = (system, text, visual, cached)
-        segment = Segment(first, last, *here, prompt_text, prompt_visual, between, marks, scorings, gone)
+        gone = text + visual - left_text - left_visual
+        segment = Segment(
+            first, last, system, text, visual, cached, prompt_text, prompt_visual, between, marks, scorings, gone
+        )
         usual = (
             stage.visual_attention == "full"
             and stage.text_to_visual == "full"
             and stage.redistribute is None
             and stage.cache_generated is None
         )
-        segments.append(segment if usual else segment._replace(**_rules(stage, streamed)))
+        segments.append(segment if usual else segment._replace(**_rules(stage, streamed, gone, text - left_text)))
         visual, text = left_visual, left_text
     return tuple(segments)
 
 
-def _rules(stage: Stage, streamed: Number) -> dict[str, Any]:
+def _rules(stage: Stage, streamed: Number, gone: Number, gone_text: Number) -> dict[str, Any]:
     """What is unlike the model in a stage, of layers the first `streamed` of which take visual rows from a cache."""
     return {
+        "gone": gone_text if stage.isolated else gone,
         "alone": stage.isolated,
         "prefix": stage.visual_attention == "prefix",
         "skip": stage.visual_attention == "skip",
