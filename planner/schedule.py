@@ -342,7 +342,9 @@ class Schedule(_Frozen):
             if type(stage.last) is float and not stage.last.is_integer():
                 return False
             for select in stage.selects:
-                if not _whole(select.keep):
+                keep = select.keep
+                # Whole counts without a call: this is asked of every schedule that is costed.
+                if type(keep) is Count and type(keep.count) is not int and not _whole(keep):
                     return False
         return self.entry is None or _whole(self.entry.keep)
 
@@ -421,7 +423,7 @@ class Schedule(_Frozen):
 
 def _whole(keep: Keep) -> bool:
     """No count of a part of a token."""
-    return type(keep) is not Count or type(keep.count) is int or float(keep.count).is_integer()
+    return type(keep) is not Count or float(keep.count).is_integer()
 
 
 def dense(layers: int) -> Schedule:

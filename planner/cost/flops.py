@@ -208,12 +208,12 @@ def decoder_macs(
     out."""
     projections = scores = ffn = selector = visual_attention = 0
     for segment, layer, layers in cells:
-        macs = formulas.layer_macs(rule, layer, segment, spec.decoder, generic)
-        projections += layers * macs[0]
-        scores += layers * macs[1]
-        ffn += layers * macs[2]
-        selector += layers * macs[3]
-        visual_attention += layers * macs[4]
+        projected, scored, fed, selected, seen = formulas.layer_macs(rule, layer, segment, spec.decoder, generic)
+        projections += layers * projected
+        scores += layers * scored
+        ffn += layers * fed
+        selector += layers * selected
+        visual_attention += layers * seen
     if rule.real:
         selector += _scorings(spec, segments, generic)
     return dict(zip(formulas.DECODER_COMPONENTS, (projections, scores, ffn, selector), strict=True)), visual_attention
@@ -304,12 +304,12 @@ def decode_step(spec: ModelSpec, cells: Sequence[Cell], step: int) -> tuple[dict
     projections = scores = ffn = selector = elements = 0
     decoder, decode_macs = spec.decoder, formulas.decode_macs
     for segment, layer, layers in cells:
-        macs = decode_macs(layer, segment, decoder, step)
-        projections += layers * macs[0]
-        scores += layers * macs[1]
-        ffn += layers * macs[2]
-        selector += layers * macs[3]
-        elements += layers * macs[4]
+        projected, scored, fed, selected, held = decode_macs(layer, segment, decoder, step)
+        projections += layers * projected
+        scores += layers * scored
+        ffn += layers * fed
+        selector += layers * selected
+        elements += layers * held
     named = dict(zip(formulas.DECODER_COMPONENTS, (projections, scores, ffn, selector), strict=True))
     return {**named, "lm_head": spec.decoder.head_macs}, elements
 

@@ -55,7 +55,7 @@ def _fed(ffn: FeedForward, words: Number, visual: Number, segment: Segment) -> N
     """Feed-forward of text rows and visual ones, and what runs in front of all layers, before any row is dropped, and
     behind them, on the rows that are left. Where visual rows have experts of their own, those take the marks around
     pictures too."""
-    if not (ffn.front_macs or ffn.back_macs or ffn.visual_expert_macs):
+    if ffn.uniform:
         return (words + visual) * ffn.macs
     dropped = segment.system + segment.prompt_text + segment.prompt_visual - words - visual
     gone = segment.gone + visual if segment.alone else segment.gone
@@ -243,7 +243,8 @@ def cached_tokens(attention: Attention, segment: Segment, decoder: Decoder, ahea
     is expected there.
     """
     visual = 0 if decoder.cross else segment.cached_visual
-    window, reach = attention.window, attention.window or attention.answer_window
+    window = attention.window
+    reach = window or attention.answer_window
     generated = min(ahead, reach - 1) if reach else ahead
     total: Number = generated if segment.generated is None else kept(segment.generated, generated)
     if not window:

@@ -110,6 +110,11 @@ class FeedForward:
         """Multiply-adds executed per visual token."""
         return self.dense_macs + self.experts_run * (self.visual_expert_macs or self.expert_macs)
 
+    @cached_property
+    def uniform(self) -> bool:
+        """All rows that the layer sees take the same, and no others anything."""
+        return not (self.front_macs or self.back_macs or self.visual_expert_macs)
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
