@@ -10,7 +10,8 @@ from typing import Any
 import transformers
 
 from tests.tiny.configs import IMAGE, PATCH, SIDE, Config, text
-from tests.tiny.extra import Extra, _square
+from tests.tiny.extra import Extra
+from tests.tiny.pictures import _square
 
 #: Ids from here on are embedded as words of a picture, and of a sound.
 PICTURES, SOUNDS = 112, 126

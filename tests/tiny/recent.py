@@ -17,7 +17,9 @@ from tests.tiny.configs import (
     text,
     tower,
 )
-from tests.tiny.extra import Extra, Noise, Picture, _grid, _ids, _muse, _pixtral_sizes, _square, _unpadded
+from tests.tiny.extra import Extra
+from tests.tiny.further import _ids, _muse
+from tests.tiny.pictures import Noise, Picture, _grid, _pixtral_sizes, _square, _unpadded
 
 EXPERTS = {"moe_intermediate_size": 20, "num_experts_per_tok": 2}
 

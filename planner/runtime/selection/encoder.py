@@ -24,6 +24,9 @@ from planner.runtime.selection.encoder_routes import routes_of
 from planner.runtime.tensors.layout import Layout
 from planner.runtime.tensors.weights import attention_weights
 
+#: Scores that need no attention of an encoder.
+_INSTEAD = "Rank by encoder_norm, or by what tokens are like (diverse)"
+
 
 class _Seen(threading.local):
     """Scores of the calling thread's images: of patches, tile by tile, and of visual tokens once the model's own way
@@ -54,7 +57,7 @@ class EncoderScores:
         ]
         if not self.attentions:
             raise UnsupportedModelError(
-                f"the vision encoder of {config.model_type} does not show its attention", "Rank by encoder_norm instead"
+                f"the vision encoder of {config.model_type} does not show its attention", _INSTEAD
             )
         self.layer = _scoring_layer(config, len(self.attentions))
         self.class_token = any(name.endswith(("class_embedding", "cls_token")) for name, _ in tower.named_parameters())
@@ -110,7 +113,7 @@ class EncoderScores:
             if flat.shape[0] != total:
                 raise UnsupportedModelError(
                     f"the vision encoder ranked {flat.shape[0]} of {total} visual tokens",
-                    "Rank by encoder_norm instead",
+                    _INSTEAD,
                 )
             return _spread(flat, layout, counts, times)
         patches = sum(tile.shape[0] for tile in tiles)
@@ -118,7 +121,7 @@ class EncoderScores:
         side = round(merged**0.5)
         if side * side * total != patches or not tiles:
             raise UnsupportedModelError(
-                f"the vision encoder ranked {patches} patches for {total} visual tokens", "Rank by encoder_norm instead"
+                f"the vision encoder ranked {patches} patches for {total} visual tokens", _INSTEAD
             )
         return _spread(torch.cat([self._merge(tile, side) for tile in tiles]), layout, counts, times)
 
@@ -174,7 +177,7 @@ def find_encoder(model: Any) -> nn.Module:
     for module in model.modules() if vision is not None else ():
         if getattr(module, "config", None).__class__ is vision.__class__:
             return module  # type: ignore[no-any-return]
-    raise UnsupportedModelError(f"no vision encoder in {type(model).__name__}", "Rank by encoder_norm instead")
+    raise UnsupportedModelError(f"no vision encoder in {type(model).__name__}", _INSTEAD)
 
 
 def _scoring_layer(config: Any, layers: int) -> int:
