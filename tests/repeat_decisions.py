@@ -176,9 +176,9 @@ def report(found: dict[tuple[str, int], list[Outcome]]) -> str:
         f"Made by `python -m tests.repeat_decisions`: an agreement of {DEMAND.agreement:g} with confidence "
         f"{DEMAND.confidence:g}, decided on draw after draw of bundled questions; the loss of each plan is measured on "
         "those about pictures that it was not drawn from. Decoder FLOPs of the shipped plan are shares of dense, which "
-        f"is shipped where nothing is proven. The promise: at most {1 - DEMAND.confidence:.0%} of runs ship a plan that "
-        f"loses more than {DEMAND.limit:.2f}. *By chance*: how often so many runs or more do, where that share is to be "
-        "expected."
+        f"is shipped where nothing is proven. The promise: at most {1 - DEMAND.confidence:.0%} of runs ship a plan "
+        f"that loses more than {DEMAND.limit:.2f}. *By chance*: how often so many runs or more do, where that share is "
+        "to be expected."
     )
     rows = [row(model, samples, outcomes) for (model, samples), outcomes in found.items()]
     table = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]
