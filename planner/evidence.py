@@ -121,6 +121,15 @@ class Search(_Block):
     front: tuple[Point, ...] = ()
 
 
+class Place(_Block):
+    """Tokens `first` to `last` of the dense answers, counted from 1, and the mean loss of a token there; `n` of `loss`
+    counts the answers that reach so far."""
+
+    first: Annotated[int, Field(ge=1)]
+    last: Annotated[int, Field(ge=1)]
+    loss: Measured
+
+
 class Row(_Block):
     """One policy, or a control, executed on the evaluation samples.
 
@@ -129,6 +138,7 @@ class Row(_Block):
         accuracy: mean of `Evidence.metric`; absent when the samples carry no answers.
         agreement: whole answers equal to the dense model's.
         loss: mean of the promise's loss, where that is another than `agreement` tells.
+        along: where it is measured token by token: by place in the answer.
         runaway: answers that did not end before the token limit.
         decoder_flops: analytic, mean over the samples, `exact` convention, decoder only; absent where no picture is
             shown.
@@ -142,6 +152,7 @@ class Row(_Block):
     accuracy: Measured | None
     agreement: Measured
     loss: Measured | None = None
+    along: tuple[Place, ...] = ()
     runaway: Measured | None = None
     decoder_flops: float | None
     decoder_flops_ratio: float | None

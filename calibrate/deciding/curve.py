@@ -81,6 +81,7 @@ class Curve:
         log = self._prior + self._likely
         weights = np.exp(log - log.max())
         self.weights: FloatArray = weights / weights.sum()
+        self._up_to: FloatArray = self.weights.cumsum()
         self._below: dict[float, FloatArray] = {}
 
     def below(self, loss: float) -> FloatArray:
@@ -93,6 +94,11 @@ class Curve:
         """Expected loss per member."""
         found: FloatArray = self.weights @ self._losses
         return found
+
+    def drawn(self, luck: float) -> FloatArray:
+        """Expected losses of the members as they might be, for `luck` drawn evenly from [0, 1)."""
+        place = min(int(np.searchsorted(self._up_to, luck * self._up_to[-1], side="right")), len(self.weights) - 1)
+        return np.asarray(self._losses[place], np.float64)
 
     def floors(self, member: int) -> FloatArray:
         """How likely it is that a member loses each of `FLOORS`: of a family that it is the fixed part of."""

@@ -1,7 +1,7 @@
 """From a profile to a plan: search, freeze a ladder, prove it on samples that had no part in either.
 
 The samples come in three parts (`calibrate.deciding.split`). Policies propose from the first, which masking curves see
-too; the search (`calibrate.deciding.halving`) runs on the first and second; the third is opened once, for the ladder
+too; the search (`calibrate.deciding.search`) runs on the first and second; the third is opened once, for the ladder
 that is frozen by then (`calibrate.deciding.ladder`, `calibrate.deciding.proof`). The cheapest proven rung is the plan.
 Where none is proven it is dense, unless the best effort was asked for.
 """
@@ -15,12 +15,12 @@ import numpy as np
 
 from calibrate.deciding.constraints import check_constraints, check_dense
 from calibrate.deciding.demand import Demand
-from calibrate.deciding.halving import Line, Search
 from calibrate.deciding.ladder import ladder
 from calibrate.deciding.notes import heads_behind_exit, where_probes_disagree, why_dense
 from calibrate.deciding.objective import Costing, Objective, Timer, profile_workload
 from calibrate.deciding.power import allowed
 from calibrate.deciding.proof import Proof, Rung, prove
+from calibrate.deciding.search import Line, Search
 from calibrate.deciding.space import Candidate, Space
 from calibrate.deciding.trials import Losses, Trials
 from calibrate.probes.stats import mean, proportion
@@ -146,9 +146,12 @@ def decide(
         costing = Costing(spec, profile_workload(profile, effort.answer_tokens), objective, effort.timer)
         space = Space(profile, costing, demand.goal == "accuracy", able)
     check_constraints(space)
-    looking = Search(space, search, demand.limit, effort.measure, effort.progress)
+    pictures = len(set(certify.pictures))
+    # With the best effort something is executed even where nothing can be proven.
+    misses = max(allowed(pictures, demand.limit, demand.confidence), 0 if demand.best_effort else -1)
+    looking = Search(space, search, demand.limit, effort.measure, pictures, misses, effort.progress, effort.seed)
     looking.run()
-    rungs = _frozen(looking, demand, len(set(certify.pictures)), effort.seed)
+    rungs = _frozen(looking, effort.seed)
     search.save()
     proof = _proof(rungs, certify, demand) if rungs else None
     found = None if proof is None else proof.shipped or (proof.best if demand.best_effort else None)
@@ -188,11 +191,9 @@ def _proof(rungs: Sequence[Candidate], certify: Certify, demand: Demand) -> Proo
     )
 
 
-def _frozen(looking: Search, demand: Demand, certify: int, seed: int) -> list[Candidate]:
+def _frozen(looking: Search, seed: int) -> list[Candidate]:
     """The ladder, which stays as it is when its rungs run on all search samples; times are measured first, if any."""
-    # With the best effort something is executed even where nothing can be proven.
-    misses = max(allowed(certify, demand.limit, demand.confidence), 0 if demand.best_effort else -1)
-    rungs = _settled(looking, certify, misses, seed)
+    rungs = _settled(looking, seed)
     costing = looking.space.costing
     if not costing.objective.measured:
         return rungs
@@ -201,15 +202,15 @@ def _frozen(looking: Search, demand: Demand, certify: int, seed: int) -> list[Ca
     costing.time(list(finalists)[:_TIMED])
     for line in looking.lines:
         line.cost_again(looking.space)
-    return _settled(looking, certify, misses, seed)
+    return _settled(looking, seed)
 
 
-def _settled(looking: Search, certify: int, misses: int, seed: int) -> list[Candidate]:
+def _settled(looking: Search, seed: int) -> list[Candidate]:
     """A ladder that stays as it is when its rungs are executed on all search samples, as far as runs are left."""
     everything, lines = looking.levels[-1], looking.lines
     while True:
         usable = [one for line in lines for one in _usable(looking, line)]
-        rungs = ladder(lines, certify, misses, usable, seed)
+        rungs = ladder(lines, looking.certify, looking.misses, usable, seed)
         places = [(line, line.members.index(rung)) for rung in rungs for line in lines if rung in line.members]
         fresh = [
             (line, i)

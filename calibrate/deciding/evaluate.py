@@ -15,7 +15,7 @@ from calibrate.inputs.batches import Batches
 from calibrate.inputs.samples import SampleSet
 from calibrate.running.controls import blind_answers, floor_answers, floor_losses, floor_name
 from calibrate.running.forced import Answer
-from calibrate.running.losses import LossRunner
+from calibrate.running.losses import ALONG_ANSWER, LossRunner
 from calibrate.running.timing import prefill_ms
 from planner.errors import PlannerError, RuntimeStateError, ScheduleError
 from planner.evidence import Role
@@ -26,8 +26,6 @@ from planner.spec import ModelSpec
 #: What a plan is compared with unless others are named, and what it always is: random pruning, and a smaller picture.
 BASELINES, CONTROLS = ("fastv",), ("random", "resize")
 BLIND = "no picture"
-#: Losses that answers alone do not tell.
-_ALONG_ANSWER = ("tokens", "nll")
 
 
 @dataclass
@@ -38,6 +36,7 @@ class _Executed:
     answers: list[Answer]
     schedule: Schedule | None = None
     losses: NDArray[np.float64] | None = None
+    along: Sequence[NDArray[np.float64]] = ()
     prefill_ms: float | None = None
     scores: list[float] = field(default_factory=list)
 
@@ -51,6 +50,7 @@ class _Executed:
             ended=tuple(answer.ended for answer in self.answers),
             scores=tuple(map(float, self.scores)),
             losses=None if self.losses is None else tuple(map(float, self.losses)),
+            along=tuple(tuple(map(float, one)) for one in self.along),
             prefill_ms=self.prefill_ms,
         )
 
@@ -105,7 +105,7 @@ def execute(
     executed = _executed(bench, chosen, str(plan[0]), progress)
     _time(bench, executed, rounds)
     for one in executed.values():
-        if one.role == "floor" and bench.loss in _ALONG_ANSWER:
+        if one.role == "floor" and bench.loss in ALONG_ANSWER:
             one.losses = floor_losses(bench)
         if samples.answered:
             one.scores = [
@@ -171,8 +171,9 @@ def _executed(
                 raise
             progress(f"left out {name}: {error.cause}")
             continue
-        if bench.loss in _ALONG_ANSWER:
-            found[name].losses = bench.losses(schedule)
+        if bench.loss in ALONG_ANSWER:
+            found[name].along = bench.along(schedule)
+            found[name].losses = np.array([bench.whole(one) for one in found[name].along])
         progress(f"evaluated {name}")
     if BLIND not in found:
         _run_controls(bench, control)

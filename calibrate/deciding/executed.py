@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from calibrate.deciding.equal_cost import Shapes, mean_flops, workloads
 from calibrate.probes.stats import mean, proportion
 from planner.cost import cost
-from planner.evidence import Kind, LossName, Measured, Role, Row
+from planner.evidence import Kind, LossName, Measured, Place, Role, Row
 from planner.schedule import Schedule
 from planner.spec import ModelSpec
 
@@ -58,6 +58,7 @@ class Ran(_Frozen):
         ended: whether an answer came to an end before the token limit.
         scores: by the metric; empty where samples have no answers.
         losses: None where answers and scores tell them.
+        along: of losses that are measured token by token: those of each sample's dense answer.
         prefill_ms: of the first sample.
     """
 
@@ -68,6 +69,7 @@ class Ran(_Frozen):
     ended: tuple[bool, ...]
     scores: tuple[float, ...] = ()
     losses: tuple[float, ...] | None = None
+    along: tuple[tuple[float, ...], ...] = ()
     prefill_ms: float | None = None
 
     def same(self, other: Ran) -> list[bool]:
@@ -145,6 +147,7 @@ class Executed(_Frozen):
             accuracy=_measured(run.scores) if run.scores else None,
             agreement=_measured(run.same(whole)),
             loss=None if losses is None else _measured(losses),
+            along=_places(run.along),
             runaway=_measured([not ended for ended in run.ended]),
             prefill_ms=run.prefill_ms,
             decoder_flops=None if figures is None else figures[0],
@@ -191,7 +194,7 @@ def united(parts: Sequence[Executed]) -> Executed:
     runs = []
     for same in zip(*(part.runs for part in parts), strict=True):
         update: dict[str, Any] = {
-            name: joined([getattr(run, name) for run in same]) for name in ("answers", "ended", "scores")
+            name: joined([getattr(run, name) for run in same]) for name in ("answers", "ended", "scores", "along")
         }
         losses = [run.losses for run in same if run.losses is not None]
         times = [run.prefill_ms for run in same if run.prefill_ms is not None]
@@ -211,6 +214,20 @@ def _figures(spec: ModelSpec, schedule: Schedule, shapes: Shapes) -> tuple[float
         kv_cache_bytes += found.kv_cache_bytes * count
     n = shapes.total()
     return mean_flops(spec, schedule, shapes), visual_attention / n, kv_cache_bytes / n
+
+
+def _places(along: Sequence[Sequence[float]]) -> tuple[Place, ...]:
+    """Mean losses by place in the answer: its first token, the second, then stretches each twice as long as before.
+
+    A sample's tokens within a stretch are not independent, so that its mean counts as one observation.
+    """
+    longest, first, found = max(map(len, along), default=0), 0, []
+    while first < longest:
+        last = max(2 * first, first + 1)
+        reached = [np.mean(one[first:last]) for one in along if len(one) > first]
+        found.append(Place(first=first + 1, last=min(last, longest), loss=_measured(reached)))
+        first = last
+    return tuple(found)
 
 
 def _measured(values: Any) -> Measured:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, ndtr
 
-from calibrate.deciding.halving import Line
+from calibrate.deciding.search import Line
 from calibrate.deciding.space import Candidate
 
 FloatArray = NDArray[np.float64]

@@ -12,7 +12,7 @@ from typing import Any
 from calibrate.deciding.decide import Certify, ChosenPlan, Effort, decide
 from calibrate.deciding.evaluate import evaluate
 from calibrate.deciding.executed import Evaluation
-from calibrate.deciding.halving import FIRST
+from calibrate.deciding.search import FIRST
 from calibrate.deciding.ladder import LARGEST
 from calibrate.deciding.passes import ROWS, evaluation_passes, proof_passes, search_left, search_passes
 from calibrate.deciding.split import Split
@@ -27,7 +27,7 @@ from calibrate.progress import Progress, spell_time
 from calibrate.running.controls import beyond_floor
 from calibrate.running.execute import can_run
 from calibrate.running.forced import Answer
-from calibrate.running.losses import LossRunner, cut_off, suited
+from calibrate.running.losses import ALONG_ANSWER, LossRunner, cut_off, suited
 from calibrate.running.shown import shown
 from calibrate.running.timing import prefill_ms
 from planner.profile import Profile
@@ -39,8 +39,6 @@ from planner.spec import ModelSpec
 TRIALS = "trials.json"
 #: Tasks, as they are called where the time left is shown.
 _DENSE, _SEARCH, _PROOF, _EVALUATION = "dense answers", "searching", "proving", "evaluating"
-#: Losses that answers alone do not tell.
-_ALONG_ANSWER = ("tokens", "nll")
 
 
 class Deciding:
@@ -73,7 +71,7 @@ class Deciding:
             f"{certify} others, about {spell_time(about_s)}"
         )
         if evaluation is not None:
-            passes = evaluation_passes(len(evaluation), self._loss in _ALONG_ANSWER, False, options.timing_rounds)
+            passes = evaluation_passes(len(evaluation), self._loss in ALONG_ANSWER, False, options.timing_rounds)
             about_s = progress.expect(_EVALUATION, passes, like=_PROOF)
             progress.say(
                 f"evaluate: {ROWS} policies and controls on {len(evaluation)} samples, about {spell_time(about_s)}"
@@ -119,7 +117,7 @@ class Deciding:
     def evaluation(self, decision: ChosenPlan, samples: SampleSet) -> Evaluation:
         """The plan on samples that had no part in it."""
         rounds, dense = self.options.timing_rounds, decision.schedule.empty
-        passes = evaluation_passes(len(samples), decision.loss in _ALONG_ANSWER, dense, rounds)
+        passes = evaluation_passes(len(samples), decision.loss in ALONG_ANSWER, dense, rounds)
         self.progress.left_now(_EVALUATION, passes)
         with Clock(self.seconds, "evaluate"):
             found = evaluate(

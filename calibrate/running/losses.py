@@ -29,6 +29,8 @@ from planner.schedule import Schedule
 FloatArray = NDArray[np.float64]
 #: Answers whose mean length, in tokens without the end, is above this are compared token by token.
 LONG_ANSWER_TOKENS = 4
+#: Losses that are measured token by token.
+ALONG_ANSWER: tuple[LossName, ...] = ("tokens", "nll")
 #: An answer that became less likely by this many nats per token is as lost as one can be.
 NLL_CAP = 1.0
 
@@ -65,8 +67,8 @@ class LossRunner:
         self._forced: dict[int, Forced] = {}
         self._measure: dict[LossName, Callable[[Batch, Schedule], list[float]]] = {
             "answer": self._whole,
-            "tokens": self._tokens,
-            "nll": self._likelihood,
+            "tokens": self._forced_answers,
+            "nll": self._forced_answers,
             "score": self._drop,
         }
         if loss == "score":
@@ -120,21 +122,33 @@ class LossRunner:
         other._dense, other._forced = self._dense, self._forced
         return other
 
+    def along(self, schedule: Schedule) -> list[FloatArray]:
+        """Of `tokens` and `nll`: what is lost at each token of each sample's dense answer; nats are not cut off.
+
+        Raises:
+            PlannerError: the schedule cannot be executed.
+        """
+        return [one for batch in self.batches for one in self._along(batch, schedule)]
+
+    def whole(self, along: FloatArray) -> float:
+        """The loss of a sample, from what it loses along its answer."""
+        found = float(along.mean())
+        return found if self.loss == "tokens" else min(max(found, 0.0), NLL_CAP) / NLL_CAP
+
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def _whole(self, batch: Batch, schedule: Schedule) -> list[float]:
         pairs = zip(self._answers(batch, schedule), self._dense_answers(batch), strict=True)
         return [float((ours.text, ours.ended) != (dense.text, dense.ended)) for ours, dense in pairs]
 
-    def _tokens(self, batch: Batch, schedule: Schedule) -> list[float]:
-        return [float((ours.choices != dense.choices).double().mean()) for ours, dense in self._both(batch, schedule)]
+    def _forced_answers(self, batch: Batch, schedule: Schedule) -> list[float]:
+        return [self.whole(one) for one in self._along(batch, schedule)]
 
-    def _likelihood(self, batch: Batch, schedule: Schedule) -> list[float]:
-        nats = [
-            float((dense.log_probabilities - ours.log_probabilities).double().mean())
-            for ours, dense in self._both(batch, schedule)
-        ]
-        return [min(max(excess, 0.0), NLL_CAP) / NLL_CAP for excess in nats]
+    def _along(self, batch: Batch, schedule: Schedule) -> list[FloatArray]:
+        pairs = self._both(batch, schedule)
+        if self.loss == "tokens":
+            return [(ours.choices != dense.choices).double().numpy() for ours, dense in pairs]
+        return [(dense.log_probabilities - ours.log_probabilities).double().numpy() for ours, dense in pairs]
 
     def _drop(self, batch: Batch, schedule: Schedule) -> list[float]:
         triples = zip(self._answers(batch, schedule), self._dense_answers(batch), batch.samples, strict=True)

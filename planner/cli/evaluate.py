@@ -174,6 +174,7 @@ def show(found: Evaluation, fmt: str) -> None:
     """Print an evaluation: tables, or JSON with accuracy by question type."""
     import json
 
+    from planner.report.along_view import along_headers, along_rows
     from planner.report.evidence_view import KIND_HEADERS, kind_rows
     from planner.report.rows_view import filled, rows_table
     from planner.report.tables import table
@@ -194,6 +195,8 @@ def show(found: Evaluation, fmt: str) -> None:
         click.echo(json.dumps(document, indent=2))
         return
     click.echo(rows_table(found.rows, fmt))
+    if headers := along_headers(found.rows):
+        click.echo("\n" + table(headers, along_rows(found.rows), fmt))
     if found.kinds:
         click.echo("\n" + table(*filled(KIND_HEADERS, kind_rows(found.kinds)), fmt))
     click.echo(f"{found.n} samples ({found.digest[:12]}), accuracy by '{found.metric}', loss '{found.loss}'", err=True)

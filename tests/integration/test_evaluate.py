@@ -83,6 +83,11 @@ def test_losses_along_the_answer_stand_beside_agreement(batches, spec):
     assert losses["dense"].value == 0 and losses[BLIND] is None
     assert 0 <= losses["dense again, batches of 3, bfloat16"].value < 0.1
     assert losses["visipruner:filter=2,keep=1"].value > 0
+    along = {row.policy: row.along for row in found.rows}
+    assert [(one.first, one.last) for one in along["dense"]] == [(1, 1), (2, 2)], "a word and its end"
+    assert not any(one.loss.value for one in along["dense"]) and along[BLIND] == ()
+    pruned = along["visipruner:filter=2,keep=1"]
+    assert pruned[0].loss.n == 10 and any(one.loss.value > 0 for one in pruned)
 
 
 def test_the_floor_is_the_dense_model_in_other_batches_and_another_number_format(batches):

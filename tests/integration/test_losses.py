@@ -95,6 +95,20 @@ def test_losses_are_those_of_each_sample_generated_alone(model, samples, spec, s
     assert answer.mean() > 0 and 0 < tokens.mean() < 1 and nll.max() > 0.01, "the schedules change something"
 
 
+def test_losses_along_an_answer_are_what_its_loss_is_made_of(model, samples, spec):
+    schedule = parse("fastv:k=1,ratio=0.75").schedule(spec)
+    for loss in ("tokens", "nll"):
+        runner = make(model, samples, loss)
+        along, dense = runner.along(schedule), runner.answers()
+        assert [len(one) for one in along] == [len(one.ids) for one in dense]
+        assert [runner.whole(one) for one in along] == pytest.approx(runner.losses(schedule).tolist())
+    for i, sample in enumerate(samples):
+        whole, steps = alone(model, sample)
+        forced, _ = alone(model, sample, schedule, steps)
+        nats = (whole.log_softmax(-1) - forced.log_softmax(-1)).gather(1, torch.tensor(steps)[:, None])[:, 0]
+        assert along[i] == pytest.approx(nats.double().numpy(), abs=1e-5)
+
+
 def test_a_subset_gives_the_same_losses_and_dense_loses_nothing(model, samples, spec):
     schedule = parse("fastv:k=1,ratio=0.75").schedule(spec)
     for loss in ("answer", "tokens", "nll"):

@@ -10,8 +10,9 @@ import pytest
 from planner import load_plan
 from planner.document import digest
 from planner.errors import PlanDigestError, PlanError
-from planner.evidence import Evidence, Kind, Measured
+from planner.evidence import Evidence, Kind, Measured, Place
 from planner.plan import Plan
+from planner.report.along_view import along_headers, along_rows, where_most_is_lost
 from planner.report.evidence_view import (
     KIND_HEADERS,
     kind_rows,
@@ -176,6 +177,36 @@ def test_the_worst_kind_comes_first():
     assert worst_kind(evidence(kinds=(unscathed,))) == "No kind of question lost anything."
     lossy = tuple(kind.model_copy(update={"loss": share(1.8 - kind.agreement.value)}) for kind in kinds)
     assert "'count': 1.0000" in worst_kind(evidence(kinds=lossy))
+
+
+def test_where_along_an_answer_tokens_are_lost():
+    def along(*losses):
+        ends = [(1, 1), (2, 2), (3, 4)]
+        counts = (20, 20, 12)
+        return tuple(
+            Place(first=first, last=last, loss=Measured(value=loss, low=loss / 2, high=2 * loss, n=n))
+            for (first, last), loss, n in zip(ends, losses, counts, strict=True)
+        )
+
+    row = evidence().rows[0]
+    rows = tuple(
+        row.model_copy(update={"policy": policy, "role": role, "along": along(*losses)})
+        for policy, role, losses in (
+            (POLICY, "plan", (0.0, 0.05, 0.1)),
+            ("random:k=2,ratio=0.8", "policy", (0.1, 0.1, 0.3)),
+            ("dense", "dense", (0.0, 0.0, 0.0)),
+        )
+    )
+    assert along_headers(rows) == ["tokens of the answer", "plan", "random", "answers"]
+    assert along_rows(rows)[2] == ["tokens 3-4", "0.100 (0.050-0.200)", "0.300 (0.150-0.600)", "12"]
+    assert where_most_is_lost(rows) == (
+        "Along an answer the plan loses most at tokens 3-4: 0.100 (0.050-0.200) on 12 answers that reach so far."
+    )
+    unscathed = (rows[0].model_copy(update={"along": along(0.0, 0.0, 0.0)}),)
+    assert where_most_is_lost(unscathed) == "Along its answers the plan lost nothing."
+    assert along_headers(evidence().rows) == [] and where_most_is_lost(evidence().rows) == ""
+    plan = make_plan().model_copy(update={"evidence": evidence(rows=rows)})
+    assert "tokens 3-4" in describe(plan) and "Along the answer" in page(plan)
 
 
 # -- the first schema -------------------------------------------------------------------------------------------------

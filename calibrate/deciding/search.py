@@ -1,20 +1,23 @@
-"""The search: many families on few samples, the better half of them on twice as many, and so on.
+"""The search: what is executed next, and on how many samples, is what might well be the best (Thompson sampling).
 
-In each round every family that is left executes the member at which it is least sure whether the aimed-at loss is kept
-(`calibrate.deciding.curve`); then the half that promises least goes. What is left is laid over what is best of other
-kinds, and searched in the same way. Three things save runs: a member is not executed where a part of it, or a member
-that drops less, was hopeless; one that is clearly too bad is not executed to the end; and the samples come in a fixed
-order, so that more of them add to what was seen.
+Of every family it is only believed how much its members lose (`calibrate.deciding.curve`). Each step draws, for every
+family, one of the things that may be true of it; the candidate that would then save most, by its chance to pass the
+proof, is executed on as many samples again as it has seen. So runs go where they may change the choice: nothing is
+given up for a little bad luck on few samples, and what was lucky is soon found out. Where nothing is left to learn, the
+families that promise most are laid over what is best of other kinds, and the search goes on with these as well.
+
+Three things save runs: a member is not executed where a part of it, or a member that drops less, was hopeless; one that
+is clearly too bad is not executed to the end; and the samples come in a fixed order, so that more of them add to what
+was seen.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
+from scipy.special import bdtr, betaincinv
 
 from calibrate.deciding.curve import Curve
 from calibrate.deciding.space import Candidate, Family, Space, parts
@@ -22,19 +25,22 @@ from calibrate.deciding.trials import Trials
 from planner.schedule import Schedule
 
 FloatArray = NDArray[np.float64]
-#: Samples of the first round, and schedules that a family may execute in each.
-FIRST, TURNS = 8, 2
+#: Samples that a candidate is executed on first.
+FIRST = 8
 #: A member with less than this chance to keep the aim promises nothing; one with the other chance is on the safe side.
 HOPE, SAFE = 0.25, 0.75
 #: A loss is hopeless if the limit is below its one-sided interval of this level.
 _LEVEL = 0.05
-#: Families of a round of compositions, those that come out of a round at the least, and those of the last.
-_BASES, _SURVIVORS = 6, 4
 #: Share of the runs after which what policies propose is through, and so are two rounds of compositions. The others are
 #: for rungs.
-_ALLOWANCES = (0.5, 0.8, 0.95)
-#: A member about which more than this is known is not executed again.
-_SETTLED = 0.02
+_ALLOWANCES = (0.45, 0.75, 0.92)
+#: So many steps that teach nothing end a round.
+_IDLE = 12
+#: Families that are laid over others in a round, of all and of every combination of kinds; and the compositions that
+#: the search goes on with, at most.
+_BASES, _OF_KIND, _COMPOSITIONS = 8, 3, 40
+#: Draws of what may be true, for what a family promises.
+_DRAWS = 48
 
 
 class Line:
@@ -55,6 +61,7 @@ class Line:
         self.seen: dict[int, FloatArray] = {}
         self.lost = 0
         self.eligible = [eligible(member) for member in family.members]
+        self._saves = self._savings()
 
     def learn(self, member: int, losses: FloatArray, limit: float) -> None:
         """Take in what a member lost."""
@@ -82,33 +89,41 @@ class Line:
         self.eligible = [
             one.figures.prefill_ms is not None and not space.costing.breaches(one.figures) for one in self.members
         ]
+        self._saves = self._savings()
 
-    def promise(self, aim: float) -> float:
-        """The cost that it may come down to, as a share of dense; infinity for none."""
-        found = self.cheapest(aim, HOPE)
-        return math.inf if found is None else found.share
+    def imagine(self, luck: float, passing: Callable[[FloatArray], FloatArray]) -> tuple[float, int]:
+        """The member that would save most if one of the things that may be true were, and how much that is: what it
+        saves, times its chance to pass. Nothing where all are hopeless or out.
 
-    def doubtful(self, count: int, aim: float) -> int | None:
-        """The member of which it is least known whether it keeps a loss, of those not executed on so many samples."""
-        left = [i for i in range(self.lost, len(self.members)) if len(self.seen.get(i, ())) < count]
-        unseen = [i for i in left if i not in self.seen]
-        if self.family.falls_at_once and unseen:
-            return unseen[0]
-        sure = np.abs(self.curve.below(aim) - 0.5)
-        best = min(left, key=lambda i: (sure[i], i), default=None)
-        return best if best is not None and sure[best] < 0.5 - _SETTLED else None
+        Args:
+            luck: which of them, in [0, 1).
+            passing: the chance to pass the proof by expected losses.
+        """
+        worth = self._saves * passing(self.curve.drawn(luck))
+        worth[: self.lost] = 0.0
+        best = int(worth.argmax())
+        return float(worth[best]), best
+
+    def _savings(self) -> FloatArray:
+        return np.array(
+            [max(1 - one.share, 0.0) * able for one, able in zip(self.members, self.eligible, strict=True)]
+        )
 
 
 class Search:
     """Executes candidates of a space on the search samples.
 
     Args:
-        limit: the largest expected loss that may be shipped. The search aims at half of it.
+        limit: the largest expected loss that may be shipped. What is safe or hopeful is so for half of it.
         measure: schedules that may be executed, parts of candidates and rungs among them.
+        certify, misses: samples of the proof, and how many of them may lose their answer; -1 where nothing can be
+            proven, so that what is searched is what loses none.
         progress: told what was tried.
+        seed: of the draws.
 
     Attributes:
         lines: every family that was searched.
+        levels: the numbers of samples that a candidate is executed on, one after the other.
     """
 
     def __init__(
@@ -117,23 +132,24 @@ class Search:
         trials: Trials,
         limit: float,
         measure: int,
+        certify: int,
+        misses: int,
         progress: Callable[[str], None] = lambda line: None,
+        seed: int = 0,
     ) -> None:
         self.space, self.trials, self.limit, self.aim = space, trials, limit, limit / 2
         self.measure, self.progress = measure, progress
         self.lines: list[Line] = []
-        self._places: dict[str, list[tuple[Line, int]]] = {}
         self.levels = levels(len(trials.runner))
+        self.certify, self.misses, self._rng = certify, misses, np.random.default_rng(seed)
+        self._places: dict[str, list[tuple[Line, int]]] = {}
 
-    def run(self) -> list[Line]:
-        """Search what policies propose, then compositions; the lines that promise most, best first."""
+    def run(self) -> None:
+        """Search what policies propose, then compositions of what promises most."""
         for number, allowance in enumerate(_ALLOWANCES):
-            fresh = self._compositions() if number else [self._line(family) for family in self.space.families]
-            self.lines += fresh
-            self._race(fresh, int(allowance * self.measure))
-        best = self._ranked(self.lines)[:_SURVIVORS]
-        self._turns(best, self.levels[-1], int(_ALLOWANCES[-1] * self.measure))
-        return self._ranked(best)
+            self.lines += self._compositions() if number else [self._line(family) for family in self.space.families]
+            self._look_at_each([line for line in self.lines if line.family.falls_at_once], int(allowance * self.measure))
+            self._explore(int(allowance * self.measure))
 
     def eligible(self, candidate: Candidate) -> bool:
         """Whether it meets the constraints, as far as they can be told without executing it."""
@@ -161,13 +177,51 @@ class Search:
             f"{candidate.name}: loss {losses.mean():.3f} on {len(losses)} samples, cost {candidate.share:.3f}"
         )
 
+    def _look_at_each(self, lines: Iterable[Line], allowance: int) -> None:
+        """Execute every member that is not hopeless on a few samples, the cheapest first."""
+        for line in lines:
+            for member, candidate in enumerate(line.members):
+                if member not in line.seen and member >= line.lost and self.affordable(candidate.schedule, allowance):
+                    self.execute(line, member, self.levels[0])
+
+    def _explore(self, allowance: int) -> None:
+        """Execute what would be best, if what was drawn were true, until that teaches nothing any more."""
+        idle = 0
+        while idle < _IDLE:
+            lucks = self._rng.random(len(self.lines))
+            drawn = [(line.imagine(luck, self._passing), line) for line, luck in zip(self.lines, lucks, strict=True)]
+            (worth, member), line = max(drawn, key=lambda one: one[0][0])
+            have = len(line.seen.get(member, ()))
+            known = have == self.levels[-1]
+            if worth > 0 and not known and self.affordable(line.members[member].schedule, allowance):
+                self.execute(line, member, next(level for level in self.levels if level > have))
+                idle = 0
+            else:
+                idle += 1
+
+    def _passing(self, losses: FloatArray) -> FloatArray:
+        found: FloatArray = bdtr(max(self.misses, 0), self.certify, losses)
+        return found
+
+    def _promise(self, line: Line) -> float:
+        """What a family saves on average over what may be true of it."""
+        return float(np.mean([line.imagine(luck, self._passing)[0] for luck in self._rng.random(_DRAWS)]))
+
+    def _ranked(self, lines: Iterable[Line]) -> list[Line]:
+        """Those that promise most first."""
+        promises = [(self._promise(line), line) for line in lines]
+        return [line for _, line in sorted(promises, key=lambda one: -one[0])]
+
     def _learn(self, candidate: Candidate, losses: FloatArray) -> None:
-        """What a candidate lost is known wherever it is a member, and bounds what its parts lose."""
+        """What a candidate lost is known wherever it is a member; where it lost nothing, its parts lose nothing.
+
+        What it did lose says nothing of one part: thought to be the part's, it would make good parts look bad.
+        """
         for line, member in self._places[candidate.name]:
             line.learn(member, losses, self.limit)
-        for part in candidate.parts:
+        for part in () if losses.any() else candidate.parts:
             for line, member in self._places[part.name]:
-                if len(line.seen.get(member, ())) < len(losses) and not hopeless(losses, self.limit):
+                if len(line.seen.get(member, ())) < len(losses):
                     line.learn(member, losses, self.limit)
 
     def _line(self, family: Family) -> Line:
@@ -190,47 +244,23 @@ class Search:
         line, member = max(self._places[family.fixed.name], key=lambda place: len(place[0].seen))
         return Curve(doses, line.curve.floors(member), origin)
 
-    def _race(self, lines: Sequence[Line], allowance: int) -> None:
-        left = self._ranked(lines, self._visible(FIRST))
-        for level in self.levels:
-            self._turns(left, level, allowance)
-            left = _best(self._ranked(left, self._visible(level)), max(_SURVIVORS, len(left) // 2))
-
-    def _turns(self, lines: Sequence[Line], level: int, allowance: int) -> None:
-        for _ in range(TURNS):
-            for line in lines:
-                self._turn(line, level, allowance)
-
-    def _turn(self, line: Line, level: int, allowance: int) -> None:
-        while (member := line.doubtful(level, self._visible(level))) is not None:
-            if not self.affordable(line.members[member].schedule, allowance):
-                return
-            self.execute(line, member, level)
-            ran = member in line.seen  # given up without a run otherwise, because of a part
-            if ran and not line.family.falls_at_once:
-                return
-
-    def _visible(self, count: int) -> float:
-        """The loss that a round looks for: the aim, or what so many samples can show, one loss among them. Few samples
-        tell most about a family where it loses often."""
-        return max(self.aim, 1 / count)
-
-    def _ranked(self, lines: Iterable[Line], aim: float | None = None) -> list[Line]:
-        """Those that promise something, the cheapest first."""
-        kept = [(line.promise(aim or self.aim), line) for line in lines]
-        return [line for promise, line in sorted(kept, key=lambda one: one[0]) if promise < math.inf]
-
     def _compositions(self) -> list[Line]:
-        """The lines that promise most, laid over the best candidates of other kinds."""
+        """The lines that promise most, laid over candidates of other kinds: those that promise most together. What
+        saves little alone may save more together, so lines of every combination of kinds take part."""
+        ranked = self._ranked(self.lines)
+        of_kind: dict[frozenset[str], list[Line]] = {}
+        for line in ranked:
+            of_kind.setdefault(line.family.kinds, []).append(line)
+        chosen = [line for lines in of_kind.values() for line in lines[:_OF_KIND]]
         known = {line.family.name for line in self.lines}
-        bases, found = _best(self._ranked(self.lines), _BASES), []
-        for line in bases:
-            for fixed in self._fixed(bases):
+        found: dict[str, Family] = {}
+        for line in dict.fromkeys([*ranked[:_BASES], *chosen]):
+            for fixed in self._fixed(ranked):
                 family = self.space.together(line.family, fixed)
                 if family is not None and family.name not in known:
-                    known.add(family.name)
-                    found.append(self._line(family))
-        return found
+                    found.setdefault(family.name, family)
+        lines = [Line(family, self.eligible, self._curve(family)) for family in found.values()]
+        return [self._line(line.family) for line in self._ranked(lines)[:_COMPOSITIONS]]
 
     def _fixed(self, lines: Iterable[Line]) -> list[Candidate]:
         """Of each line the cheapest member with hope, and the cheapest on the safe side."""
@@ -238,16 +268,8 @@ class Search:
         return list({candidate.schedule: candidate for candidate in found if candidate is not None}.values())
 
 
-def _best(ranked: Sequence[Line], count: int) -> list[Line]:
-    """The first lines, and the first of every combination of kinds: what saves little alone may save more together."""
-    first_of_kind: dict[frozenset[str], Line] = {}
-    for line in ranked:
-        first_of_kind.setdefault(line.family.kinds, line)
-    return list(dict.fromkeys([*ranked[:count], *first_of_kind.values()]))
-
-
 def levels(samples: int) -> list[int]:
-    """How many samples each round has: `FIRST`, twice as many, and so on up to all."""
+    """How many samples a candidate is executed on: `FIRST`, twice as many, and so on up to all."""
     found = [FIRST]
     while 2 * found[-1] < samples:
         found.append(2 * found[-1])
