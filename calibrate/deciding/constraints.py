@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from calibrate.deciding.search import Search
 from calibrate.deciding.objective import Costing
+from calibrate.deciding.search import Search
 from calibrate.deciding.space import Candidate, Space
 from planner.errors import CalibrationError
 

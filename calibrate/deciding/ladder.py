@@ -6,11 +6,13 @@ it and all before it pass. Chances come from what the search believes of each fa
 part of their luck, since all ran on the same samples: where one is worse than it looked, so are the others, as a rule.
 So rungs on the safe side are put first exactly where the search knows little.
 
-What a rung loses, a cheaper one of its family loses too, and so does what it is a part of. So a composition is believed
-to lose at least what each of its parts is believed to lose. If it passes, so do its parts, and what is dearer in its
-family: such rungs are free, and break the fall where the cheaper one fails. A rung of another family has luck of its
-own: it may fail alone, and end the test before safer ones. So it is put before them only where it saves enough to pay
-for that.
+Whatever their losses are, rungs are tested on the same samples, and what is hard for one is hard for others: so all of
+them are thought to pass as often as the one does that passes least often. A rung that is safer than a cheaper one
+behind it then costs nothing, and breaks the fall where that fails. Thought to pass or fail each by itself, such rungs
+would be left out: ladders with steps too wide, and plans of `tests.repeat_decisions` that cost up to a half more.
+
+What a composition is made of loses no more than the composition does. So a composition is believed to lose at least
+what each of its parts is believed to lose.
 """
 
 from __future__ import annotations
@@ -26,13 +28,13 @@ from calibrate.deciding.space import Candidate
 
 FloatArray = NDArray[np.float64]
 #: Rungs cost no confidence, but each is executed on all certify samples.
-LARGEST = 12
+LARGEST = 16
 _DRAWS = 400
 #: What a believed loss may be wrong by, since no family loses answers quite as its curve says: a factor, as a normal
 #: deviation of its logarithm.
 _DOUBT = 0.8
 #: Correlation of the luck of two families.
-_SHARED = 0.5
+_SHARED = 0.8
 #: A rung that is expected to save less than this share of dense more is left out.
 _WORTH = 2e-4
 
@@ -51,12 +53,12 @@ def ladder(
     if misses < 0:
         return []
     candidates, chances = _front(*_chances(lines, certify, misses, set(map(id, eligible)), seed))
-    saved, implied = np.array([1 - candidate.share for candidate in candidates]), _implied(candidates, lines)
+    saved = np.array([1 - candidate.share for candidate in candidates])
     chosen: list[int] = []
     worth = 0.0
     while len(chosen) < LARGEST:
         options = [sorted([*chosen, i], key=lambda j: saved[j]) for i in range(len(candidates)) if i not in chosen]
-        worths = [_worth(saved[one], chances[:, one], implied[np.ix_(one, one)]) for one in options]
+        worths = [_worth(saved[one], chances[:, one]) for one in options]
         if not worths or max(worths) < worth + _WORTH:
             break
         worth, chosen = max(worths), options[int(np.argmax(worths))]
@@ -99,29 +101,7 @@ def _front(candidates: list[Candidate], chances: FloatArray) -> tuple[list[Candi
     return [candidates[i] for i in kept], chances[:, kept]
 
 
-def _implied(candidates: Sequence[Candidate], lines: Sequence[Line]) -> NDArray[np.bool_]:
-    """Whether the first passes if the second does, being a dearer member of its family, or a part of it, or a dearer
-    member of a part's: ``[candidates, candidates]``."""
-    number = {one.name: i for i, one in enumerate(candidates)}
-    places: dict[str, list[tuple[int, int]]] = {}
-    for of, line in enumerate(lines):
-        for member, one in enumerate(line.members):
-            places.setdefault(one.name, []).append((of, member))
-    found = np.zeros((len(candidates), len(candidates)), bool)
-    for cheaper, i in number.items():
-        loses_no_more = (cheaper, *(part.name for part in candidates[i].parts))
-        for of, member in {place for name in loses_no_more for place in places.get(name, [])}:
-            for dearer in lines[of].members[member:]:
-                found[number.get(dearer.name, i), i] = True
-    np.fill_diagonal(found, False)
-    return found
-
-
-def _worth(saved: FloatArray, chances: FloatArray, implied: NDArray[np.bool_]) -> float:
+def _worth(saved: FloatArray, chances: FloatArray) -> float:
     """The expected saving of a ladder: rungs that save ever more, with their chances ``[draws, rungs]``."""
-    steps, worth = np.diff(saved, prepend=0.0), 0.0
-    for rung, step in enumerate(steps):
-        until = slice(rung + 1)
-        risks = ~implied[until, until].any(axis=1)
-        worth += step * float(chances[:, until][:, risks].prod(axis=1).mean())
-    return worth
+    standing: FloatArray = np.minimum.accumulate(chances, axis=1).mean(axis=0)
+    return float(np.diff(saved, prepend=0.0) @ standing)

@@ -6,14 +6,14 @@ that fails, so the figures are what bundled models needed (`_SHARE`, `_RUNGS`), 
 
 from __future__ import annotations
 
-from calibrate.deciding.search import FIRST
 from calibrate.deciding.ladder import LARGEST
+from calibrate.deciding.search import FIRST
 from calibrate.deciding.trials import Trials
 
 #: Share of the search samples that a schedule ran on, in the mean: 31 of 107, 65 of 237.
 _SHARE = 0.3
 #: Rungs that were tested, of `LARGEST` at most.
-_RUNGS = 3
+_RUNGS = 8
 #: Rows of an evaluation: dense, the plan, fastv, random, resize, and two controls; beside a dense plan only these.
 ROWS, ROWS_BESIDE_DENSE = 7, 3
 

@@ -105,9 +105,7 @@ class Line:
         return float(worth[best]), best
 
     def _savings(self) -> FloatArray:
-        return np.array(
-            [max(1 - one.share, 0.0) * able for one, able in zip(self.members, self.eligible, strict=True)]
-        )
+        return np.array([max(1 - one.share, 0.0) * able for one, able in zip(self.members, self.eligible, strict=True)])
 
 
 class Search:
@@ -146,10 +144,11 @@ class Search:
 
     def run(self) -> None:
         """Search what policies propose, then compositions of what promises most."""
-        for number, allowance in enumerate(_ALLOWANCES):
+        for number, share in enumerate(_ALLOWANCES):
             self.lines += self._compositions() if number else [self._line(family) for family in self.space.families]
-            self._look_at_each([line for line in self.lines if line.family.falls_at_once], int(allowance * self.measure))
-            self._explore(int(allowance * self.measure))
+            allowance = int(share * self.measure)
+            self._look_at_each([line for line in self.lines if line.family.falls_at_once], allowance)
+            self._explore(allowance)
 
     def eligible(self, candidate: Candidate) -> bool:
         """Whether it meets the constraints, as far as they can be told without executing it."""

@@ -12,9 +12,9 @@ from typing import Any
 from calibrate.deciding.decide import Certify, ChosenPlan, Effort, decide
 from calibrate.deciding.evaluate import evaluate
 from calibrate.deciding.executed import Evaluation
-from calibrate.deciding.search import FIRST
 from calibrate.deciding.ladder import LARGEST
 from calibrate.deciding.passes import ROWS, evaluation_passes, proof_passes, search_left, search_passes
+from calibrate.deciding.search import FIRST
 from calibrate.deciding.split import Split
 from calibrate.deciding.trials import Trials
 from calibrate.inputs.batches import Batches, Watch
