@@ -55,7 +55,7 @@ def test_outputs_are_stripped(path: Path) -> None:
 def test_calibrate_and_look(ran: list[dict[str, Any]]) -> None:
     told = [printed(cell) for cell in ran]
     assert "Error" not in "".join(told)
-    assert "0.9" in told[2] and told[2].splitlines()[-1] in {"proven", "not proven"}
+    assert "limit=0.1" in told[2] and told[2].splitlines()[-1] in {"proven", "not proven"}
     assert any("image/png" in out.get("data", {}) for out in ran[3]["outputs"]), "the kept patches"
     assert any("image/png" in out.get("data", {}) for out in ran[4]["outputs"]), "the masking curves"
     assert "visual tokens in each layer" in told[5] and told[5].splitlines()[-1].strip() == "yes"
