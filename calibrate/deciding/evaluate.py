@@ -165,15 +165,16 @@ def _executed(
         if role == "policy" and BLIND not in found:
             _run_controls(bench, control)
         try:
-            found[name] = _Executed(role, bench.answers(schedule), schedule)
+            one = _Executed(role, bench.answers(schedule), schedule)
+            if bench.loss in ALONG_ANSWER:
+                one.along = bench.along(schedule)
+                one.losses = np.array([bench.of_sample(along) for along in one.along])
         except (RuntimeStateError, ScheduleError) as error:
             if role != "policy":
                 raise
             progress(f"left out {name}: {error.cause}")
             continue
-        if bench.loss in ALONG_ANSWER:
-            found[name].along = bench.along(schedule)
-            found[name].losses = np.array([bench.whole(one) for one in found[name].along])
+        found[name] = one
         progress(f"evaluated {name}")
     if BLIND not in found:
         _run_controls(bench, control)

@@ -145,7 +145,9 @@ class Search:
     def run(self) -> None:
         """Search what policies propose, then compositions of what promises most."""
         for number, share in enumerate(_ALLOWANCES):
-            self.lines += self._compositions() if number else [self._line(family) for family in self.space.families]
+            self.lines += (
+                self._compositions() if number else [self._known(self._line(one)) for one in self.space.families]
+            )
             allowance = int(share * self.measure)
             self._look_at_each([line for line in self.lines if line.family.falls_at_once], allowance)
             self._explore(allowance)
@@ -224,8 +226,11 @@ class Search:
                     line.learn(member, losses, self.limit)
 
     def _line(self, family: Family) -> Line:
-        line = Line(family, self.eligible, self._curve(family))
-        for member, candidate in enumerate(family.members):
+        return Line(family, self.eligible, self._curve(family))
+
+    def _known(self, line: Line) -> Line:
+        """A line that takes part from now on: what its members lost elsewhere is theirs, and the other way round."""
+        for member, candidate in enumerate(line.members):
             places = self._places.setdefault(candidate.name, [])
             for other, known in places[:1]:
                 if known in other.seen:
@@ -253,13 +258,14 @@ class Search:
         chosen = [line for lines in of_kind.values() for line in lines[:_OF_KIND]]
         known = {line.family.name for line in self.lines}
         found: dict[str, Family] = {}
+        every_fixed = self._fixed(ranked)
         for line in dict.fromkeys([*ranked[:_BASES], *chosen]):
-            for fixed in self._fixed(ranked):
+            for fixed in every_fixed:
                 family = self.space.together(line.family, fixed)
                 if family is not None and family.name not in known:
                     found.setdefault(family.name, family)
-        lines = [Line(family, self.eligible, self._curve(family)) for family in found.values()]
-        return [self._line(line.family) for line in self._ranked(lines)[:_COMPOSITIONS]]
+        lines = self._ranked(map(self._line, found.values()))
+        return list(map(self._known, lines[:_COMPOSITIONS]))
 
     def _fixed(self, lines: Iterable[Line]) -> list[Candidate]:
         """Of each line the cheapest member with hope, and the cheapest on the safe side."""

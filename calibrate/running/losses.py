@@ -130,7 +130,7 @@ class LossRunner:
         """
         return [one for batch in self.batches for one in self._along(batch, schedule)]
 
-    def whole(self, along: FloatArray) -> float:
+    def of_sample(self, along: FloatArray) -> float:
         """The loss of a sample, from what it loses along its answer."""
         found = float(along.mean())
         return found if self.loss == "tokens" else min(max(found, 0.0), NLL_CAP) / NLL_CAP
@@ -142,7 +142,7 @@ class LossRunner:
         return [float((ours.text, ours.ended) != (dense.text, dense.ended)) for ours, dense in pairs]
 
     def _forced_answers(self, batch: Batch, schedule: Schedule) -> list[float]:
-        return [self.whole(one) for one in self._along(batch, schedule)]
+        return [self.of_sample(one) for one in self._along(batch, schedule)]
 
     def _along(self, batch: Batch, schedule: Schedule) -> list[FloatArray]:
         pairs = self._both(batch, schedule)

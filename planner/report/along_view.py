@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.evidence import Place, Row
+from planner.evidence import LossName, Place, Row
 from planner.report.rows_view import named, with_interval
 
 
@@ -33,6 +33,13 @@ def where_most_is_lost(rows: Sequence[Row]) -> str:
         return "Along its answers the plan lost nothing."
     reach = f"{worst.loss.n} answers that reach so far"
     return f"Along an answer the plan loses most at {_spelled(worst)}: {with_interval(worst.loss)} on {reach}."
+
+
+def along_legend(loss: LossName) -> str:
+    """What is lost at a token."""
+    if loss == "nll":
+        return "In nats: by how much less likely a token of the dense model's answer became."
+    return "A token is lost where the policy would have gone on otherwise than the dense model's answer."
 
 
 def _measured(rows: Sequence[Row]) -> list[tuple[str, Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from planner.evidence import Evidence, Kind, Promise, Rung
-from planner.report.along_view import along_headers, along_rows, where_most_is_lost
+from planner.report.along_view import along_headers, along_legend, along_rows, where_most_is_lost
 from planner.report.rows_view import filled, rows_table, with_interval
 from planner.report.tables import table
 from planner.report.units import percent, share_with_interval
@@ -124,7 +124,9 @@ def evidence_text(evidence: Evidence, fmt: str) -> list[str]:
     if evidence.rows:
         parts.append(evidence_table(evidence, fmt) + "\n\n" + rows_legend(evidence))
     if headers := along_headers(evidence.rows):
-        parts.append(table(headers, along_rows(evidence.rows), fmt) + "\n\n" + where_most_is_lost(evidence.rows))
+        legend = along_legend(evidence.promise.loss if evidence.promise else "tokens")
+        said = f"{where_most_is_lost(evidence.rows)} {legend}".strip()
+        parts.append(table(headers, along_rows(evidence.rows), fmt) + "\n\n" + said)
     if evidence.kinds:
         parts.append(table(*filled(KIND_HEADERS, kind_rows(evidence.kinds)), fmt) + "\n\n" + worst_kind(evidence))
     return parts

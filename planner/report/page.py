@@ -9,7 +9,7 @@ from planner.evidence import Evidence, Measured
 from planner.plan import Plan
 from planner.profile import Profile
 from planner.report import glossary, plan_charts
-from planner.report.along_view import along_headers, along_rows, where_most_is_lost
+from planner.report.along_view import along_headers, along_legend, along_rows, where_most_is_lost
 from planner.report.evidence_view import (
     KIND_HEADERS,
     LADDER_HEADERS,
@@ -170,9 +170,7 @@ def _evidence_tables(evidence: Evidence) -> list[_Titled]:
         headers, cells = filled(LADDER_HEADERS, ladder_rows(promise))
         found.append(_Titled("How it was proven", meaning, headers, cells, [ladder_legend(promise)], last))
     if columns := along_headers(evidence.rows):
-        below = ["A token is lost where the policy would have gone on otherwise than the dense model's answer."]
-        if evidence.promise is not None and evidence.promise.loss == "nll":
-            below = ["In nats: by how much less likely a token of the dense model's answer became."]
+        below = [along_legend(evidence.promise.loss if evidence.promise else "tokens")]
         meaning = where_most_is_lost(evidence.rows)
         found.append(_Titled("Along the answer", meaning, columns, along_rows(evidence.rows), below))
     if evidence.kinds:

@@ -101,7 +101,7 @@ def test_losses_along_an_answer_are_what_its_loss_is_made_of(model, samples, spe
         runner = make(model, samples, loss)
         along, dense = runner.along(schedule), runner.answers()
         assert [len(one) for one in along] == [len(one.ids) for one in dense]
-        assert [runner.whole(one) for one in along] == pytest.approx(runner.losses(schedule).tolist())
+        assert [runner.of_sample(one) for one in along] == pytest.approx(runner.losses(schedule).tolist())
     for i, sample in enumerate(samples):
         whole, steps = alone(model, sample)
         forced, _ = alone(model, sample, schedule, steps)

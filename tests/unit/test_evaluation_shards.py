@@ -27,6 +27,7 @@ def executed(n: int, seed: int, losses: bool = True) -> Executed:
             ended=tuple(rng.random() < 0.5 for _ in range(n)),
             scores=tuple(rng.random() for _ in range(n)),
             losses=tuple(rng.random() for _ in range(n)) if losses else None,
+            along=tuple(tuple(rng.random() for _ in range(1 + i % 5)) for i in range(n)) if losses else (),
             prefill_ms=1.5,
         )
 
@@ -52,6 +53,7 @@ def cut(whole: Executed, part: list[int], first: bool) -> Executed:
             update={
                 **{name: chosen(getattr(run, name)) for name in ("answers", "ended", "scores")},
                 "losses": None if run.losses is None else chosen(run.losses),
+                "along": chosen(run.along) if run.along else (),
                 "prefill_ms": run.prefill_ms if first else None,
             }
         )

@@ -207,6 +207,9 @@ def test_where_along_an_answer_tokens_are_lost():
     assert along_headers(evidence().rows) == [] and where_most_is_lost(evidence().rows) == ""
     plan = make_plan().model_copy(update={"evidence": evidence(rows=rows)})
     assert "tokens 3-4" in describe(plan) and "Along the answer" in page(plan)
+    for loss, unit in (("tokens", "would have gone on otherwise"), ("nll", "In nats")):
+        plan = make_plan().model_copy(update={"evidence": evidence(rows=rows, promise=promise(loss=loss))})
+        assert unit in " ".join(describe(plan).split()) and unit in page(plan)
 
 
 # -- the first schema -------------------------------------------------------------------------------------------------

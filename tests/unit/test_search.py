@@ -226,11 +226,11 @@ def test_what_a_composition_lost_is_not_said_of_its_parts(space: Space) -> None:
             [float(i < lost) for i in (range(40) if indices is None else indices)]
         )
         search = Search(space, Trials(drawn), 0.2, 160, 149, 1)
-        first, second = (search._line(one) for one in (entry, inner))
+        first, second = (search._known(search._line(one)) for one in (entry, inner))
         search.lines = [first, second]
         family = space.together(entry, inner.members[-1])
         assert family is not None
-        whole = search._line(family)
+        whole = search._known(search._line(family))
         search.execute(whole, 0, 40)
         part = first.members.index(next(one for one in whole.members[0].parts if one in first.members))
         assert (part in first.seen) == (lost == 0) and (len(second.members) - 1 in second.seen) == (lost == 0)
