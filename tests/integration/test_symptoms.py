@@ -116,7 +116,8 @@ def test_a_plan_that_never_triggers_says_so(caplog: pytest.LogCaptureFixture) ->
                 last_logits(model, tiny.inputs("llava", seed=seed))
             assert handle.report is not None and handle.report.visual == ((16,),) * LAYERS
         told = [record.getMessage() for record in caplog.records]
-        assert told == ["the plan dropped nothing of a prompt with 16 visual tokens: it keeps as many, or more"]
+        nothing = "the plan dropped nothing of a prompt with 16 visual and 10 text tokens: it keeps as many, or more"
+        assert told == [nothing]
     for schedule in (entry(15), after_layer(1, select("last_attention", 15)), SCHEDULES["dense"], SCHEDULES["var"]):
         caplog.clear()
         with attach(model, schedule), caplog.at_level(logging.WARNING, "planner"):

@@ -336,8 +336,8 @@ class Execution:
         if all(layer == (layout.visual_counts, text) for layer in record.tokens):
             self._told = True
             _log.warning(
-                "the plan dropped nothing of a prompt with %s visual tokens: it keeps as many, or more",
-                " and ".join(map(str, sorted(set(layout.visual_counts)))),
+                "the plan dropped nothing of a prompt with %s visual and %s text tokens: it keeps as many, or more",
+                *(" or ".join(map(str, sorted(set(counts)))) for counts in (layout.visual_counts, text)),
             )
 
     def _prefill(
