@@ -17,14 +17,14 @@ from planner.engines import carried, engine
 from planner.errors import ExtensionError, InputError
 from planner.policies import AnyPolicy, Composition, Policy, usable
 from planner.profile import Profile
-from planner.schedule import Count, Schedule, Select, Stage, dense
+from planner.schedule import Count, Fraction, Schedule, Select, Stage, dense
 
 #: What saves less than this share of the dense model's cost is no candidate.
 TIE = 0.005
 #: What withdraws the image at a layer loses its answers over so much smaller a part of the depth than other selections
 #: over the share of tokens: a layer too early and most are gone, a layer later and none.
 _DEPTH = 8.0
-_WITHDRAWS = {"exit"}
+_WITHDRAWS, _OF_TEXT = {"exit"}, {"text"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Candidate:
     Attributes:
         share: of the minimised quantity, to dense.
         dose: logarithm of the share of visual tokens that the decoder's layers compute, stretched where that share is a
-            depth; of a composition the nested part's: what answers are lost by.
+            depth, or of the share of the context that is left; of a composition the nested part's: what answers are
+            lost by.
         parts: of a composition: what it is made of, each of which loses no more.
     """
 
@@ -153,6 +154,8 @@ class Space:
         dose = math.log(max(figures.visual_tokens, 1 / self.costing.spec.layers) / whole)
         if set(_kinds(schedule)) == _WITHDRAWS:
             dose *= _DEPTH
+        elif set(_kinds(schedule)) == _OF_TEXT:
+            dose = math.log(_context_left(schedule))
         return Candidate(policy, schedule, figures, self.costing.share(figures), dose)
 
     def again(self, candidate: Candidate) -> Candidate:
@@ -210,6 +213,12 @@ def parts(schedule: Schedule) -> list[Schedule]:
 def _cache(stage: Stage) -> str:
     """Without a selection nothing is kept of a stage: decoding reads all, if it may read anything."""
     return "all" if stage.cache_visual == "kept" and stage.text_to_visual == "full" else stage.cache_visual
+
+
+def _context_left(schedule: Schedule) -> float:
+    """Share of the context behind the last of its selections, all of which are shares."""
+    selects = (select for stage in schedule.stages for select in stage.selects)
+    return math.prod(select.keep.fraction for select in selects if isinstance(select.keep, Fraction))
 
 
 def _nothing(select: Select) -> bool:

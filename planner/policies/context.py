@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from planner.spec import ModelSpec
     from planner.workload import Workload
 
+#: Last text tokens that may be question and role tokens, where no prompt is short enough to tell.
+_QUESTIONS = (16, 32, 64, 128)
 #: How the context probe names the layers that the paper prunes over, in models of 32 layers.
 _MEASURED_LAYERS = "10 of 32"
 
@@ -75,17 +77,18 @@ class Context(Policy):
     @classmethod
     def candidates(cls, profile: Profile, spec: ModelSpec) -> Iterable[Context]:
         """Around the rate that was measured to be best for the prompts' mean context. What the shortest prompt has is
-        taken for question and role tokens."""
+        taken for question and role tokens, or less: it may be long itself, as where all prompts hold a document."""
         probe = profile.probes.get("context")
         if probe is None or "fit" not in probe.values or "none" in probe.values["fit"]:
             return
-        protect = max(1, round(profile.probes["prompt"].values["text"]["least"]))
+        least = max(1, round(profile.probes["prompt"].values["text"]["least"]))
         fit, layers = _measured(profile)
-        context = profile.prompt.text_tokens - protect
-        best = fit.rate(context) if context > 0 else 0.0
-        for rate in sorted({round(best * share, 3) for share in (0.5, 1.0, 1.5)}):
-            if 0 < rate < 1:
-                yield cls(layers=layers, rate=rate, protect=protect)
+        for protect in (*(count for count in _QUESTIONS if count < least), least):
+            context = profile.prompt.text_tokens - protect
+            best = fit.rate(context) if context > 0 else 0.0
+            for rate in sorted({round(best * share, 3) for share in (0.5, 1.0, 1.5)}):
+                if 0 < rate < 1:
+                    yield cls(layers=layers, rate=rate, protect=protect)
 
     def _schedule(self, spec: ModelSpec, rate: float, protect: int) -> Schedule:
         check_layer(self.name, "layers", self.layers, spec.layers)

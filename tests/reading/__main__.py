@@ -1,6 +1,7 @@
 """The reading of the papers on the pretrained reference model.
 
 python -m tests.reading heads MODEL --out FILE      attribute the set of look-alikes, compare its heads
+python -m tests.reading contexts --out FOLDER       questions with text beside the picture, short and long
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from tests.reading.contexts import write
 from tests.reading.heads import attribute_pictures, compare
 
 SAMPLES = Path(__file__).resolve().parents[2] / "profiles" / "reference" / "pretrained"
@@ -56,6 +58,13 @@ def heads_command(model: str, out: Path, state: Path | None, masks: int, mean_im
     }
     out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     click.echo(json.dumps(found, indent=2))
+
+
+@main.command("contexts")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the four files.")
+def contexts_command(out: Path) -> None:
+    """Write the questions with text beside the picture."""
+    write(SAMPLES, out)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -76,6 +77,21 @@ def test_context_is_pruned_around_the_rate_that_was_measured() -> None:
     found = list(Context.candidates(profile, SPEC))
     assert [one.rate for one in found] == [0.2, 0.4, 0.6] and {(one.layers, one.protect) for one in found} == {(3, 10)}
     assert not list(Context.candidates(PROFILE, SPEC))
+    families = Space(profile, Costing(SPEC, profile_workload(profile), Objective()), accuracy=True).families
+    (pruned,) = (one for one in families if one.kinds == {"text"})
+    assert [one.dose for one in pruned.members] == pytest.approx([math.log(left) for left in (0.4, 0.6, 0.8)])
+
+
+def test_context_is_pruned_where_no_prompt_is_short() -> None:
+    """The shortest prompt, a document itself, would be taken for question and role tokens: nothing would be left."""
+    fit = {"coefficients": [0.0, 0.0, 0.4], "shortest": 10, "longest": 900, "highest": 0.9, "r2": None}
+    probe = ProbeResult(n=4, settings={}, values={"fit": fit, "layers": {"10 of 32": 3}})
+    text = ProbeResult(n=4, settings={}, values={"text": {"least": 200.0}})
+    probes = {**PROFILE.probes, "context": probe, "prompt": text}
+    prompt = PROFILE.prompt.model_copy(update={"text_tokens": 200})
+    profile = PROFILE.model_copy(update={"probes": probes, "prompt": prompt})
+    found = list(Context.candidates(profile, SPEC))
+    assert [(one.protect, one.rate) for one in found] == [(p, r) for p in (16, 32, 64, 128) for r in (0.2, 0.4, 0.6)]
 
 
 def test_thresholds_are_proposed_for_each_window_from_what_influence_saw() -> None:
