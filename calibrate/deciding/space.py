@@ -25,6 +25,8 @@ TIE = 0.005
 #: over the share of tokens: a layer too early and most are gone, a layer later and none.
 _DEPTH = 8.0
 _WITHDRAWS, _OF_TEXT = {"exit"}, {"text"}
+#: What changes answers on purpose may win back what the rest of a composition loses.
+_WINS_BACK = {"text", "weights"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Candidate:
         dose: logarithm of the share of visual tokens that the decoder's layers compute, stretched where that share is a
             depth, or of the share of the context that is left; of a composition the nested part's: what answers are
             lost by.
-        parts: of a composition: what it is made of, each of which loses no more.
+        parts: of a composition: what it is made of, each of which loses no more; none where that is not so.
     """
 
     policy: AnyPolicy
@@ -185,7 +187,7 @@ class Space:
                 continue
             if self._able is not None and not self._able(schedule):
                 continue
-            made_of = (member, *member.parts, fixed, *fixed.parts)
+            made_of = () if _WINS_BACK & {*_kinds(schedule)} else (member, *member.parts, fixed, *fixed.parts)
             found = replace(self._costed(policy, schedule), dose=member.dose, parts=made_of)
             if found.share < min(member.share, fixed.share) - TIE or "weights" in found.kinds:
                 members.append(found)
@@ -194,9 +196,12 @@ class Space:
 
 def parts(schedule: Schedule) -> list[Schedule]:
     """Schedules that each do a part of what one does, and so change no more answers: its selection before the decoder,
-    its rules without any selection, its withdrawal of all visual tokens. Without itself."""
+    its rules without any selection, its withdrawal of all visual tokens. Without itself; none of one that may win back
+    what its parts lose."""
     layers = schedule.layers
-    found = []
+    found: list[Schedule] = []
+    if _WINS_BACK & {*_kinds(schedule)}:
+        return found
     if schedule.entry is not None:
         found.append(dense(layers).model_copy(update={"entry": schedule.entry}))
     ruled = [stage.model_copy(update={"selects": (), "cache_visual": _cache(stage)}) for stage in schedule.stages]

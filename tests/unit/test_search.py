@@ -13,7 +13,7 @@ from calibrate.deciding.curve import Curve
 from calibrate.deciding.ladder import ladder
 from calibrate.deciding.objective import Costing, Objective, profile_workload
 from calibrate.deciding.search import Line, Search, hopeless, levels
-from calibrate.deciding.space import Space, parts
+from calibrate.deciding.space import Family, Space, parts
 from calibrate.deciding.trials import Trials
 from planner.errors import ExtensionError, InputError
 from planner.policies import VAR, Context, FastV, VisiPruner, parse
@@ -80,6 +80,17 @@ def test_context_is_pruned_around_the_rate_that_was_measured() -> None:
     families = Space(profile, Costing(SPEC, profile_workload(profile), Objective()), accuracy=True).families
     (pruned,) = (one for one in families if one.kinds == {"text"})
     assert [one.dose for one in pruned.members] == pytest.approx([math.log(left) for left in (0.4, 0.6, 0.8)])
+
+
+def test_what_changes_answers_on_purpose_may_win_back_what_a_part_loses() -> None:
+    """Text that leads astray, dropped: ``dart:keep=0.1`` alone may lose answers that it keeps with less text."""
+    space = Space(PROFILE, Costing(SPEC, WORKLOAD.model_copy(update={"text_tokens": 200}), Objective()))
+    dart, context = (space.candidate(parse(name)) for name in ("dart:keep=0.1", "context:rate=0.5,layers=3,protect=20"))
+    other = space.candidate(parse("visipruner:filter=3,keep=4"))
+    assert dart and context and other
+    won_back, plain = (space.together(Family("dart", (dart,)), fixed) for fixed in (context, other))
+    assert won_back and not won_back.members[0].parts and not parts(won_back.members[0].schedule)
+    assert plain and plain.members[0].parts == (dart, other) and dart.schedule in parts(plain.members[0].schedule)
 
 
 def test_context_is_pruned_where_no_prompt_is_short() -> None:
