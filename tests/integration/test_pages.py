@@ -58,8 +58,11 @@ def test_pages_look_as_their_pictures(shot: Shot, pages: Path, here: str, tmp_pa
         made_with = opened.info.get(FONTS)
     if made_with != here:
         pytest.skip(f"the picture was made with other fonts: text measures {made_with} there and {here} here")
-    take(shot, pages, tmp_path / "now.png")
-    share = differing(committed, tmp_path / "now.png")
+    for _ in range(2):  # on a machine under load a browser may take its picture before all is drawn
+        take(shot, pages, tmp_path / "now.png")
+        share = differing(committed, tmp_path / "now.png")
+        if share <= SHARE:
+            break
     assert share <= SHARE, f"{share:.1%} of {shot.file} differ: python -m tests.pages --out reports/pages"
 
 
