@@ -11,8 +11,9 @@ them are thought to pass as often as the one does that passes least often. A run
 behind it then costs nothing, and breaks the fall where that fails. Thought to pass or fail each by itself, such rungs
 would be left out: ladders with steps too wide, and plans of `tests.repeat_decisions` that cost up to a half more.
 
-What a composition is made of loses no more than the composition does. So a composition is believed to lose at least
-what each of its parts is believed to lose.
+What a composition is made of loses no more than the composition does, unless that may win it back
+(`calibrate.deciding.space.Candidate.parts`). So it is believed to lose at least what each of its parts is believed to
+lose.
 """
 
 from __future__ import annotations
