@@ -30,8 +30,9 @@ FloatArray = NDArray[np.float64]
 #: ends there: on four draws of `tests.repeat_decisions` the plans of ``windowed`` are .26 of dense in place of .41.
 FLOORS = np.array([0.0, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08])
 _UNKNOWN = np.array([0.15, 0.1, 0.2, 0.25, 0.2, 0.05, 0.05])
-#: Of a family that changes nothing at the whole dose, where the floor fades to nothing.
-_FADING = np.array([0.5, 0.12, 0.14, 0.12, 0.07, 0.03, 0.02])
+#: Of a family that may lose nothing: that changes nothing at the whole dose, where the floor fades to nothing, or wins
+#: back what is lost by what is fixed in it.
+MAY_BE_NONE = np.array([0.5, 0.12, 0.14, 0.12, 0.07, 0.03, 0.02])
 #: Points of the grid. Before anything ran, half of the answers are lost at 2 % of the tokens, or 4 times more or fewer.
 MIDDLE, SLOPE, FLOOR = (
     axis.ravel()
@@ -66,7 +67,7 @@ class Curve:
         lowest = FLOOR[:, None] * (-np.expm1(np.minimum(self.doses, 0.0)) if fading else 1.0)
         self._losses = lowest + (1 - lowest) * fallen  # [grid, members]
         if floors is None:
-            floors = _FADING if fading else _UNKNOWN
+            floors = MAY_BE_NONE if fading else _UNKNOWN
         with np.errstate(divide="ignore"):  # what cannot be stays impossible
             floor = np.log(floors)
         self._prior = _PRIOR + np.tile(floor, len(FLOOR) // len(FLOORS))

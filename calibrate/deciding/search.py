@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, betaincinv
 
-from calibrate.deciding.curve import Curve
+from calibrate.deciding.curve import MAY_BE_NONE, Curve
 from calibrate.deciding.space import Candidate, Family, Space, parts
 from calibrate.deciding.trials import Trials
 from planner.schedule import Schedule
@@ -239,12 +239,14 @@ class Search:
         return line
 
     def _curve(self, family: Family) -> Curve:
-        """What is believed of a family before it runs: a composition loses what its fixed part loses, at least, and
-        falls as the family that is laid over that."""
+        """What is believed of a family before it runs: a composition loses what its fixed part loses, at least, unless
+        that may be won back, and falls as the family that is laid over that."""
         doses = [member.dose for member in family.members]
         if family.origin is None or family.fixed is None:
             return Curve(doses, fading=family.tends_to_dense)
         origin = next(line.curve for line in self.lines if line.family is family.origin)
+        if family.wins_back:
+            return Curve(doses, MAY_BE_NONE, origin)
         line, member = max(self._places[family.fixed.name], key=lambda place: len(place[0].seen))
         return Curve(doses, line.curve.floors(member), origin)
 

@@ -84,6 +84,11 @@ class Family:
         return self.origin is None and not any("rule" in member.kinds for member in self.members)
 
     @cached_property
+    def wins_back(self) -> bool:
+        """Whether it is laid over something whose losses it may win back, or the other way round."""
+        return self.origin is not None and bool(self.kinds & _WINS_BACK)
+
+    @cached_property
     def falls_at_once(self) -> bool:
         """Whether answers are lost from one member to the next, so that each is looked at: layers of withdrawal."""
         return self.origin is None and self.kinds == _WITHDRAWS
