@@ -49,14 +49,20 @@ class _Task:
 
     @property
     def pace_s(self) -> float:
-        """Seconds of a unit: what was expected counts as much as `_TRUST` of all units that are measured."""
+        """Seconds of a unit: what was expected, if anything, counts as much as `_TRUST` of all units that are
+        measured."""
         expected_s = self.unit_s if self.like is None else self.like.pace_s
-        trust = _TRUST * (self.done + self.left)
+        trust = _TRUST * (self.done + self.left) if expected_s or not self.done else 0.0
         return (self.spent_s + trust * expected_s) / (self.done + trust) if self.done + trust else expected_s
 
     @property
     def left_s(self) -> float:
         return self.left * self.pace_s
+
+    @property
+    def unknown(self) -> bool:
+        """Units are left, and nothing tells how long one takes."""
+        return bool(self.left) and not self.pace_s and not self.done
 
 
 class Progress:
@@ -143,8 +149,15 @@ class Progress:
         return max(left, 0.0)
 
     @property
+    def _unknown(self) -> bool:
+        return any(task.unknown for task in list(self._tasks.values()))
+
+    @property
     def share(self) -> float:
-        """How much is done; never less than it was, even where what is left turns out to take longer than thought."""
+        """How much is done; never less than it was, even where what is left turns out to take longer than thought.
+        Nothing, until it is known how long the rest takes."""
+        if self._unknown:
+            return 0.0
         spent, left = self.spent_s, self.left_s
         self._share = max(self._share, spent / (spent + left) if spent + left else 0.0)
         return self._share
@@ -161,11 +174,15 @@ class Progress:
         """Move the bar, or say how far things are if it was long ago."""
         if self._bar is not None:
             self._bar.n = round(1000 * self.share)
-            self._bar.set_description_str(f"{self._now}, about {spell_time(self.left_s)} left", refresh=False)
+            self._bar.set_description_str(f"{self._now}, {self._left}", refresh=False)
             self._bar.refresh()
         elif self._watched and self._clock() - self._spoke >= _LINE_S:
             self._spoke = self._clock()
-            self._print(f"{self._now}: {self.share:.0%} done, about {spell_time(self.left_s)} left")
+            self._print(f"{self._now}: {self.share:.0%} done, {self._left}")
+
+    @property
+    def _left(self) -> str:
+        return "time left not known yet" if self._unknown else f"about {spell_time(self.left_s)} left"
 
     def __enter__(self) -> Progress:
         if self._watched:

@@ -17,12 +17,14 @@ from scipy.stats import norm
 
 from calibrate.deciding.decide import Certify, ChosenPlan, Effort, decide
 from calibrate.deciding.demand import Demand
-from calibrate.deciding.objective import Objective
+from calibrate.deciding.objective import Costing, Objective, profile_workload
+from calibrate.deciding.search import Search
 from calibrate.deciding.space import Space
 from calibrate.deciding.split import sizes
 from calibrate.deciding.trials import Trials
 from calibrate.probes.stats import proportion
 from planner.evidence import LossName
+from planner.policies import parse
 from planner.profile import ModelIdentity, ProbeResult, Profile, PromptShape, SampleIdentity
 from planner.schedule import Count, Schedule, Select, kept
 from planner.spec import ModelSpec
@@ -219,3 +221,27 @@ def decided(
         effort,
         space,
     )
+
+
+PROFILE = planted_profile()
+WORKLOAD = profile_workload(PROFILE)
+#: A world in which much may be dropped.
+EASY = World("easy", entry={"": (0.03, 4.0)}, inner={"": (0.1, 4.0)}, exit=(6.5, 20.0))
+
+
+def made(policy: str) -> Schedule:
+    """The schedule of a policy."""
+    return parse(policy).schedule(SPEC, WORKLOAD)
+
+
+def planted_space() -> Space:
+    """What may be planned for the planted profile."""
+    return Space(PROFILE, Costing(SPEC, WORKLOAD, Objective()))
+
+
+def searched(space: Space, world: World, samples: int = 40, measure: int = 160, seed: int = 0) -> Search:
+    """A search on samples of a world, under a limit of 0.02, for a proof that allows 1 of 149 to lose."""
+    drawn = Drawn(world.population(), samples, np.random.default_rng(seed))
+    search = Search(space, Trials(drawn), 0.02, measure, 149, 1)
+    search.run()
+    return search

@@ -30,6 +30,7 @@ from calibrate.running.forced import Answer
 from calibrate.running.losses import ALONG_ANSWER, LossRunner, cut_off, suited
 from calibrate.running.shown import shown
 from calibrate.running.timing import prefill_ms
+from planner.evidence import LossName
 from planner.profile import Profile
 from planner.report.samples import Shown
 from planner.schedule import Schedule
@@ -61,21 +62,30 @@ class Deciding:
     def expect(self, evaluation: SampleSet | None) -> None:
         """Say what decision and evaluation will take, by the time of the dense answers that the search needs anyway."""
         options, look, progress = self.options, self._look, self.progress
+        progress.expect(_DENSE, len(look))
+        self._expect_rest(evaluation, options.demand.settled)
         with Clock(self.seconds, "dense answers"):
             self._settle(look.answers())
-        certify, floor = len(self.split.certify), 2 * len(look)
-        about_s = progress.expect(_SEARCH, floor + search_passes(options.measure, len(look)), like=_DENSE)
-        about_s += progress.expect(_PROOF, proof_passes(certify), like=_SEARCH)
+        decide_s, evaluate_s = self._expect_rest(evaluation, self._loss)
         progress.say(
             f"decide: about {options.measure} schedules on {FIRST} to {len(look)} samples, and up to {LARGEST} on "
-            f"{certify} others, about {spell_time(about_s)}"
+            f"{len(self.split.certify)} others, about {spell_time(decide_s)}"
         )
         if evaluation is not None:
-            passes = evaluation_passes(len(evaluation), self._loss in ALONG_ANSWER, False, options.timing_rounds)
-            about_s = progress.expect(_EVALUATION, passes, like=_PROOF)
             progress.say(
-                f"evaluate: {ROWS} policies and controls on {len(evaluation)} samples, about {spell_time(about_s)}"
+                f"evaluate: {ROWS} policies and controls on {len(evaluation)} samples, about {spell_time(evaluate_s)}"
             )
+
+    def _expect_rest(self, evaluation: SampleSet | None, loss: LossName | None) -> tuple[float, float]:
+        """Seconds of the decision and of the evaluation, at the pace of the dense answers so far."""
+        options, look, progress = self.options, self._look, self.progress
+        # The floor runs twice.
+        decide_s = progress.expect(_SEARCH, 2 * len(look) + search_passes(options.measure, len(look)), like=_DENSE)
+        decide_s += progress.expect(_PROOF, proof_passes(len(self.split.certify)), like=_SEARCH)
+        if evaluation is None:
+            return decide_s, 0.0
+        passes = evaluation_passes(len(evaluation), loss in ALONG_ANSWER, False, options.timing_rounds)
+        return decide_s, progress.expect(_EVALUATION, passes, like=_PROOF)
 
     def decision(self, profile: Profile) -> ChosenPlan:
         """The plan, and its proof."""

@@ -11,6 +11,7 @@ from calibrate.deciding.decide import ChosenPlan
 from calibrate.deciding.executed import Evaluation
 from calibrate.deciding.split import Split
 from calibrate.inputs.encode import Encoder
+from calibrate.inputs.half_precision import slow_half_precision
 from calibrate.inputs.identity import identify, spec_of
 from calibrate.inputs.load import load
 from calibrate.inputs.overlap import tell_overlap
@@ -92,6 +93,9 @@ def _steps(options: Options, ranks: Ranks, progress: Progress) -> Outcome:
 
     with Clock(seconds, "load"):
         loaded = load(options.model, options.loading, check)
+    slow = slow_half_precision(loaded.model)
+    if slow is not None:
+        say(f"note: {slow}")
     known = identify(loaded.model, loaded.id, loaded.revision, options.full_digest)
     encoder = Encoder(loaded.processor, known.visual_ids)
     profile: Profile | None = None

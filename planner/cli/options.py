@@ -183,6 +183,11 @@ def max_new_tokens(function: F, default: int = 16, help: str = "Longest answer t
 
 def load_for(plan_model_id: str, model: str | None, options: LoadOptions) -> Any:
     """The model a plan is for: `model` where given, else the plan's own id (the bundled models by their names)."""
+    from calibrate.inputs.half_precision import slow_half_precision
     from calibrate.inputs.load import load
 
-    return load(model if model is not None else plan_model_id, options)
+    loaded = load(model if model is not None else plan_model_id, options)
+    note = slow_half_precision(loaded.model)
+    if note is not None:
+        click.echo(f"note: {note}", err=True)
+    return loaded

@@ -63,6 +63,19 @@ def test_a_task_takes_the_pace_of_one_it_is_like_until_it_has_its_own(progress, 
     assert progress.left_s == pytest.approx(5 * 3 + 90 * 2)  # 10 s and ten units of 3 s over 20
 
 
+def test_nothing_is_done_until_it_is_known_how_long_the_rest_takes(progress, clock, lines):
+    """The first task of a calibration on a slow machine: it said 100 %, and no second left, for minutes."""
+    progress.expect("answering", 4)
+    progress.expect("searching", 100, like="answering")
+    with progress.step("answering", 1):
+        clock.now += 60
+        progress.show()
+        assert lines == ["answering: 0% done, time left not known yet"] and progress.share == 0
+    assert progress.left_s == 103 * 60 and progress.share == pytest.approx(1 / 104)
+    work(progress, clock, "answering", 3, 180.0)
+    assert lines[-1] == "answering: 4% done, about 1.7 h left"
+
+
 def test_a_task_that_ends_early_takes_its_rest_along(progress, clock):
     progress.expect("searching", 100, 1.0)
     progress.expect("proving", 10, 1.0)
