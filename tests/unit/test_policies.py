@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from types import SimpleNamespace
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from planner.cost import cost, latency
 from planner.cost.hardware import hardware
 from planner.errors import InputError
-from planner.policies import Composition, Context, Policy, VisiPruner, combine, names, parse
+from planner.policies import Composition, Policy, VisiPruner, combine, names, parse
 from planner.policies.base import REGISTRY
-from planner.schedule import Count, Fraction, Schedule, Select, Stage, Threshold, dense
+from planner.schedule import Count, Fraction, Schedule, Select, Stage
 from planner.spec import ModelSpec
 from planner.workload import Workload
 
@@ -191,124 +185,6 @@ def test_prellm() -> None:
     assert made("prellm:keep=64,rank_by=norm").entry == Select(rank_by="encoder_norm", keep=Count(count=64))
 
 
-def test_visipruner_stages() -> None:
-    shallow = Stage(first=0, last=8, visual_attention="prefix", text_to_visual="none", cache_visual="none")
-    select = Select(rank_by="influence_l2", keep=Count(count=10))
-    assert made("visipruner:filter=8,keep=10,exit=24").stages == (
-        shallow,
-        Stage(first=8, last=9, selects=(select,)),
-        Stage(first=9, last=24, selects=(NOTHING,)),
-        Stage(first=24, last=32),
-    )
-
-
-def test_visipruner_at_its_ends() -> None:
-    assert [stage.last for stage in made("visipruner:filter=0,keep=3,exit=9").stages] == [1, 9, 32]
-    for open_end in ("visipruner:filter=5,keep=3", "visipruner:filter=5,keep=3,exit=32"):
-        assert [stage.last for stage in made(open_end).stages] == [5, 6, 32]
-        assert not made(open_end).stages[-1].selects
-    assert [stage.last for stage in made("visipruner:filter=31,keep=3").stages] == [31, 32]
-
-
-def test_visipruner_options() -> None:
-    merged = made("visipruner:filter=8,keep=10,merge_first=true").stages
-    assert (merged[0].last, merged[0].text_to_visual, merged[1].text_to_visual) == (1, "merge", "none")
-    assert [stage.visual_attention for stage in merged[:2]] == ["self", "self"]
-    assert made("visipruner:filter=8,text_to_visual=merge").stages[0].visual_attention == "self"
-    assert made("visipruner:filter=8,visual_attention=self").stages[0].visual_attention == "self"
-    probed = made("visipruner:filter=8,keep=10,exit=24,probe=true").stages
-    assert [stage.last for stage in probed] == [8, 24, 32]
-    assert probed[0].selects[0].probe
-    adaptive = made("visipruner:filter=8,threshold=0.2,at_most=64,expected=10.3,relative=true").stages[1].selects[0]
-    assert adaptive.keep == Threshold(threshold=0.2, relative=True, at_most=64, expected=10.3)
-    assert made("visipruner:filter=8,rank_by=attention").stages[1].selects[0].rank_by == "last_attention"
-    assert made("visipruner:filter=8,text_to_visual=full").stages[0].cache_visual == "all"
-    assert made("visipruner:filter=8,filter_cache=kept").stages[1].cache_visual == "kept"
-    assert made("visipruner:filter=8,keep=0.1").stages[1].selects[0].keep == Fraction(fraction=0.1)
-
-
-def test_a_plan_states_the_shallow_rule() -> None:
-    for text, spelled in (
-        ("visipruner:filter=8", "visipruner:filter=8,visual_attention=prefix"),
-        ("visipruner:filter=8,merge_first=true", "visipruner:filter=8,visual_attention=self,merge_first=true"),
-        ("visipruner:filter=0", "visipruner:filter=0"),
-    ):
-        policy = parse(text)
-        assert str(policy) == text and str(policy.resolve(SPEC)) == spelled
-        assert policy.resolve(SPEC).schedule(SPEC) == policy.schedule(SPEC)
-
-
-def test_visipruner_of_a_paper_has_no_dense_filtering_layer() -> None:
-    found = made("visipruner:filter=14.94,keep=10.3,exit=23.9")
-    assert [stage.last for stage in found.stages] == [14.94, 23.9, 32]
-    assert not found.executable
-
-
-def test_context_prunes_its_rate_in_all() -> None:
-    found = parse("context:layers=10,rate=0.3").schedule(
-        SPEC, Workload(visual_tokens=576, text_tokens=500, context_tokens=400)
-    )
-    share = 1.0
-    for select in found.selects:
-        assert select.of == "context" and select.protect == 100
-        assert isinstance(select.keep, Fraction)
-        share *= select.keep.fraction
-    assert share == pytest.approx(0.7)
-
-
-#: ``rate = 0.0001 n + 0.1`` between 100 and 2,000 tokens, measured over 4 layers, never above 0.25.
-FIT = {"coefficients": [0.0, 1e-4, 0.1], "shortest": 100.0, "longest": 2000.0, "highest": 0.25, "r2": 1.0}
-
-
-def calibrated(fit: Mapping[str, object] = FIT, **probes: object) -> SimpleNamespace:
-    values = {"fit": fit, "layers": {"7 of 32": 3, "10 of 32": 4, "13 of 32": 5}}
-    return SimpleNamespace(probes=probes or {"context": SimpleNamespace(values=values)})
-
-
-def asked(context: int) -> Workload:
-    return Workload(visual_tokens=576, text_tokens=context + 60, context_tokens=context)
-
-
-@pytest.mark.parametrize(("context", "rate"), [(400, 0.14), (1000, 0.2), (10, 0.11), (1800, 0.25), (100_000, 0.25)])
-def test_an_automatic_rate_is_the_profiles_for_the_context_length(context: int, rate: float) -> None:
-    settled = parse("context:rate=auto").resolve(SPEC, asked(context), calibrated())
-    assert isinstance(settled, Context)
-    assert settled.rate == pytest.approx(rate, abs=1e-12) and (settled.layers, settled.protect) == (4, 60)
-    assert parse(str(settled)) == settled, "a plan can state it"
-    found = parse("context:rate=auto").schedule(SPEC, asked(context), calibrated())
-    assert found == settled.schedule(SPEC)
-    shares = [select.keep.fraction for select in found.selects if isinstance(select.keep, Fraction)]
-    assert len(shares) == 4 and math.prod(shares) == pytest.approx(1 - rate)
-
-
-def test_protected_tokens_settle_what_is_context() -> None:
-    workload = Workload(visual_tokens=576, text_tokens=460)
-    settled = parse("context:rate=auto,protect=60").resolve(SPEC, workload, calibrated())
-    assert isinstance(settled, Context) and settled.rate == pytest.approx(0.14)
-    both = parse("context:rate=auto,protect=60+fastv:k=3").resolve(SPEC, workload, calibrated())
-    assert str(both).startswith("context:layers=4,rate=0.14") and str(both).endswith("fastv:k=3")
-
-
-def test_a_best_rate_of_nothing_drops_nothing() -> None:
-    flat = {**FIT, "coefficients": [0.0, 0.0, -0.5]}
-    assert parse("context:rate=auto").schedule(SPEC, asked(500), calibrated(flat)) == dense(32)
-
-
-@pytest.mark.parametrize(
-    ("text", "context", "profile", "says"),
-    [
-        ("context:rate=auto", 400, None, "none was given. Make a profile with `plan calibrate"),
-        ("context:rate=auto", 400, calibrated(influence=None), "needs the context probe"),
-        ("context:rate=auto", 400, calibrated({"none": "two lengths are too few"}), "two lengths are too few"),
-        ("context:rate=auto", 0, calibrated(), "there is none. Give --context-tokens"),
-        ("context:rate=auto,layers=10", 400, calibrated(), "over the first 4 layers, not 10"),
-    ],
-)
-def test_an_automatic_rate_that_cannot_be_settled(text: str, context: int, profile: object, says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        parse(text).schedule(SPEC, asked(context), profile)
-
-
 def test_var_edits_and_saves_nothing() -> None:
     found = made("var:dims=1415/2533,rho=0.5")
     assert [stage.redistribute is not None for stage in found.stages] == [False, True, False]
@@ -352,18 +228,6 @@ SPELLED = (
 def test_spelling_round_trips(text: str) -> None:
     assert str(parse(text)) == text
     assert parse(str(parse(text))) == parse(text)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    filter_layer=st.integers(1, 28), keep=st.integers(1, 600), later=st.integers(2, 40), probe=st.booleans(),
-    merge=st.booleans(),
-)  # fmt: skip
-def test_visipruner_always_tiles_the_model(filter_layer: int, keep: int, later: int, probe: bool, merge: bool) -> None:
-    policy = VisiPruner(filter=filter_layer, keep=keep, exit=filter_layer + later, probe=probe, merge_first=merge)
-    found = policy.schedule(SPEC)
-    assert found.layers == 32 and found.executable
-    assert parse(str(policy)).schedule(SPEC) == found
 
 
 @pytest.mark.parametrize(
