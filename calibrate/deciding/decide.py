@@ -8,6 +8,7 @@ Where none is proven it is dense, unless the best effort was asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -226,13 +227,16 @@ def _settled(looking: Search, seed: int) -> list[Candidate]:
 
 
 def _usable(looking: Search, line: Line) -> list[Candidate]:
-    """Members that may be rungs: that ran, or may still run, or lose no more than a cheaper one that ran."""
-    cheapest = min((i for i in line.seen if i >= line.lost), default=len(line.members))
+    """Members that may be rungs: that ran, or may still run, or lose no more than a cheaper one that ran on all search
+    samples. A rung that nobody looked at would end the test for all behind it, if its family is worse than it looked on
+    a few samples."""
+    everything = looking.levels[-1] if line.family.loses_more else math.inf
+    cheapest = min((i for i, lost in line.seen.items() if len(lost) >= everything), default=len(line.members))
     return [
         one
         for i, one in enumerate(line.members)
         if i >= line.lost and line.eligible[i]
-        if i >= cheapest or looking.affordable(one.schedule, looking.measure)
+        if i in line.seen or i >= cheapest or looking.affordable(one.schedule, looking.measure)
     ]
 
 

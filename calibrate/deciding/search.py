@@ -245,7 +245,7 @@ class Search:
         if family.origin is None or family.fixed is None:
             return Curve(doses, fading=family.tends_to_dense)
         origin = next(line.curve for line in self.lines if line.family is family.origin)
-        if family.wins_back:
+        if not family.loses_more:
             return Curve(doses, MAY_BE_NONE, origin)
         line, member = max(self._places[family.fixed.name], key=lambda place: len(place[0].seen))
         return Curve(doses, line.curve.floors(member), origin)

@@ -84,9 +84,9 @@ class Family:
         return self.origin is None and not any("rule" in member.kinds for member in self.members)
 
     @cached_property
-    def wins_back(self) -> bool:
-        """Whether it is laid over something whose losses it may win back, or the other way round."""
-        return self.origin is not None and bool(self.kinds & _WINS_BACK)
+    def loses_more(self) -> bool:
+        """Whether what drops more loses more: not where dropping more may win back more."""
+        return not self.kinds & _WINS_BACK
 
     @cached_property
     def falls_at_once(self) -> bool:
