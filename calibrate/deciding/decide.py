@@ -231,7 +231,8 @@ def _usable(looking: Search, line: Line) -> list[Candidate]:
     samples. A rung that nobody looked at would end the test for all behind it, if its family is worse than it looked on
     a few samples."""
     everything = looking.levels[-1] if line.family.loses_more else math.inf
-    cheapest = min((i for i, lost in line.seen.items() if len(lost) >= everything), default=len(line.members))
+    whole = (i for i, lost in line.seen.items() if i >= line.lost and len(lost) >= everything)
+    cheapest = min(whole, default=len(line.members))
     return [
         one
         for i, one in enumerate(line.members)

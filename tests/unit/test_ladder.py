@@ -91,6 +91,8 @@ def test_a_rung_may_be_dearer_than_what_ran_on_all_samples_when_no_runs_are_left
     assert _usable(search, line) == [line.members[3]]
     line.learn(3, np.zeros(100), 0.02)
     assert _usable(search, line) == list(line.members[3:])
+    line.give_up(3)
+    assert _usable(search, line) == [], "what is hopeless speaks for nothing that is dearer"
 
 
 def test_where_dropping_more_may_win_back_more_every_rung_has_run() -> None:
