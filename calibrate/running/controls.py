@@ -1,7 +1,7 @@
 """Controls that stand in every table: how far the dense model agrees with itself, and what it says without a picture.
 
-* **floor**: the dense model in batches of another composition and, where its weights have full precision, in another
-  number format. No plan can be asked to agree with the dense model more than that.
+* **floor**: the dense model in batches of another composition and, where its weights have full precision and the
+  machine computes in half precision, in that number format. No plan can be asked to agree with the dense model more.
 * **blind**: the same questions without their pictures. What is right then, language alone lets guess.
 
 Random pruning and a smaller picture at the plan's cost are policies: `calibrate.deciding.evaluate`.
@@ -17,6 +17,7 @@ import torch
 
 from calibrate.inputs.batches import Batches
 from calibrate.inputs.encode import Encoder, input_device
+from calibrate.inputs.half_precision import emulated
 from calibrate.running.forced import Answer, answers
 from calibrate.running.losses import FloatArray, LossRunner
 from planner.errors import UnsupportedModelError
@@ -30,7 +31,7 @@ _OTHER = {torch.float32: torch.bfloat16}
 
 def floor_name(batches: Batches) -> str:
     """What the floor is on these samples, in words."""
-    other = _OTHER.get(batches.model.dtype)
+    other = _other(batches.model)
     number_format = "" if other is None else f", {str(other).removeprefix('torch.')}"
     return f"dense again, batches of {_other_size(batches)}{number_format}"
 
@@ -88,8 +89,14 @@ def _again(batches: Batches) -> Batches:
     return batches.regrouped(_other_size(batches))
 
 
-def _other_format(model: Any) -> torch.autocast:
+def _other(model: Any) -> torch.dtype | None:
+    """The floor's number format, where it is not the weights'. An emulated one would take most of a calibration."""
     other = _OTHER.get(model.dtype)
+    return None if other is None or emulated(input_device(model), other) else other
+
+
+def _other_format(model: Any) -> torch.autocast:
+    other = _other(model)
     return torch.autocast(input_device(model).type, dtype=other, enabled=other is not None)
 
 

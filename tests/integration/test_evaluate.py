@@ -14,7 +14,7 @@ from calibrate.inputs.identity import identify
 from calibrate.inputs.load import load
 from calibrate.inputs.load_options import LoadOptions
 from calibrate.inputs.samples import Sample, SampleSet, load_samples
-from calibrate.running import forced
+from calibrate.running import controls, forced
 from calibrate.running.controls import beyond_floor, blind_answers, floor_answers, floor_losses, floor_name
 from calibrate.running.losses import LossRunner
 from calibrate.running.metrics import metric
@@ -40,6 +40,12 @@ def spec(plain):
 def batches(plain):
     encoder = Encoder(plain.processor, identify(plain.model, plain.id).visual_ids)
     return Batches(load_samples(DATA / "evaluation.jsonl").choose(10), encoder, plain.model, 4)
+
+
+@pytest.fixture(autouse=True)
+def half_precision(monkeypatch):
+    """Another CPU gives the floor another number format."""
+    monkeypatch.setattr(controls, "emulated", lambda device, dtype: False)
 
 
 def evaluated(runner, spec, **options):
@@ -105,6 +111,15 @@ def test_the_floor_is_the_dense_model_in_other_batches_and_another_number_format
     truth = LossRunner(batches, answer_tokens=4).answers()
     assert sum(a.text == b.text for a, b in zip(found, truth, strict=True)) >= 9, "in the samples' order"
     assert floor_name(batches) == "dense again, batches of 3, bfloat16"
+
+
+def test_where_half_precision_is_emulated_the_floor_is_in_other_batches_alone(batches, monkeypatch):
+    monkeypatch.setattr(controls, "emulated", lambda device, dtype: (device.type, dtype) == ("cpu", torch.bfloat16))
+    monkeypatch.setattr(torch.autocast, "__enter__", lambda self: pytest.fail("autocast") if self._enabled else self)
+    monkeypatch.setattr(torch.autocast, "__exit__", lambda self, *error: None)
+    assert floor_name(batches) == "dense again, batches of 3"
+    truth = LossRunner(batches, answer_tokens=4).answers()
+    assert [a.text for a in floor_answers(batches, 4)] == [a.text for a in truth]
 
 
 def test_the_floor_of_half_precision_weights_keeps_their_format(batches):
