@@ -216,7 +216,7 @@ def _settled(looking: Search, seed: int) -> list[Candidate]:
         fresh = [
             (line, i)
             for line, i in places
-            if i >= line.lost and len(line.seen.get(i, ())) < everything
+            if not line.given_up[i] and len(line.seen.get(i, ())) < everything
             if looking.affordable(line.members[i].schedule, looking.measure)
         ]
         if not fresh:
@@ -231,12 +231,12 @@ def _usable(looking: Search, line: Line) -> list[Candidate]:
     samples. A rung that nobody looked at would end the test for all behind it, if its family is worse than it looked on
     a few samples."""
     everything = looking.levels[-1] if line.family.loses_more else math.inf
-    whole = (i for i, lost in line.seen.items() if i >= line.lost and len(lost) >= everything)
+    whole = (i for i, lost in line.seen.items() if not line.given_up[i] and len(lost) >= everything)
     cheapest = min(whole, default=len(line.members))
     return [
         one
         for i, one in enumerate(line.members)
-        if i >= line.lost and line.eligible[i]
+        if not line.given_up[i] and line.eligible[i]
         if i in line.seen or i >= cheapest or looking.affordable(one.schedule, looking.measure)
     ]
 

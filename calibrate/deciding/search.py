@@ -52,14 +52,14 @@ class Line:
 
     Attributes:
         seen: member to its losses on the first samples.
-        lost: members before this one are hopeless.
+        given_up: which members are hopeless.
         eligible: which members meet the constraints.
     """
 
     def __init__(self, family: Family, eligible: Callable[[Candidate], bool], curve: Curve) -> None:
         self.family, self.members, self.curve = family, family.members, curve
         self.seen: dict[int, FloatArray] = {}
-        self.lost = 0
+        self.given_up = np.zeros(len(self.members), bool)
         self.eligible = [eligible(member) for member in family.members]
         self._saves = self._savings()
 
@@ -71,12 +71,12 @@ class Line:
         self.curve.learn({one: (len(lost), float(lost.mean())) for one, lost in self.seen.items()})
 
     def give_up(self, member: int) -> None:
-        """A member is hopeless, and so are those that drop more."""
-        self.lost = max(self.lost, member + 1)
+        """A member is hopeless, and so are those that drop more, unless they may win back more."""
+        self.given_up[0 if self.family.loses_more else member : member + 1] = True
 
     def hopeful(self, aim: float, chance: float = HOPE) -> list[Candidate]:
         """Members with a chance to keep a loss, whether they meet the constraints or not."""
-        return [self.members[i] for i in np.flatnonzero(self.curve.below(aim) >= chance) if i >= self.lost]
+        return [self.members[i] for i in np.flatnonzero((self.curve.below(aim) >= chance) & ~self.given_up)]
 
     def cheapest(self, aim: float, chance: float) -> Candidate | None:
         """The cheapest member with such a chance that meets the constraints."""
@@ -100,7 +100,7 @@ class Line:
             passing: the chance to pass the proof by expected losses.
         """
         worth = self._saves * passing(self.curve.drawn(luck))
-        worth[: self.lost] = 0.0
+        worth[self.given_up] = 0.0
         best = int(worth.argmax())
         return float(worth[best]), best
 
@@ -182,7 +182,8 @@ class Search:
         """Execute every member that is not hopeless on a few samples, the cheapest first."""
         for line in lines:
             for member, candidate in enumerate(line.members):
-                if member not in line.seen and member >= line.lost and self.affordable(candidate.schedule, allowance):
+                fresh = member not in line.seen and not line.given_up[member]
+                if fresh and self.affordable(candidate.schedule, allowance):
                     self.execute(line, member, self.levels[0])
 
     def _explore(self, allowance: int) -> None:

@@ -11,7 +11,7 @@ WORDS = {
     "dense": "the unmodified model, which computes every token in every layer",
     "evaluation samples": "samples that took no part in the decision",
     "family": "candidates that differ in their budget alone",
-    "floor": "the dense model against itself in other batches, and in another number format if it is named ('dense again')",
+    "floor": "the dense model against itself in other batches and the number format that is named ('dense again')",
     "front": "candidates of which none costs less and loses less",
     "ladder": "the few candidates that were frozen for the proof, the safest first; each is a rung",
     "limit": "the largest expected loss that a plan may have",

@@ -104,6 +104,8 @@ def test_where_dropping_more_may_win_back_more_every_rung_has_run() -> None:
     line = Line(family, lambda candidate: True, Curve([one.dose for one in family.members]))
     line.learn(1, np.zeros(100), 0.02)
     assert len(family.members) == 3 and _usable(search, line) == [family.members[1]]
+    line.learn(2, np.ones(100), 0.02)
+    assert _usable(search, line) == [family.members[1]], "what drops less may be hopeless alone"
 
 
 def test_where_nothing_can_pass_there_is_no_ladder(space: Space) -> None:

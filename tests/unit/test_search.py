@@ -29,7 +29,7 @@ def test_runs_are_bounded_and_the_same_under_one_seed(space: Space) -> None:
 def test_every_layer_of_withdrawal_is_looked_at(space: Space) -> None:
     found = searched(space, EASY)
     (line,) = (line for line in found.lines if line.family.falls_at_once)
-    assert line.members[0].name.startswith("vtw") and line.seen.keys() >= set(range(line.lost, len(line.members)))
+    assert line.members[0].name.startswith("vtw") and line.seen.keys() >= set(np.flatnonzero(~line.given_up))
 
 
 def test_bad_luck_on_few_samples_is_not_the_end_of_a_family(space: Space) -> None:
@@ -99,7 +99,7 @@ def test_what_drops_more_than_a_hopeless_member_is_not_run(space: Space) -> None
     family = next(family for family in space.families if family.kinds == {"entry"})
     line = Line(family, search.eligible, Curve([member.dose for member in family.members]))
     line.learn(3, np.ones(8), 0.02)
-    assert line.lost == 4
+    assert np.flatnonzero(line.given_up).tolist() == [0, 1, 2, 3]
     assert all(line.imagine(luck, np.ones_like)[1] == 4 for luck in (0.0, 0.5, 0.99)), "the cheapest that is left"
     assert hopeless(np.array([1.0, 1, 0, 0, 0, 0, 0, 0]), 0.02) and not hopeless(np.eye(8)[0], 0.02)
 
