@@ -1,7 +1,8 @@
 """Check releases of transformers and write the table: `python -m tests.compatibility [RELEASE...] [--out FILE]`.
 
 Each release is installed from the package index into a virtual environment that reads everything else, torch above all,
-from the present one. The release of the present environment is checked where it is. Exit status 1: something is wrong.
+from the present one. The release of the present environment is checked where it is. They run side by side, on a core
+each. Exit status 1: something is wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,17 +33,9 @@ def main() -> int:
     parser.add_argument("releases", nargs="*", help=f"default: {' '.join(OLDER)} and the installed one")
     parser.add_argument("--out", type=Path, help="write the table here; default: print it")
     options = parser.parse_args()
-    installed = metadata.version("transformers")
-    results = []
-    for release in options.releases or [*OLDER, installed]:
-        start = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            python = sys.executable if release == installed else _environment(Path(folder), release)
-            if python is None:
-                print(f"transformers {release}: not checked, the package index does not give it", file=sys.stderr)
-                continue
-            results.append(_checked(python, Path(folder) / "findings.json"))
-        print(f"transformers {release}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    releases = options.releases or [*OLDER, metadata.version("transformers")]
+    with ThreadPoolExecutor(os.cpu_count()) as cores:
+        results = [found for found in cores.map(_findings, releases) if found is not None]
     if not results:
         return 0
     table = render(results)
@@ -52,6 +46,20 @@ def main() -> int:
     for line in wrong(results):
         print(f"wrong: {line}", file=sys.stderr)
     return int(bool(wrong(results)))
+
+
+def _findings(release: str) -> dict[str, Any] | None:
+    """What was found of a release; None where it cannot be installed."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        installed = release == metadata.version("transformers")
+        python = sys.executable if installed else _environment(Path(folder), release)
+        if python is None:
+            print(f"transformers {release}: not checked, the package index does not give it", file=sys.stderr)
+            return None
+        found = _checked(python, Path(folder) / "findings.json")
+    print(f"transformers {release}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return found
 
 
 def _environment(folder: Path, release: str) -> str | None:
