@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from calibrate.deciding.objective import Costing
 from calibrate.deciding.search import Search
@@ -21,7 +22,7 @@ def check_constraints(space: Space) -> None:
         engine = space.costing.objective.portable
         able = "" if engine is None else f" that {engine} can run"
         raise CalibrationError(f"no policy proposes a candidate{able} for this model", "See `plan ls policies`")
-    if not any(_meets(space.costing, one) for one in (*everyone, *_pairs(space))):
+    if not any(_meets(space.costing, one) for one in chain(everyone, _pairs(space))):
         raise unmeetable(space.costing, [*everyone, *_pairs(space)], f"none of {len(space)} candidates", "")
 
 
@@ -62,11 +63,11 @@ def unmeetable(costing: Costing, candidates: Sequence[Candidate], what: str, rem
     )
 
 
-def _pairs(space: Space) -> list[Candidate]:
+def _pairs(space: Space) -> Iterator[Candidate]:
     """The cheapest candidates of two kinds together: what neither meets alone, both may."""
     cheapest = [family.members[0] for family in space.families]
     made = (space.together(family, fixed) for family in space.families for fixed in cheapest)
-    return [family.members[0] for family in made if family is not None]
+    return (family.members[0] for family in made if family is not None)
 
 
 def _meets(costing: Costing, candidate: Candidate) -> bool:

@@ -25,7 +25,7 @@ from calibrate.pipeline.options import Options
 from calibrate.probes.base import DEFAULT, unattended
 from calibrate.progress import Progress, spell_time
 from calibrate.running.controls import beyond_floor
-from calibrate.running.execute import can_run
+from calibrate.running.execute import able
 from calibrate.running.forced import Answer
 from calibrate.running.losses import ALONG_ANSWER, LossRunner, cut_off, suited
 from calibrate.running.shown import shown
@@ -107,7 +107,7 @@ class Deciding:
                     options.demand,
                     options.objective,
                     Effort(options.measure, options.answer_tokens, options.seed, self._timer(look), self._tell),
-                    able=partial(can_run, self.model),
+                    able=able(self.model),
                 )
             except KeyboardInterrupt:
                 trials.save()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,13 +30,18 @@ def executing(model: Any, schedule: Schedule | None, seed: int = 0) -> Iterator[
         handle.detach()
 
 
-def can_run(model: Any, schedule: Schedule) -> bool:
-    """Whether the layers of a model are able to do what a schedule asks of them."""
-    try:
-        check_schedule(schedule, find_parts(model))
-    except ScheduleError:
-        return False
-    return True
+def able(model: Any) -> Callable[[Schedule], bool]:
+    """Tells whether the layers of a model are able to do what a schedule asks of them."""
+    parts = find_parts(model)  # once: searches ask of thousands of schedules
+
+    def can_run(schedule: Schedule) -> bool:
+        try:
+            check_schedule(schedule, parts)
+        except ScheduleError:
+            return False
+        return True
+
+    return can_run
 
 
 def first_logits(model: Any, inputs: Inputs, schedule: Schedule | None = None, seed: int = 0) -> torch.Tensor:

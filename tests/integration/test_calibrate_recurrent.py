@@ -15,7 +15,7 @@ from calibrate.inputs.load import Loaded
 from calibrate.pipeline.options import Options
 from calibrate.pipeline.run import calibrate_and_plan
 from calibrate.probes.masking.executed import Executed, schedule
-from calibrate.running.execute import can_run, first_logits
+from calibrate.running.execute import able, first_logits
 from planner.errors import UnsupportedModelError
 from planner.plan import Plan
 from planner.policies import parse
@@ -109,7 +109,7 @@ def test_from_samples_to_a_plan_that_is_applied(options: Options, tmp_path: Any)
     ]  # fmt: skip
 
     assert decision.executed > 4 and not any("cannot be executed" in note for note in decision.notes)
-    assert not decision.schedule.empty and can_run(model(), decision.schedule)
+    assert not decision.schedule.empty and able(model())(decision.schedule)
     baseline = next(row for row in outcome.evaluation.rows if row.policy.startswith("fastv"))
     assert baseline.policy.startswith("fastv:k=3,")  # the first layer after which there is attention to rank by
 
@@ -154,7 +154,7 @@ def test_rankings_move_to_layers_that_attend() -> None:
     assert str(parse("fastv:k=2,ratio=0.5").fitted(spec)) == "fastv:k=3,ratio=0.5"
     assert parse("fastv:k=3,ratio=0.5").fitted(spec).k == 3
     assert parse("fastv:k=4,ratio=0.5").fitted(spec).k == 4  # no layer that could go attends later
-    assert not can_run(model(), parse("fastv:k=2").schedule(spec))
+    assert not able(model())(parse("fastv:k=2").schedule(spec))
     assert schedule("skipped", 0, LAYERS).stages[0] == Stage(
         first=0, last=1, text_to_visual="none", cache_visual="none"
     )

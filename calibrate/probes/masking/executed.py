@@ -18,7 +18,7 @@ from torch import Tensor
 from calibrate.inputs.encode import Inputs
 from calibrate.probes.masking.curves import BEFORE, points_of
 from calibrate.probes.masking.sight import Sight
-from calibrate.running.execute import can_run, first_logits
+from calibrate.running.execute import able, first_logits
 from planner.schedule import Count, Schedule, Select, Stage
 
 _NOTHING = Select(rank_by="none", keep=Count(count=0))
@@ -45,7 +45,8 @@ class Executed:
         since what lies between two points is read off them."""
         points = points_of(name, self.layers)
         select = takewhile if name in BEFORE else filter
-        return list(select(lambda k: can_run(self.model, schedule(name, k, self.layers)), points))
+        can_run = able(self.model)
+        return list(select(lambda k: can_run(schedule(name, k, self.layers)), points))
 
     def point(self, name: str, k: int, samples: Sequence[int]) -> Tensor:
         """A point of a curve, for some samples of the batch."""
