@@ -10,6 +10,8 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 INK, GRID, PALE = "#1d2733", "#e9edf1", "#d3dae2"
 DENSE, PLAN, OTHER, MARK = "#8a939d", "#0072b2", "#e69f00", "#d55e00"
 COLOURS = (PLAN, OTHER, "#009e73", "#cc79a7", "#56b4e9", "#7d6608")
@@ -125,7 +127,7 @@ def sequential_colours() -> Any:
     import matplotlib
     from matplotlib.colors import ListedColormap
 
-    return ListedColormap([matplotlib.colormaps["YlGnBu"](0.1 + 0.72 * step / 255) for step in range(256)])
+    return ListedColormap(matplotlib.colormaps["YlGnBu"](0.1 + 0.72 * np.arange(256) / 255))
 
 
 def frame_cell(layer: int, head: int) -> Any:

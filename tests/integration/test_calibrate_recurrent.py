@@ -15,11 +15,13 @@ from calibrate.inputs.load import Loaded
 from calibrate.pipeline.options import Options
 from calibrate.pipeline.run import calibrate_and_plan
 from calibrate.probes.masking.executed import Executed, schedule
+from calibrate.running import execute
 from calibrate.running.execute import able, first_logits
 from planner.errors import UnsupportedModelError
 from planner.plan import Plan
 from planner.policies import parse
 from planner.report.page import page
+from planner.runtime.model.adapters import find_parts
 from planner.schedule import Stage
 from planner.spec import ModelSpec
 from tests import tiny
@@ -146,6 +148,15 @@ def test_layers_that_read_the_keys_of_others_run_what_they_can() -> None:
     assert run.able("alone_before") == run.able("prefix_before") == run.able("masked_before") == [1, 2]
     assert run.able("masked_from") == [0, 1, 2, 3, 4, 5] and run.able("skipped") == [0, 1, 4, 5]
     assert (run.point("alone_before", 2, [1, 0]) - run.dense[[1, 0]]).abs().max() > 1e-3
+
+
+def test_the_parts_of_a_model_are_found_once_however_many_schedules_are_asked_about(monkeypatch) -> None:
+    found = []
+    monkeypatch.setattr(execute, "find_parts", lambda model: found.append(model) or find_parts(model))
+    can_run = able(model())
+    spec = ModelSpec.from_config(model().config.to_dict())
+    assert [can_run(parse(f"fastv:k={k}").schedule(spec)) for k in (2, 3)] == [False, True]
+    assert len(found) == 1
 
 
 def test_rankings_move_to_layers_that_attend() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calibrate.deciding.constraints import check_constraints
 from calibrate.deciding.decide import Effort
 from calibrate.deciding.demand import Demand
 from calibrate.deciding.objective import Costing, Objective, decoder_flops, profile_workload
@@ -105,6 +106,13 @@ def test_only_what_an_engine_can_run() -> None:
 def test_a_constraint_that_nothing_meets_is_refused_before_anything_runs() -> None:
     with pytest.raises(CalibrationError, match=r"--max-kv-mb 0\.0001 is exceeded by .* by the nearest"):
         decided(WORLD, 256, rng(), objective=Objective(max_kv_mb=0.0001))
+
+
+def test_nothing_is_laid_over_anything_where_a_candidate_alone_meets_the_constraints(monkeypatch) -> None:
+    """Thousands of compositions, most of which nobody would ask for."""
+    space = Space(PROFILE, Costing(SPEC, WORKLOAD, Objective(max_flops=0.5)))
+    monkeypatch.setattr(space, "together", lambda family, fixed: pytest.fail("laid over"))
+    check_constraints(space)
 
 
 def test_a_constraint_that_only_bad_candidates_meet_binds_and_says_by_how_much() -> None:
