@@ -6,9 +6,9 @@ proof, is executed on as many samples again as it has seen. So runs go where the
 given up for a little bad luck on few samples, and what was lucky is soon found out. Where nothing is left to learn, the
 families that promise most are laid over what is best of other kinds, and the search goes on with these as well.
 
-Three things save runs: a member is not executed where a part of it, or a member that drops less, was hopeless; one that
-is clearly too bad is not executed to the end; and the samples come in a fixed order, so that more of them add to what
-was seen.
+Three things save runs: a member is not executed where a part of it, or a member that drops less, was hopeless, unless
+it may win back what they lose; one that is clearly too bad is not executed to the end; and the samples come in a fixed
+order, so that more of them add to what was seen.
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ def commands() -> Finding:
     question = json.loads((samples / "evaluation.jsonl").read_text().splitlines()[0])
     with tempfile.TemporaryDirectory() as folder:
         made = str(Path(folder) / "plan.json")
-        few = ("--num-samples", "32", "--eval-samples", "32", "--agreement", "0.85", "--measure", "24")
+        few = ("--num-samples", "32", "--eval-samples", "32", "--agreement", "0.85")
         asked = ("--image", str(samples / question["image"]), "--prompt", question["prompt"])
         for arguments in (
             ("calibrate", *few, "-o", folder),
